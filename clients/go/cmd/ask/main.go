@@ -1,0 +1,154 @@
+// Command ask sends one prompt to gemma-server and prints the answer as it is
+// made.
+//
+//	ask [-addr host:port] [-uds path] [-steps n] [prompt ...]
+//
+// Without arguments the prompt is the standard input, less its last line end.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"time"
+
+	gemma "github.com/gemma-server/gemma-server/clients/go"
+)
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("ask", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	addr := flags.String("addr", "127.0.0.1:20200", "`host:port` of the server")
+	uds := flags.String("uds", "", "`path` of the server's Unix socket; wins over -addr")
+	steps := flags.Int("steps", gemma.DefaultSamplingSteps, "most tokens to generate")
+	flags.Usage = func() {
+		fmt.Fprintln(stderr, "usage: ask [flags] [prompt ...]\nThe prompt is the standard input where no argument gives it.")
+		flags.PrintDefaults()
+	}
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return 0
+	} else if err != nil {
+		return 2
+	}
+	if *steps < 1 {
+		fmt.Fprintln(stderr, "ask: -steps must be at least 1")
+		return 2
+	}
+
+	prompt := strings.Join(flags.Args(), " ")
+	if flags.NArg() == 0 {
+		text, err := io.ReadAll(stdin)
+		if err != nil {
+			fmt.Fprintln(stderr, "ask: reading the standard input:", err)
+			return 1
+		}
+		prompt = strings.TrimSuffix(strings.TrimSuffix(string(text), "\n"), "\r")
+	}
+	if prompt == "" {
+		fmt.Fprintln(stderr, "ask: the prompt is empty: give it as arguments or on the standard input")
+		return 2
+	}
+
+	// Only now: while the prompt is being read, Ctrl-C should end the program.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	client := gemma.New(gemma.WithBaseURL("http://"+*addr), gemma.WithUnixSocket(*uds))
+	out := &lineWriter{w: stdout}
+	err := answer(ctx, client, gemma.Request{Prompt: prompt, SamplingSteps: *steps}, out)
+	if err == nil || out.written {
+		if endErr := out.endLine(); err == nil {
+			err = endErr
+		}
+	}
+	switch {
+	case err == nil:
+		return 0
+	case ctx.Err() != nil:
+		fmt.Fprintln(stderr, "ask: interrupted")
+	default:
+		fmt.Fprintln(stderr, "ask:", strings.TrimPrefix(err.Error(), "gemma: "))
+		if what := advice(err); what != "" {
+			fmt.Fprintln(stderr, "ask:", what)
+		}
+	}
+	return 1
+}
+
+func answer(ctx context.Context, client *gemma.Client, req gemma.Request, out io.Writer) error {
+	for chunk, err := range client.Stream(ctx, req) {
+		if err != nil {
+			return err
+		}
+		if _, err := io.WriteString(out, chunk.Text); err != nil {
+			return fmt.Errorf("writing the answer: %w", err)
+		}
+	}
+	return nil
+}
+
+// lineWriter knows whether its output ends with a newline.
+type lineWriter struct {
+	w       io.Writer
+	written bool
+	ended   bool
+}
+
+func (l *lineWriter) Write(p []byte) (int, error) {
+	if len(p) > 0 {
+		l.written = true
+		l.ended = p[len(p)-1] == '\n'
+	}
+	return l.w.Write(p)
+}
+
+func (l *lineWriter) endLine() error {
+	if l.ended {
+		return nil
+	}
+	_, err := l.Write([]byte("\n"))
+	return err
+}
+
+// advice says what to do about err, where there is something to do.
+func advice(err error) string {
+	var dial *net.OpError
+	if errors.As(err, &dial) && dial.Op == "dial" {
+		return "is gemma-server running? start it with ./run-gemma-server.sh"
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return "the answer was cut short; see the server's log, then ask again"
+	}
+	var api *gemma.APIError
+	if !errors.As(err, &api) {
+		return ""
+	}
+	again := "try again in a moment"
+	if api.RetryAfter > 0 {
+		again = "try again in " + api.RetryAfter.Round(time.Second).String()
+	}
+	switch {
+	case errors.Is(err, gemma.ErrLoading):
+		return "the model is still loading; " + again
+	case errors.Is(err, gemma.ErrDraining):
+		return "the server is shutting down; start it again with ./run-gemma-server.sh"
+	case errors.Is(err, gemma.ErrOverloaded):
+		return "the server is busy; " + again
+	case errors.Is(err, gemma.ErrDeadline):
+		return "the answer took too long; ask for fewer tokens with -steps"
+	case api.Code == gemma.CodeContextLengthExceeded:
+		return "shorten the prompt"
+	case api.Code == gemma.CodeGenerationFailed:
+		return "the model or its device failed; see the server's log"
+	}
+	return ""
+}

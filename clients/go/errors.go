@@ -1,0 +1,156 @@
+package gemma
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The values of [APIError] Code.
+const (
+	CodeInvalidJSON           = "invalid_json"
+	CodeInvalidValue          = "invalid_value"
+	CodeUnknownField          = "unknown_field"
+	CodeContextLengthExceeded = "context_length_exceeded"
+	CodeOverloaded            = "overloaded"
+	CodeLoading               = "loading"
+	CodeDraining              = "draining"
+	CodeDeadline              = "deadline"
+	CodeGenerationFailed      = "generation_failed"
+)
+
+// Errors that [errors.Is] finds in an [*APIError].
+var (
+	// ErrOverloaded: the queue is full; try again after RetryAfter.
+	ErrOverloaded = errors.New("gemma: server overloaded")
+	// ErrLoading: the model is not loaded yet; try again after RetryAfter.
+	ErrLoading = errors.New("gemma: model loading")
+	// ErrDraining: the server is shutting down.
+	ErrDraining = errors.New("gemma: server draining")
+	// ErrDeadline: the server gave up because the deadline had passed. The
+	// client's own clock may strike first, with [context.DeadlineExceeded].
+	ErrDeadline = errors.New("gemma: deadline passed on the server")
+)
+
+// APIError is an error answer of the server, or of something in between, such
+// as a proxy; then only Status, Message and perhaps RetryAfter are set.
+type APIError struct {
+	Status     int    // the HTTP status; 0 for an error amid a stream, which began with 200
+	Type       string // the kind of error
+	Message    string // for people; an excerpt of the body if that is not the server's JSON
+	Param      string // the field of the request at fault, if any
+	Code       string // for programs: one of the Code constants, or empty
+	RequestID  string // names the request in the server's log
+	RetryAfter time.Duration
+}
+
+// Error says everything but RetryAfter in one line.
+func (e *APIError) Error() string {
+	var b strings.Builder
+	b.WriteString("gemma: ")
+	if e.Status != 0 {
+		fmt.Fprintf(&b, "HTTP %d: ", e.Status)
+	}
+	for _, s := range []string{e.Code, e.Type} {
+		if s != "" {
+			b.WriteString(s + ": ")
+			break
+		}
+	}
+	b.WriteString(e.Message)
+	if e.Param != "" {
+		fmt.Fprintf(&b, " (param %s)", e.Param)
+	}
+	b.WriteString(forRequest(e.RequestID))
+	return b.String()
+}
+
+// Is matches the package's Err variables.
+func (e *APIError) Is(target error) bool {
+	code := e.Code
+	if code == "" {
+		// A proxy gives no code, but these two statuses leave no doubt.
+		switch e.Status {
+		case http.StatusTooManyRequests:
+			code = CodeOverloaded
+		case http.StatusGatewayTimeout:
+			code = CodeDeadline
+		}
+	}
+	switch target {
+	case ErrOverloaded:
+		return code == CodeOverloaded
+	case ErrLoading:
+		return code == CodeLoading
+	case ErrDraining:
+		return code == CodeDraining
+	case ErrDeadline:
+		return code == CodeDeadline
+	}
+	return false
+}
+
+// errorObject is the server's error on the wire; null decodes to "".
+type errorObject struct {
+	Type      string `json:"type"`
+	Message   string `json:"message"`
+	Param     string `json:"param"`
+	Code      string `json:"code"`
+	RequestID string `json:"request_id"`
+}
+
+func (o *errorObject) apiError(status int, header http.Header) *APIError {
+	e := &APIError{
+		Status:     status,
+		Type:       o.Type,
+		Message:    o.Message,
+		Param:      o.Param,
+		Code:       o.Code,
+		RequestID:  o.RequestID,
+		RetryAfter: retryAfter(header),
+	}
+	if e.RequestID == "" {
+		e.RequestID = header.Get("X-Request-Id")
+	}
+	return e
+}
+
+func newAPIError(status int, header http.Header, body []byte) *APIError {
+	var envelope struct {
+		Error *errorObject `json:"error"`
+	}
+	if json.Unmarshal(body, &envelope) == nil && envelope.Error != nil {
+		return envelope.Error.apiError(status, header)
+	}
+	message := excerpt(body)
+	if message == "" {
+		message = http.StatusText(status)
+	}
+	return (&errorObject{Message: message}).apiError(status, header)
+}
+
+// excerpt makes one short line of a body of unknown kind.
+func excerpt(body []byte) string {
+	const most = 200
+	line := strings.Join(strings.Fields(strings.ToValidUTF8(string(body), "\uFFFD")), " ")
+	if runes := []rune(line); len(runes) > most {
+		return string(runes[:most]) + "…"
+	}
+	return line
+}
+
+func retryAfter(header http.Header) time.Duration {
+	v := header.Get("Retry-After")
+	if seconds, err := strconv.ParseUint(v, 10, 32); err == nil {
+		return time.Duration(seconds) * time.Second
+	}
+	// Proxies may give a date.
+	if at, err := http.ParseTime(v); err == nil {
+		return max(0, time.Until(at))
+	}
+	return 0
+}

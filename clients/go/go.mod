@@ -1,0 +1,3 @@
+module github.com/gemma-server/gemma-server/clients/go
+
+go 1.23

@@ -1,0 +1,138 @@
+package gemma
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+	"unicode/utf8"
+)
+
+// DefaultSamplingSteps is what a [Request] with SamplingSteps 0 asks for.
+const DefaultSamplingSteps = 128
+
+// Request is one prompt and how to sample its answer. Only Prompt is needed.
+//
+// A field left at its zero value is not sent, and the server's default holds.
+// For most that default is zero as well, so nothing is lost: temperature 0 is
+// greedy, and top_k and min_p 0 are off. The exceptions: an unset TopP means 1,
+// off (nobody needs 0, which would be greedy again), and Seed is a pointer, since
+// an unset seed is drawn at random while 0 is a seed like any other.
+type Request struct {
+	// Prompt is the text to continue. It must be valid UTF-8.
+	Prompt string `json:"prompt"`
+	// SamplingSteps is the most tokens to generate. The server wants it in
+	// every request, so 0 is sent as [DefaultSamplingSteps].
+	SamplingSteps int `json:"sampling_steps"`
+	// Temperature flattens the distribution; at 0 the likeliest token always
+	// wins, and TopK, TopP, MinP and Seed do nothing.
+	Temperature float64 `json:"temperature,omitempty"`
+	// TopK keeps the k likeliest tokens.
+	TopK int `json:"top_k,omitempty"`
+	// TopP keeps the likeliest tokens that together reach probability p.
+	TopP float64 `json:"top_p,omitempty"`
+	// MinP drops tokens below p times the likeliest token's probability.
+	MinP float64 `json:"min_p,omitempty"`
+	// Seed makes sampling repeatable; see [Ptr].
+	Seed *uint64 `json:"seed,omitempty"`
+	// Stop ends the answer where one of these texts would begin.
+	Stop []string `json:"stop,omitempty"`
+	// IgnoreEOS generates SamplingSteps tokens even past the model's own end.
+	IgnoreEOS bool `json:"ignore_eos,omitempty"`
+}
+
+// Ptr returns a pointer to v, as the seed of a [Request] needs it:
+//
+//	gemma.Request{Prompt: "Hi", Temperature: 0.7, Seed: gemma.Ptr[uint64](0)}
+func Ptr[T any](v T) *T { return &v }
+
+func (r Request) encode(stream bool) ([]byte, error) {
+	// encoding/json would put U+FFFD in place of broken bytes, and the model
+	// would then answer another prompt than the caller's.
+	if !utf8.ValidString(r.Prompt) {
+		return nil, errors.New("gemma: the prompt is not valid UTF-8")
+	}
+	for _, s := range r.Stop {
+		if !utf8.ValidString(s) {
+			return nil, fmt.Errorf("gemma: the stop text %q is not valid UTF-8", s)
+		}
+	}
+	if r.SamplingSteps == 0 {
+		r.SamplingSteps = DefaultSamplingSteps
+	}
+	body, err := json.Marshal(struct {
+		Request
+		Stream bool `json:"stream,omitempty"`
+	}{r, stream})
+	if err != nil {
+		return nil, fmt.Errorf("gemma: encoding the request: %w", err)
+	}
+	return body, nil
+}
+
+// FinishReason says why an answer ended.
+type FinishReason string
+
+// The values of [FinishReason].
+const (
+	FinishStop   FinishReason = "stop"   // the model or a stop text ended it
+	FinishLength FinishReason = "length" // it reached SamplingSteps
+)
+
+// Response is the whole answer to a prompt.
+type Response struct {
+	Text         string       `json:"response"`
+	FinishReason FinishReason `json:"finish_reason"`
+	Usage        Usage        `json:"usage"`
+	Timings      Timings      `json:"timings"`
+	// RequestID names the request in the server's log.
+	RequestID string `json:"-"`
+}
+
+// Chunk is one piece of a streamed answer. FinishReason, Usage and Timings are
+// set in the last chunk only, whose Text may be empty.
+type Chunk struct {
+	Text         string       `json:"response"`
+	FinishReason FinishReason `json:"finish_reason"`
+	Usage        *Usage       `json:"usage"`
+	Timings      *Timings     `json:"timings"`
+}
+
+// Usage counts the tokens of a request.
+type Usage struct {
+	PromptTokens     int `json:"prompt_tokens"`
+	CompletionTokens int `json:"completion_tokens"`
+	// CachedTokens of the prompt's tokens needed no prefill.
+	CachedTokens int `json:"cached_tokens"`
+}
+
+// Timings says where the server spent a request's time, in milliseconds.
+type Timings struct {
+	QueueMS   float64 `json:"queue_ms"`
+	PrefillMS float64 `json:"prefill_ms"`
+	DecodeMS  float64 `json:"decode_ms"`
+}
+
+// State is the phase of the server's life.
+type State string
+
+// The values of [State].
+const (
+	StateLoading  State = "loading"
+	StateReady    State = "ready"
+	StateDraining State = "draining"
+)
+
+// Status is how far the server is.
+type Status struct {
+	State State  `json:"status"`
+	Stage string `json:"stage"` // what it is doing within the state
+	// Progress goes from 0 to 1; nil where the server cannot tell.
+	Progress *float64 `json:"progress"`
+	Model    string   `json:"model"`
+	// RetryAfter is when to ask again, as the server suggests; 0 if it does not.
+	RetryAfter time.Duration `json:"-"`
+}
+
+// Ready reports whether the server can answer prompts.
+func (s *Status) Ready() bool { return s.State == StateReady }

@@ -1,0 +1,3 @@
+from gemma_server.cli import main
+
+main()

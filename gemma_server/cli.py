@@ -1,0 +1,145 @@
+"""The command line: `gemma-server serve` and `gemma-server generate`."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, get_args
+
+import click
+from pydantic.fields import FieldInfo
+
+from gemma_server import __version__
+from gemma_server.errors import GemmaServerError, ModelLoadError, UsageError
+from gemma_server.settings import (
+    Settings,
+    default_cache_dir,
+    flag_name,
+    load_settings,
+    variable_name,
+)
+
+EXIT_USAGE, EXIT_LOAD = 2, 3
+_ONLY_SERVE = ("host", "port", "uds", "max_queue", "max_queue_tokens", "api_key_file")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gemma-server")
+def main() -> None:
+    """Serve a Gemma model to any program over HTTP."""
+
+
+def _settings_options(*, without: tuple[str, ...] = ()) -> Callable[[Any], Any]:
+    """One option per setting, from the settings' own names, types and descriptions."""
+
+    def decorate(command: Any) -> Any:
+        for name, field in reversed(Settings.model_fields.items()):
+            if name not in without:
+                command = _option(name, field)(command)
+        return command
+
+    return decorate
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[Any], Any]:
+    default = default_cache_dir() if name == "cache_dir" else field.default
+    note = "" if default is None or default is False else f" (default {default})"
+    text = f"{field.description}{note} [env {variable_name(name)}]"
+    if field.annotation is bool:
+        return click.option(flag_name(name), name, is_flag=True, default=None, help=text)
+    choices = [value for value in get_args(field.annotation) if isinstance(value, str)]
+    kind = click.Choice(choices) if choices else None
+    return click.option(flag_name(name), name, type=kind, default=None, help=text)
+
+
+@main.command()
+@_settings_options()
+def serve(**flags: Any) -> None:
+    """Start the server; it prints one line when it is ready, and stops on SIGTERM."""
+    settings = _settings(flags)
+    # gunicorn's configuration reads the environment, so that starting gunicorn by hand works too.
+    for name, value in flags.items():
+        if value is not None:
+            os.environ[variable_name(name)] = str(getattr(settings, name))
+    sys.argv = [
+        "gemma-server",
+        "--config=python:gemma_server.gunicorn_conf",
+        "gemma_server.worker:create_app()",
+    ]
+    from gunicorn.app.wsgiapp import run
+
+    run()
+
+
+@main.command()
+@click.argument("prompt")
+@click.option("--steps", default=128, show_default=True, help="most tokens to generate")
+@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy")
+@click.option("--top-k", default=0, help="sample among so many tokens; 0 is off")
+@click.option("--top-p", default=1.0, help="sample within this much probability; 1 is off")
+@click.option("--min-p", default=0.0, help="drop tokens below this share of the best; 0 is off")
+@click.option("--seed", type=int, default=None, help="the same seed gives the same text")
+@_settings_options(without=(*_ONLY_SERVE, "slots", "max_steps", "drain_timeout", "model_name"))
+def generate(
+    prompt: str,
+    steps: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int | None,
+    **flags: Any,
+) -> None:
+    """Load the model, continue PROMPT on standard output, and end."""
+    settings = _settings({**flags, "slots": 1})
+    from gemma_server.engine.request import Request, SamplingOptions, random_seed
+    from gemma_server.generation import Generation
+    from gemma_server.served import ServedModel
+
+    sampling = SamplingOptions(
+        temperature, top_k, top_p, min_p, random_seed() if seed is None else seed
+    )
+    model = ServedModel("gemma")
+    _load(settings, model)
+    loaded = model.require_ready()
+    try:
+        ids = tuple(loaded.tokenizer.encode(prompt))
+        request = Request(ids, steps, sampling, loaded.tokenizer.stop_ids)
+        generation = Generation(loaded.engine, loaded.tokenizer, *loaded.engine.submit([request]))
+        for piece in generation.pieces():
+            click.echo(piece, nl=False)
+    except GemmaServerError as error:
+        _fail(str(error), 1)
+    click.echo()
+    loaded.engine.stop()
+
+
+def _load(settings: Settings, model: Any) -> None:
+    """Load in this thread while another shows how far it is."""
+    import threading
+
+    from gemma_server.build import load_model
+    from gemma_server.startup import report_progress
+
+    threading.Thread(target=report_progress, args=(model,), daemon=True).start()
+    try:
+        load_model(settings, model, on_death=lambda error: None)
+    except ModelLoadError as error:
+        _fail(f"cannot load the model: {error}", EXIT_LOAD)
+
+
+def _settings(flags: dict[str, Any]) -> Settings:
+    try:
+        settings = load_settings(**flags)
+        settings.api_keys()
+    except UsageError as error:
+        _fail(str(error), EXIT_USAGE)
+    return settings
+
+
+def _fail(message: str, code: int) -> Any:
+    click.echo(f"gemma-server: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The thread that drives the device: plan, dispatch, read, commit."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from gemma_server.engine.plan import Plan, Runner, StepResult
+from gemma_server.engine.request import Handle, Request
+from gemma_server.engine.scheduler import Scheduler
+from gemma_server.errors import GenerationFailed, RequestError
+
+
+class Engine:
+    """Runs one scheduler on one runner.
+
+    Any thread may submit and cancel. Every accepted request ends with exactly one terminal event.
+    When the runner raises, every request fails, later ones are refused, and `on_death` is called
+    with the exception: an engine that died is not restarted, its process is.
+    """
+
+    def __init__(
+        self, runner: Runner, scheduler: Scheduler, on_death: Callable[[BaseException], None]
+    ) -> None:
+        self._runner = runner
+        self._scheduler = scheduler
+        self._on_death = on_death
+        self._changed = threading.Condition()  # guards the scheduler and the fields below
+        self._refusal: RequestError | None = None
+        self._stopping = False
+        self._step_began: float | None = None
+        self.steps = 0
+        self.tokens_drawn = 0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens a prompt and its answer may have together."""
+        return self._scheduler.limits.context_length
+
+    @property
+    def slots(self) -> int:
+        """How many requests are worked on at once."""
+        return self._scheduler.limits.slots
+
+    @property
+    def active(self) -> int:
+        """Slots at work."""
+        return self._scheduler.active
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return self._scheduler.waiting
+
+    def start(self) -> None:
+        """Start the engine's thread."""
+        self._thread.start()
+
+    def check_prompt(self, tokens: int) -> None:
+        """Raise `InvalidRequest` when no prompt of so many tokens can ever be taken."""
+        self._scheduler.check_prompt(tokens)
+
+    def submit(self, requests: list[Request]) -> list[Handle]:
+        """Queue the requests, all or none of them.
+
+        Raises:
+            InvalidRequest, Overloaded: as `Scheduler.submit`.
+            GenerationFailed: the engine is dead or has stopped.
+        """
+        with self._changed:
+            if self._refusal is not None:
+                raise self._refusal
+            handles: list[Handle] = []
+            try:
+                for request in requests:
+                    handles.append(self._scheduler.submit(request))
+            except RequestError:
+                for handle in handles:
+                    self._scheduler.cancel(handle)
+                raise
+            self._changed.notify()
+            return handles
+
+    def cancel(self, handle: Handle) -> None:
+        """End a request early; its slot is free from the next step on."""
+        with self._changed:
+            self._scheduler.cancel(handle)
+
+    def step_age_s(self) -> float:
+        """For how long the step under way has been running; 0 when the device is idle."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Fail what is left and end the thread after the step under way."""
+        with self._changed:
+            self._stopping = True
+            self._refuse(GenerationFailed("the server has stopped"))
+            self._changed.notify()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            while (plan := self._next_plan()) is not None:
+                result = self._execute(plan)
+                with self._changed:
+                    self._scheduler.commit(plan, result)
+        except BaseException as error:  # the device is in an unknown state: give up loudly
+            with self._changed:
+                self._refuse(GenerationFailed(f"the engine died: {type(error).__name__}"))
+            self._on_death(error)
+
+    def _next_plan(self) -> Plan | None:
+        """Wait for work; None once the engine is stopping."""
+        with self._changed:
+            while not self._stopping:
+                plan = self._scheduler.plan()
+                if plan is not None:
+                    return plan
+                self._changed.wait()
+            return None
+
+    def _execute(self, plan: Plan) -> StepResult:
+        self._step_began = time.monotonic()
+        result = self._runner.dispatch(plan).read()
+        self._step_began = None
+        self.steps += 1
+        self.tokens_drawn += len(result.decode) + (result.prefill is not None)
+        return result
+
+    def _refuse(self, error: RequestError) -> None:
+        self._refusal = error
+        self._scheduler.fail_all(error)

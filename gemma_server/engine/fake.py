@@ -1,0 +1,90 @@
+"""A deterministic stand-in for the model: it repeats the prompt, then ends. No jax.
+
+Its tokenizer has one token per byte. After "<bos>hello" it draws h, e, l, l, o, <eos>. With a
+temperature above 0 and an odd seed, letters come in the other case, so that a test can see sampling
+options arrive. Like a real cache it knows only what was put into a slot, and it refuses
+plans that no real device could run.
+"""
+
+import time
+
+from gemma_server.engine.plan import Chunk, Plan, Row, StepResult
+from gemma_server.engine.request import SamplingOptions
+from gemma_server.text.tokenizer import TURN_MARKERS, Tokenizer, model_from_pieces
+
+_SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", *TURN_MARKERS)
+_EOS = 1
+_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # SentencePiece's piece types
+
+
+def fake_tokenizer() -> Tokenizer:
+    """One token per byte, and Gemma's control tokens."""
+    pieces = [*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]
+    types = [_CONTROL] * len(_SPECIAL) + [_BYTE] * 256 + [_NORMAL]
+    types[_SPECIAL.index("<unk>")] = _UNKNOWN
+    return Tokenizer(model_from_pieces(pieces, [0.0] * len(pieces), types))
+
+
+class FakeRunner:
+    """Repeats each slot's prompt. `step_s` is how long a step takes; `fail_at` is the number of
+    the step, from 1, that raises."""
+
+    def __init__(self, slots: int, *, step_s: float = 0.0, fail_at: int | None = None) -> None:
+        self.step_s = step_s
+        self.fail_at = fail_at
+        self._cached: list[list[int]] = [[] for _ in range(slots)]
+        self._prompt_length = [0] * slots
+        self._last = [0] * slots
+        self._steps = 0
+
+    def dispatch(self, plan: Plan) -> "FakeStep":
+        """Run the whole step at once."""
+        self._steps += 1
+        if self._steps == self.fail_at:
+            raise RuntimeError(f"told to fail at step {self.fail_at}")
+        time.sleep(self.step_s)
+        first = self._prefill(plan.prefill) if plan.prefill is not None else None
+        return FakeStep(StepResult(first, tuple(map(self._decode, plan.decode))))
+
+    def _prefill(self, chunk: Chunk) -> int | None:
+        cached = self._cached[chunk.slot]
+        if chunk.offset > len(cached):
+            raise AssertionError(f"slot {chunk.slot}: {chunk.offset} leaves a gap in the cache")
+        del cached[chunk.offset :]
+        cached += chunk.token_ids
+        if chunk.sampling is None:
+            return None
+        self._prompt_length[chunk.slot] = len(cached)
+        return self._draw(chunk.slot, chunk.sampling)
+
+    def _decode(self, row: Row) -> int:
+        cached = self._cached[row.slot]
+        if row.position != len(cached):
+            raise AssertionError(f"slot {row.slot}: {row.position} is not the cache's end")
+        cached.append(self._last[row.slot])
+        return self._draw(row.slot, row.sampling)
+
+    def _draw(self, slot: int, sampling: SamplingOptions) -> int:
+        length = self._prompt_length[slot]
+        source = 1 + len(self._cached[slot]) - length  # 0 is <bos>
+        token = self._cached[slot][source] if source < length else _EOS
+        if sampling.temperature > 0 and sampling.seed % 2 and token >= len(_SPECIAL):
+            token = _swap_case(token)
+        self._last[slot] = token
+        return token
+
+
+class FakeStep:
+    """A step that was over before it was asked for."""
+
+    def __init__(self, result: StepResult) -> None:
+        self._result = result
+
+    def read(self) -> StepResult:
+        """What the step drew."""
+        return self._result
+
+
+def _swap_case(token: int) -> int:
+    byte = token - len(_SPECIAL)
+    return len(_SPECIAL) + bytes([byte]).swapcase()[0] if byte < 128 else token

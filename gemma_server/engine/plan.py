@@ -1,0 +1,65 @@
+"""One step of the device as data, and what runs it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from gemma_server.engine.request import SamplingOptions
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Read `token_ids` into `slot` at positions offset, offset + 1, ...
+
+    `sampling` is None except in a prompt's last chunk, behind which the first token is drawn.
+    """
+
+    task: int
+    slot: int
+    offset: int
+    token_ids: tuple[int, ...]
+    sampling: SamplingOptions | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """Feed the slot's last drawn token at `position`, and draw the next one."""
+
+    task: int
+    slot: int
+    position: int
+    sampling: SamplingOptions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the device does next: at most one chunk of one prompt, then one token per row."""
+
+    prefill: Chunk | None
+    decode: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The ids drawn: behind the prefill chunk (None if it was not the last), and per row.
+
+    A negative id says that the row's logits were not finite.
+    """
+
+    prefill: int | None
+    decode: tuple[int, ...]
+
+
+class PendingStep(Protocol):
+    """A step under way on the device."""
+
+    def read(self) -> StepResult:
+        """Wait for the step and return what it drew."""
+        ...
+
+
+class Runner(Protocol):
+    """What executes plans. Only the engine's thread may call it."""
+
+    def dispatch(self, plan: Plan) -> PendingStep:
+        """Start a step; steps run in the order of their dispatch."""
+        ...

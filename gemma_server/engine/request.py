@@ -1,0 +1,113 @@
+"""A request for tokens, the events that answer it, and the handle between the two."""
+
+import os
+import queue
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gemma_server.errors import RequestError
+
+FinishReason = Literal["stop", "length"]
+
+
+def random_seed() -> int:
+    """A seed for a request that brought none."""
+    return int.from_bytes(os.urandom(8), "little")
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to choose each token. Temperature 0 is the exact argmax; then the rest is inert."""
+
+    temperature: float = 0.0
+    top_k: int = 0  # 0 is off
+    top_p: float = 1.0  # 1 is off
+    min_p: float = 0.0  # 0 is off
+    seed: int = 0  # 0 <= seed < 2**64
+
+
+@dataclass(frozen=True)
+class Request:
+    """Generate after `token_ids`, at most `max_tokens`, until one of `stop_ids` is drawn."""
+
+    token_ids: tuple[int, ...]
+    max_tokens: int
+    sampling: SamplingOptions = SamplingOptions()
+    stop_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Token:
+    """One more token of the answer."""
+
+    id: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Terminal: the answer is complete. `tokens` counts every token drawn, a stop token too."""
+
+    reason: FinishReason
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """Terminal: whoever asked gave up, or has all it wanted."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Terminal: the engine could not go on with this request."""
+
+    error: RequestError
+
+
+Event = Token | Finished | Cancelled | Failed
+
+
+@dataclass
+class Stamps:
+    """When things happened to a request, in seconds of the monotonic clock."""
+
+    submitted: float
+    admitted: float | None = None
+    first_token: float | None = None
+    ended: float | None = None
+
+    def timings(self) -> "Timings":
+        """How long each stage took; a stage not yet over counts up to now."""
+        now = self.ended if self.ended is not None else time.monotonic()
+        admitted = self.admitted if self.admitted is not None else now
+        first_token = self.first_token if self.first_token is not None else now
+        return Timings(admitted - self.submitted, first_token - admitted, now - first_token)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds spent waiting for a slot, reading the prompt, and writing the answer."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(eq=False)
+class Handle:
+    """One submitted request: its events come out of `next_event`, exactly one of them terminal."""
+
+    request: Request
+    stamps: Stamps
+    _events: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
+
+    def deliver(self, event: Event) -> None:
+        """Called by the scheduler."""
+        self._events.put(event)
+
+    def next_event(self, timeout_s: float | None = None) -> Event | None:
+        """The next event, or None when none came within `timeout_s` seconds."""
+        try:
+            return self._events.get(timeout=timeout_s)
+        except queue.Empty:
+            return None

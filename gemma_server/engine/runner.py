@@ -1,0 +1,219 @@
+"""The only place that compiles and runs the model: plans in, ids out."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax.typing import DTypeLike
+
+from gemma_server.engine.plan import Chunk, Plan, Row, StepResult
+from gemma_server.engine.request import SamplingOptions
+from gemma_server.model.cache import Cache, empty_cache
+from gemma_server.model.config import GemmaConfig
+from gemma_server.model.sampling import Sampling, sample
+from gemma_server.model.transformer import Params, Transformer, abstract_params
+
+CHUNKS = (32, 256)  # prompt tokens of the compiled prefill programs; the last is the largest plan
+BLOCK = 256  # cached positions that attention reads at a time
+_GREEDY = SamplingOptions()
+
+
+class Programs:
+    """Every program that serving needs, compiled from shapes alone, before any weight is there."""
+
+    def __init__(
+        self, config: GemmaConfig, *, slots: int, context_length: int, dtype: DTypeLike
+    ) -> None:
+        self.config, self.slots, self.dtype = config, slots, dtype
+        self.length = -(-context_length // BLOCK) * BLOCK
+        # A GPU would wait for the host on every turn of a loop whose end is data.
+        block = BLOCK if jax.default_backend() == "cpu" else self.length
+        self._model = Transformer(config, dtype, block)
+        self._compiled: dict[str, Any] = {}
+
+    def compile(self, progress: Callable[[float], None]) -> None:
+        """Compile the whole list; `progress` gets the share done."""
+        params = abstract_params(self.config, self.dtype)
+        cache, last = jax.eval_shape(self.new_state)
+        jobs: list[tuple[str, Callable[..., Any], list[Any]]] = []
+        for size in CHUNKS:
+            shapes = [_ints(size), _ints(), _ints(), _ints(), _sampling(1), _bool()]
+            jobs.append((f"prefill_{size}", self._prefill, shapes))
+        for rows in row_counts(self.slots):
+            jobs.append(
+                (f"decode_{rows}", self._decode, [_ints(rows), _ints(rows), _sampling(rows)])
+            )
+        for done, (name, function, shapes) in enumerate(jobs):
+            jitted = jax.jit(function, donate_argnums=(1, 2))
+            self._compiled[name] = jitted.lower(params, cache, last, *shapes).compile()
+            progress((done + 1) / len(jobs))
+
+    def __getitem__(self, name: str) -> Any:
+        return self._compiled[name]
+
+    def new_state(self) -> tuple[Cache, jax.Array]:
+        """An empty cache, and each slot's last drawn token [slots]."""
+        cache = empty_cache(self.config, self.slots, self.length, self.dtype)
+        return cache, jnp.zeros(self.slots, jnp.int32)
+
+    def _prefill(
+        self,
+        params: Params,
+        cache: Cache,
+        last: jax.Array,
+        tokens: jax.Array,
+        count: jax.Array,
+        slot: jax.Array,
+        offset: jax.Array,
+        how: Sampling,
+        draw: jax.Array,
+    ) -> tuple[Cache, jax.Array, jax.Array]:
+        """Read `count` of `tokens` [T] into a slot; draw the token behind them if `draw`."""
+        index = jnp.arange(tokens.shape[0])
+        positions = jnp.where(index < count, offset + index, self.length)
+        slots = slot[None]
+        apply = partial(self._model.apply, {"params": params})
+        hidden, cache = apply(tokens[None], positions[None], cache, slots)
+        behind = jax.lax.dynamic_slice_in_dim(hidden[0], count - 1, 1)  # [1, D]
+        token = jax.lax.cond(
+            draw,
+            lambda: sample(apply(behind, method="logits"), how, (offset + count)[None]),
+            lambda: jnp.zeros(1, jnp.int32),
+        )
+        return cache, last.at[slots].set(token), token
+
+    def _decode(
+        self,
+        params: Params,
+        cache: Cache,
+        last: jax.Array,
+        slots: jax.Array,
+        positions: jax.Array,
+        how: Sampling,
+    ) -> tuple[Cache, jax.Array, jax.Array]:
+        """Feed each row's last token at its position and draw the next: slots [B] -> ids [B].
+
+        Padding rows have a slot and a position beyond the end, where all writes are dropped.
+        """
+        apply = partial(self._model.apply, {"params": params})
+        tokens = last.at[slots].get(mode="clip")
+        hidden, cache = apply(tokens[:, None], positions[:, None], cache, slots)
+        drawn = sample(apply(hidden[:, 0], method="logits"), how, positions + 1)
+        return cache, last.at[slots].set(drawn, mode="drop"), drawn
+
+
+class JaxRunner:
+    """Executes plans on the device with one set of weights and one cache."""
+
+    def __init__(self, programs: Programs, params: Params) -> None:
+        self._programs = programs
+        self._params = params
+        self._cache, self._last = jax.jit(programs.new_state)()
+
+    def warm_up(self) -> None:
+        """Run every program once, in a slot that the first request will overwrite."""
+        for size in CHUNKS:
+            tokens = (0,) * min(size, self._programs.length)
+            self.dispatch(Plan(Chunk(0, 0, 0, tokens, _GREEDY), ())).read()
+        for count in row_counts(self._programs.slots):
+            rows = tuple(Row(0, slot, 0, _GREEDY) for slot in range(count))
+            self.dispatch(Plan(None, rows)).read()
+
+    def dispatch(self, plan: Plan) -> "PendingTokens":
+        """Start the plan's prefill chunk and its decode rows, in this order."""
+        prefill = self._prefill(plan.prefill) if plan.prefill is not None else None
+        decode = self._decode(plan.decode) if plan.decode else None
+        return PendingTokens(plan, prefill, decode)
+
+    def _prefill(self, chunk: Chunk) -> jax.Array:
+        count = len(chunk.token_ids)
+        size = next(size for size in CHUNKS if size >= count)
+        tokens = np.zeros(size, np.int32)
+        tokens[:count] = chunk.token_ids
+        draw = chunk.sampling is not None
+        return self._step(
+            f"prefill_{size}",
+            tokens,
+            np.int32(count),
+            np.int32(chunk.slot),
+            np.int32(chunk.offset),
+            _rows_sampling([chunk.sampling or _GREEDY], 1),
+            np.bool_(draw),
+        )
+
+    def _decode(self, rows: tuple[Row, ...]) -> jax.Array:
+        size = next(size for size in row_counts(self._programs.slots) if size >= len(rows))
+        slots = np.full(size, self._programs.slots, np.int32)
+        positions = np.full(size, self._programs.length, np.int32)
+        slots[: len(rows)] = [row.slot for row in rows]
+        positions[: len(rows)] = [row.position for row in rows]
+        how = _rows_sampling([row.sampling for row in rows], size)
+        return self._step(f"decode_{size}", slots, positions, how)
+
+    def _step(self, program: str, *operands: object) -> jax.Array:
+        self._cache, self._last, drawn = self._programs[program](
+            self._params, self._cache, self._last, *operands
+        )
+        array: jax.Array = drawn
+        return array
+
+
+class PendingTokens:
+    """The ids of a dispatched plan, still on their way from the device."""
+
+    def __init__(self, plan: Plan, prefill: jax.Array | None, decode: jax.Array | None) -> None:
+        self._plan, self._prefill, self._decode = plan, prefill, decode
+
+    def read(self) -> StepResult:
+        """Wait for the device and fetch the ids."""
+        first: int | None = None
+        if self._prefill is not None:
+            token = int(np.asarray(self._prefill)[0])
+            assert self._plan.prefill is not None
+            first = token if self._plan.prefill.sampling is not None else None
+        rows: list[int] = [] if self._decode is None else np.asarray(self._decode).tolist()
+        return StepResult(first, tuple(rows[: len(self._plan.decode)]))
+
+
+def row_counts(slots: int) -> list[int]:
+    """The row counts that decode is compiled for: powers of two without 2, and all slots.
+
+    XLA:CPU multiplies two rows more slowly than four.
+    """
+    powers = (1 << n for n in range(slots.bit_length()) if n != 1)
+    return sorted({*(rows for rows in powers if rows < slots), slots})
+
+
+def _rows_sampling(options: list[SamplingOptions], rows: int) -> Sampling:
+    """One NumPy row per option, greedy padding behind them."""
+    padded = options + [_GREEDY] * (rows - len(options))
+
+    def column(name: str, dtype: npt.DTypeLike) -> Any:
+        return np.array([getattr(option, name) for option in padded], dtype)
+
+    seeds = [divmod(option.seed, 1 << 32) for option in padded]
+    return Sampling(
+        column("temperature", np.float32),
+        column("top_k", np.int32),
+        column("top_p", np.float32),
+        column("min_p", np.float32),
+        np.array(seeds, np.uint32),  # type: ignore[arg-type]
+    )
+
+
+def _ints(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def _bool() -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((), jnp.bool_)
+
+
+def _sampling(rows: int) -> Any:
+    return jax.tree.map(
+        lambda column: jax.ShapeDtypeStruct(column.shape, column.dtype), _rows_sampling([], rows)
+    )

@@ -1,0 +1,229 @@
+"""Who gets a slot, and what each slot does next. Pure bookkeeping: no threads, no device."""
+
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gemma_server.engine.plan import Chunk, Plan, Row, StepResult
+from gemma_server.engine.request import (
+    Cancelled,
+    Event,
+    Failed,
+    Finished,
+    Handle,
+    Request,
+    Stamps,
+    Token,
+)
+from gemma_server.errors import (
+    ContextLengthExceeded,
+    GenerationFailed,
+    InvalidRequest,
+    Overloaded,
+    RequestError,
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much the scheduler takes on."""
+
+    slots: int
+    context_length: int  # tokens of prompt and answer together
+    chunk: int  # most prompt tokens in one step
+    max_queue: int  # most requests waiting for a slot
+    max_queue_tokens: int  # most prompt tokens in these
+
+    @property
+    def longest_prompt(self) -> int:
+        """A prompt must leave room for one token of answer."""
+        return self.context_length - 1
+
+
+@dataclass(eq=False)
+class _Task:
+    """A request from submission to its terminal event.
+
+    0 <= prefilled <= len(prompt); decoding once they are equal and a first token is drawn.
+    """
+
+    id: int
+    handle: Handle
+    prefilled: int = 0
+    drawn: int = 0
+
+    @property
+    def request(self) -> Request:
+        return self.handle.request
+
+    @property
+    def decoding(self) -> bool:
+        return self.drawn > 0
+
+    @property
+    def position(self) -> int:
+        """Where the last drawn token goes: right behind everything the cache holds."""
+        return len(self.request.token_ids) + self.drawn - 1
+
+
+class Scheduler:
+    """First come, first served over a fixed number of slots, with a bounded waiting line."""
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limits = limits
+        self._clock = clock
+        self._ids = itertools.count()
+        self._waiting: deque[_Task] = deque()
+        self._slots: list[_Task | None] = [None] * limits.slots
+        self._seconds_per_request = 1.0  # a running mean of the time a slot is held
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self._waiting)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Prompt tokens of the requests without a slot."""
+        return sum(len(task.request.token_ids) for task in self._waiting)
+
+    @property
+    def active(self) -> int:
+        """Slots at work."""
+        return sum(task is not None for task in self._slots)
+
+    def submit(self, request: Request) -> Handle:
+        """Put a request at the end of the waiting line.
+
+        Raises:
+            InvalidRequest: an empty prompt, or one that does not fit the context.
+            Overloaded: the line is full.
+        """
+        self.check_prompt(len(request.token_ids))
+        self._refuse_when_full(len(request.token_ids))
+        handle = Handle(request, Stamps(submitted=self._clock()))
+        self._waiting.append(_Task(next(self._ids), handle))
+        return handle
+
+    def check_prompt(self, tokens: int) -> None:
+        """Raise `InvalidRequest` when no prompt of so many tokens can ever be taken."""
+        if tokens == 0:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        if tokens > self.limits.longest_prompt:
+            raise ContextLengthExceeded(tokens, self.limits.longest_prompt)
+
+    def plan(self) -> Plan | None:
+        """Hand out free slots, then say what the next step does; None when there is no work."""
+        self._admit()
+        rows = tuple(
+            Row(task.id, slot, task.position, task.request.sampling)
+            for slot, task in enumerate(self._slots)
+            if task is not None and task.decoding
+        )
+        chunk = self._next_chunk()
+        return Plan(chunk, rows) if chunk or rows else None
+
+    def commit(self, plan: Plan, result: StepResult) -> None:
+        """Turn what a step drew into events. Tasks that ended meanwhile get none."""
+        if plan.prefill is not None:
+            task = self._task_of(plan.prefill)
+            if task is not None:
+                task.prefilled += len(plan.prefill.token_ids)
+                if result.prefill is not None:
+                    task.handle.stamps.first_token = self._clock()
+                    self._take_token(plan.prefill.slot, task, result.prefill)
+        for row, token in zip(plan.decode, result.decode, strict=True):
+            task = self._task_of(row)
+            if task is not None:
+                self._take_token(row.slot, task, token)
+
+    def cancel(self, handle: Handle) -> None:
+        """End a request early, wherever it is; a request that has ended stays as it is."""
+        for slot, task in enumerate(self._slots):
+            if task is not None and task.handle is handle:
+                self._end(slot, task, Cancelled())
+                return
+        for task in self._waiting:
+            if task.handle is handle:
+                self._waiting.remove(task)
+                self._terminate(task, Cancelled())
+                return
+
+    def fail_all(self, error: RequestError) -> None:
+        """End every request, waiting ones too, with the same error."""
+        for slot, task in enumerate(self._slots):
+            if task is not None:
+                self._end(slot, task, Failed(error))
+        while self._waiting:
+            self._terminate(self._waiting.popleft(), Failed(error))
+
+    def _refuse_when_full(self, prompt_tokens: int) -> None:
+        limits = self.limits
+        if self.waiting < limits.slots - self.active:
+            return  # it gets a slot at once
+        if self.waiting >= limits.max_queue:
+            what = f"{self.waiting} requests are waiting (--max-queue {limits.max_queue})"
+        elif self.waiting_tokens + prompt_tokens > limits.max_queue_tokens:
+            what = f"{self.waiting_tokens} prompt tokens are waiting, and {prompt_tokens} more "
+            what += f"would exceed --max-queue-tokens {limits.max_queue_tokens}"
+        else:
+            return
+        rounds = (self.waiting + 1) / limits.slots
+        retry_after_s = min(120, max(1, math.ceil(rounds * self._seconds_per_request)))
+        raise Overloaded(f"the server is busy: {what}", retry_after_s=retry_after_s)
+
+    def _admit(self) -> None:
+        for slot, task in enumerate(self._slots):
+            if task is None and self._waiting:
+                admitted = self._waiting.popleft()
+                admitted.handle.stamps.admitted = self._clock()
+                self._slots[slot] = admitted
+
+    def _next_chunk(self) -> Chunk | None:
+        """The next piece of the oldest prompt that is not yet read."""
+        reading = [
+            (task.id, slot, task)
+            for slot, task in enumerate(self._slots)
+            if task is not None and not task.decoding
+        ]
+        if not reading:
+            return None
+        _, slot, task = min(reading)
+        prompt = task.request.token_ids
+        token_ids = prompt[task.prefilled : task.prefilled + self.limits.chunk]
+        last = task.prefilled + len(token_ids) == len(prompt)
+        sampling = task.request.sampling if last else None
+        return Chunk(task.id, slot, task.prefilled, token_ids, sampling)
+
+    def _task_of(self, part: Chunk | Row) -> _Task | None:
+        task = self._slots[part.slot]
+        return task if task is not None and task.id == part.task else None
+
+    def _take_token(self, slot: int, task: _Task, token: int) -> None:
+        request = task.request
+        task.drawn += 1
+        if token < 0:
+            error = GenerationFailed("the model computed no finite number for this prompt")
+            self._end(slot, task, Failed(error))
+        elif token in request.stop_ids:
+            self._end(slot, task, Finished("stop", task.drawn))
+        else:
+            task.handle.deliver(Token(token))
+            full = len(request.token_ids) + task.drawn >= self.limits.context_length
+            if full or task.drawn == request.max_tokens:
+                self._end(slot, task, Finished("length", task.drawn))
+
+    def _end(self, slot: int, task: _Task, event: Event) -> None:
+        self._slots[slot] = None
+        self._terminate(task, event)
+        stamps = task.handle.stamps
+        assert stamps.ended is not None and stamps.admitted is not None
+        held = stamps.ended - stamps.admitted
+        self._seconds_per_request += 0.2 * (held - self._seconds_per_request)
+
+    def _terminate(self, task: _Task, event: Event) -> None:
+        task.handle.stamps.ended = self._clock()
+        task.handle.deliver(event)

@@ -1,0 +1,138 @@
+"""The last hop of a request: its handle's ids become safe text, a piece at a time."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from gemma_server.engine.engine import Engine
+from gemma_server.engine.request import (
+    Cancelled,
+    Failed,
+    Finished,
+    FinishReason,
+    Handle,
+    Timings,
+    Token,
+)
+from gemma_server.errors import DeadlineExceeded
+from gemma_server.text.stream import TextStream
+from gemma_server.text.tokenizer import Tokenizer
+
+_LOOK_UP_S = 0.2  # how often a waiting handler looks whether its client is still there
+
+
+class ClientGone(Exception):
+    """Whoever asked has closed the connection: there is nobody to answer."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """How a generation ended, and what it took."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    timings: Timings
+
+
+class Generation:
+    """One submitted request as text. Iterate `pieces`; then `completion` is there.
+
+    Leaving the iteration early, by an exception or by closing it, frees the slot.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        handle: Handle,
+        stops: Sequence[str] = (),
+        *,
+        client_gone: Callable[[], bool] = lambda: False,
+        deadline: float | None = None,
+    ) -> None:
+        self._engine, self._handle = engine, handle
+        self._stream = TextStream(tokenizer.piece_bytes, stops)
+        self._client_gone = client_gone
+        self._deadline = deadline  # on the monotonic clock
+        self._completion: Completion | None = None
+
+    @property
+    def completion(self) -> Completion:
+        """How it ended. Only after `pieces` is exhausted."""
+        assert self._completion is not None
+        return self._completion
+
+    def pieces(self) -> Iterator[str]:
+        """The answer's text as it comes, never an empty piece.
+
+        Raises:
+            RequestError: the engine failed, or the deadline passed.
+            ClientGone: `client_gone` said so while waiting.
+        """
+        shown: list[str] = []
+        try:
+            for piece in self._safe_text():
+                shown.append(piece)
+                yield piece
+        finally:
+            self.cancel()
+        reason, tokens = self._ending
+        self._completion = Completion(
+            "".join(shown),
+            reason,
+            len(self._handle.request.token_ids),
+            tokens,
+            self._handle.stamps.timings(),
+        )
+
+    def run(self) -> Completion:
+        """Wait for the whole answer."""
+        for _ in self.pieces():
+            pass
+        return self.completion
+
+    def cancel(self) -> None:
+        """Free the slot, or the place in the line; nothing happens if the request has ended."""
+        self._engine.cancel(self._handle)
+
+    def _safe_text(self) -> Iterator[str]:
+        tokens = 0
+        while True:
+            event = self._next_event()
+            if isinstance(event, Token):
+                tokens += 1
+                if piece := self._stream.push(event.id):
+                    yield piece
+                if self._stream.stopped:
+                    self._ending: tuple[FinishReason, int] = ("stop", tokens)
+                    return
+            else:
+                if piece := self._stream.close():
+                    yield piece
+                stopped = self._stream.stopped
+                self._ending = ("stop" if stopped else event.reason, event.tokens)
+                return
+
+    def _next_event(self) -> Token | Finished:
+        while True:
+            self._look_up()
+            match self._handle.next_event(self._patience()):
+                case Token() | Finished() as event:
+                    return event
+                case Failed(error):
+                    raise error
+                case Cancelled():  # by nobody but ourselves
+                    raise ClientGone
+
+    def _patience(self) -> float:
+        if self._deadline is None:
+            return _LOOK_UP_S
+        return min(_LOOK_UP_S, max(0.0, self._deadline - time.monotonic()))
+
+    def _look_up(self) -> None:
+        if self._client_gone():
+            raise ClientGone
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            raise DeadlineExceeded("the time allowed by X-Request-Timeout-Ms is over")

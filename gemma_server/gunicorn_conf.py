@@ -1,0 +1,66 @@
+"""gunicorn's configuration, from the environment: `gunicorn -c python:gemma_server.gunicorn_conf`.
+
+Runs in the gunicorn master, which must never import jax: a forked child cannot use its parent's
+device, nor its parent's threads.
+"""
+
+import sys
+
+from gunicorn.arbiter import Arbiter
+
+from gemma_server.errors import GemmaServerError, UsageError
+from gemma_server.settings import load_settings
+from gemma_server.worker import SidecarWorker, check_gunicorn
+
+_HEALTH_THREADS = 16  # so that /readyz and refusals are answered when every place is taken
+
+
+def _usage_error(error: GemmaServerError) -> None:
+    print(f"gemma-server: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+try:
+    _settings = load_settings()
+    _settings.api_keys()
+except UsageError as error:
+    _usage_error(error)
+
+bind = _settings.bind
+workers = 1
+worker_class = "gemma_server.worker.SidecarWorker"
+# Every request that waits or runs holds a thread; more than that are refused by the scheduler.
+threads = _settings.slots + _settings.max_queue + _HEALTH_THREADS
+worker_connections = threads + 1000  # idle keep-alive connections hold none
+timeout = 60  # seconds without a sign of progress until the worker is killed
+graceful_timeout = _settings.drain_timeout
+keepalive = 75  # longer than the Go client keeps idle connections, so that it never loses a race
+max_requests = 0  # a restart would load the model again
+preload_app = False
+control_socket_disable = True  # its thread would live in the process that forks
+umask = 0o007  # a Unix socket is for its owner and group
+proc_name = "gemma-server"
+loglevel = "warning"
+
+
+def on_starting(server: Arbiter) -> None:
+    """Refuse what cannot work, before anything is forked."""
+    try:
+        check_gunicorn(server.cfg)
+    except UsageError as error:
+        _usage_error(error)
+
+
+def post_worker_init(worker: SidecarWorker) -> None:
+    """The worker has forked and handles signals: now the model may load."""
+    worker.start_loading()
+
+
+def worker_abort(worker: SidecarWorker) -> None:
+    """The master gave up on this worker: leave every thread's stack in the log."""
+    worker.dump_stacks()
+
+
+def worker_exit(server: Arbiter, worker: SidecarWorker) -> None:
+    """Leave at once: native threads that still compile or compute must not see Python go."""
+    worker.leave()

@@ -1,0 +1,135 @@
+"""Attention of new tokens over a slot's cached keys and values."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from gemma_server.model.cache import LayerCache
+from gemma_server.model.config import GemmaConfig, LayerKind
+from gemma_server.model.layers import Linear, RMSNorm, rotate, soft_cap
+
+MASKED = -2.3819763e38  # Gemma's own mask value: finite, so that no row turns into NaN
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions and, in Gemma 3, norms on q and k."""
+
+    config: GemmaConfig
+    kind: LayerKind
+    dtype: DTypeLike
+    block: int
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, cache: LayerCache, slots: jax.Array
+    ) -> tuple[jax.Array, LayerCache]:
+        """x [B, T, D] at `positions` [B, T] of `slots` [B] -> [B, T, D] and the cache with them."""
+        cfg, kind = self.config, self.kind
+        rows, new, width = x.shape
+        heads = cfg.heads + 2 * cfg.kv_heads
+        qkv = Linear(heads * cfg.head_dim, self.dtype, name="qkv")(x)
+        qkv = qkv.reshape(rows, new, heads, cfg.head_dim)
+        q, k, v = jnp.split(qkv, [cfg.heads, cfg.heads + cfg.kv_heads], axis=2)
+        if cfg.qk_norm:
+            q = RMSNorm(cfg.norm_eps, name="query_norm")(q)
+            k = RMSNorm(cfg.norm_eps, name="key_norm")(k)
+        q = rotate(q, positions, kind.rope_base, kind.rope_factor) * cfg.query_scale
+        k = rotate(k, positions, kind.rope_base, kind.rope_factor)
+
+        cache = cache.write(k, v, slots, positions)
+        out = attend(
+            q.astype(x.dtype),
+            cache,
+            slots,
+            positions,
+            window=kind.window,
+            softcap=cfg.attention_softcap,
+            block=self.block,
+        )
+        out = out.reshape(rows, new, cfg.heads * cfg.head_dim).astype(x.dtype)
+        return Linear(width, self.dtype, name="output")(out), cache
+
+
+def attend(
+    q: jax.Array,
+    cache: LayerCache,
+    slots: jax.Array,
+    positions: jax.Array,
+    *,
+    window: int | None,
+    softcap: float | None,
+    block: int,
+) -> jax.Array:
+    """Softmax attention of q [B, T, N, H] over its slots' caches -> [B, T, N, H] in f32.
+
+    Works through the cache in blocks of `block` positions with a running softmax, and only the
+    blocks that some row can see: short texts do not pay for a long context. A block in which a
+    row sees nothing leaves that row's numbers exactly as they were, so a row's bits do not depend
+    on how long its neighbours are. Rows at or beyond the cache's end are padding.
+    """
+    rows, new, heads, head_dim = q.shape
+    _, kv_heads, length, _ = cache.k.shape
+    group = heads // kv_heads
+    # [B, K, T*G, H]: the queries that share a key-value head form one matrix.
+    q = q.reshape(rows, new, kv_heads, group, head_dim).transpose(0, 2, 1, 3, 4)
+    q = q.reshape(rows, kv_heads, new * group, head_dim)
+    q_at = jnp.repeat(positions, group, axis=1)[:, None, :, None]  # [B, 1, T*G, 1]
+
+    def add_block(
+        index: jax.Array | int, carry: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        top, total, out = carry
+        start = index * block
+        k = _block_of(cache.k, slots, start, block)  # [B, K, block, H]
+        v = _block_of(cache.v, slots, start, block)
+        logits = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
+        k_at = start + jnp.arange(block)
+        seen = k_at <= q_at
+        if window is not None:
+            seen &= k_at > q_at - window
+        logits = jnp.where(seen, soft_cap(logits, softcap), MASKED)
+        new_top = jnp.maximum(top, logits.max(axis=-1, keepdims=True))
+        keep = jnp.exp(top - new_top)
+        weights = jnp.exp(logits - new_top)
+        mixed = jnp.einsum(
+            "bkqs,bksh->bkqh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+        )
+        return new_top, total * keep + weights.sum(axis=-1, keepdims=True), out * keep + mixed
+
+    column = (*q.shape[:-1], 1)
+    carry = (
+        jnp.full(column, MASKED, jnp.float32),
+        jnp.zeros(column, jnp.float32),
+        jnp.zeros(q.shape, jnp.float32),
+    )
+    if block == length:
+        _, total, out = add_block(0, carry)
+    else:
+        first, last = _visible_blocks(positions, length, window, block)
+        _, total, out = jax.lax.fori_loop(first, last, add_block, carry)
+    out = (out / total).reshape(rows, kv_heads, new, group, head_dim)
+    return out.transpose(0, 2, 1, 3, 4).reshape(rows, new, heads, head_dim)
+
+
+def _block_of(cached: jax.Array, slots: jax.Array, start: jax.Array | int, block: int) -> jax.Array:
+    """Positions start..start+block of each row's slot: [slots, K, S, H] -> [B, K, block, H]."""
+    _, kv_heads, _, head_dim = cached.shape
+
+    def of_one(slot: jax.Array) -> jax.Array:
+        at = (slot, 0, start, 0)
+        return jax.lax.dynamic_slice(cached, at, (1, kv_heads, block, head_dim))[0]
+
+    return jax.vmap(of_one)(slots)
+
+
+def _visible_blocks(
+    positions: jax.Array, length: int, window: int | None, block: int
+) -> tuple[jax.Array, jax.Array]:
+    """The first block that some row sees, and the one behind the last."""
+    real = positions < length
+    last = jnp.max(jnp.where(real, positions, 0)) // block + 1
+    if window is None:
+        return jnp.int32(0), last
+    oldest = jnp.min(jnp.where(real, positions, length)) - (window - 1)
+    return jnp.clip(oldest // block, 0, last - 1), last

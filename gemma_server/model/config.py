@@ -1,0 +1,153 @@
+"""What tells one Gemma from another: a row of numbers per released model.
+
+Sources: google-deepmind/gemma, `gemma/gm/nn/_gemma.py` (Gemma 2 and 3) and `gemma/transformer.py`
+at tag v2.0.8 (Gemma 1). This file imports nothing, so that the weight readers may use it.
+"""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """How one layer attends. `window` is in tokens, the query's own included; None sees all."""
+
+    window: int | None
+    rope_base: float
+    rope_factor: float
+
+
+@dataclass(frozen=True)
+class GemmaConfig:
+    """The architecture of one model. Widths and counts use the letters of `gemma_server.model`."""
+
+    name: str
+    layers: int  # L
+    width: int  # D
+    heads: int  # N
+    kv_heads: int  # K
+    head_dim: int  # H
+    hidden: int  # F
+    vocab: int  # V
+    context_length: int
+    query_scale: float
+    global_every: int = 1  # layer i attends globally when (i + 1) % global_every == 0
+    window: int | None = None  # of the other, local layers
+    attention_softcap: float | None = None
+    final_softcap: float | None = None
+    qk_norm: bool = False
+    post_norms: bool = False
+    local_rope_base: float = 10_000.0
+    global_rope_base: float = 10_000.0
+    global_rope_factor: float = 1.0
+    norm_eps: float = 1e-6
+
+    def layer_kind(self, layer: int) -> LayerKind:
+        """The attention of layer `layer` (from 0)."""
+        if (layer + 1) % self.global_every == 0:
+            return LayerKind(None, self.global_rope_base, self.global_rope_factor)
+        return LayerKind(self.window, self.local_rope_base, 1.0)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, the tied output layer counted once."""
+        attention = 2 * (self.heads + self.kv_heads) * self.head_dim * self.width
+        attention += 2 * self.head_dim if self.qk_norm else 0
+        norms = (4 if self.post_norms else 2) * self.width
+        per_layer = attention + 3 * self.width * self.hidden + norms
+        return self.layers * per_layer + (self.vocab + 1) * self.width
+
+    def kv_bytes_per_token(self, itemsize: int) -> int:
+        """Bytes of keys and values that one token of one slot takes."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
+
+
+def _row(name: str, sizes: tuple[int, int, int, int, int, int], **rest: object) -> GemmaConfig:
+    layers, width, heads, kv_heads, head_dim, hidden = sizes
+    fields: dict[str, object] = {"query_scale": head_dim**-0.5, **rest}
+    return GemmaConfig(name, layers, width, heads, kv_heads, head_dim, hidden, **fields)  # type: ignore[arg-type]
+
+
+_GEMMA1: dict[str, object] = {"vocab": 256_128, "context_length": 8192}
+_GEMMA2: dict[str, object] = {
+    **_GEMMA1,
+    "global_every": 2,
+    "window": 4096,
+    "attention_softcap": 50.0,
+    "final_softcap": 30.0,
+    "post_norms": True,
+}
+_GEMMA3: dict[str, object] = {
+    "vocab": 262_144,
+    "context_length": 131_072,
+    "global_every": 6,
+    "window": 1024,
+    "qk_norm": True,
+    "post_norms": True,
+    "global_rope_base": 1_000_000.0,
+    "global_rope_factor": 8.0,
+}
+_GEMMA3_SMALL = {**_GEMMA3, "context_length": 32_768, "window": 512, "global_rope_factor": 1.0}
+
+#                       L   D     N   K   H    F
+RELEASED: tuple[GemmaConfig, ...] = (
+    _row("gemma-2b", (18, 2048, 8, 1, 256, 16384), **_GEMMA1),
+    _row("gemma-7b", (28, 3072, 16, 16, 256, 24576), **_GEMMA1),
+    _row("gemma-2-2b", (26, 2304, 8, 4, 256, 9216), **_GEMMA2),
+    _row("gemma-2-9b", (42, 3584, 16, 8, 256, 14336), **_GEMMA2),
+    _row("gemma-2-27b", (46, 4608, 32, 16, 128, 36864), **_GEMMA2, query_scale=144**-0.5),
+    _row("gemma-3-270m", (18, 640, 4, 1, 256, 2048), **_GEMMA3_SMALL),
+    _row("gemma-3-1b", (26, 1152, 4, 1, 256, 6912), **_GEMMA3_SMALL),
+    _row("gemma-3-4b", (34, 2560, 8, 4, 256, 10240), **_GEMMA3),
+    _row("gemma-3-12b", (48, 3840, 16, 8, 256, 15360), **_GEMMA3),
+    _row("gemma-3-27b", (62, 5376, 32, 16, 128, 21504), **_GEMMA3, query_scale=168**-0.5),
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a checkpoint's own tensors say about the model: sizes, and which norms exist."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    vocab: int
+    qk_norm: bool
+    post_norms: bool
+
+
+def config_for(shape: Shape) -> GemmaConfig:
+    """The released model of this shape or, for other sizes, the nearest family at that size.
+
+    The family follows from the norms, which no two generations share: q/k norms are Gemma 3's,
+    norms behind the blocks without them Gemma 2's, neither Gemma 1's. An unknown size takes
+    everything that no tensor shows (windows, caps, rope) from its family's smallest model.
+    """
+    family = [
+        row
+        for row in RELEASED
+        if (row.qk_norm, row.post_norms) == (shape.qk_norm, shape.post_norms)
+    ]
+    sizes = {
+        "layers": shape.layers,
+        "width": shape.width,
+        "heads": shape.heads,
+        "kv_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "hidden": shape.hidden,
+    }
+    for row in family:
+        if all(getattr(row, name) == size for name, size in sizes.items()):
+            return replace(row, vocab=shape.vocab)
+    nearest = family[0] if family else RELEASED[0]
+    return replace(
+        nearest,
+        name=f"{nearest.name.rsplit('-', 1)[0]}-{shape.layers}x{shape.width}",
+        query_scale=shape.head_dim**-0.5,
+        vocab=shape.vocab,
+        qk_norm=shape.qk_norm,
+        post_norms=shape.post_norms,
+        **sizes,
+    )

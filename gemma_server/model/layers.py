@@ -1,0 +1,94 @@
+"""The small layers: norm, linear, feed-forward, embedding, rotary positions."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (1 + scale) over the last axis, computed in f32 whatever x's dtype."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        return (y * (1.0 + scale)).astype(x.dtype)
+
+
+class Linear(nn.Module):
+    """x @ kernel.T without a bias; the kernel is [out, in], as GGUF and safetensors store it."""
+
+    features: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param(
+            "kernel",
+            nn.initializers.lecun_normal(in_axis=-1, out_axis=-2),
+            (self.features, x.shape[-1]),
+            self.dtype,
+        )
+        return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (1,)), ((), ())))
+
+
+class FeedForward(nn.Module):
+    """GeGLU: down(gelu(gate(x)) * up(x)), gelu in its tanh form; gate and up share one product."""
+
+    hidden: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        both = Linear(2 * self.hidden, self.dtype, name="gate_up")(x)  # [B, T, 2F]
+        gate, up = jnp.split(both, 2, axis=-1)
+        return Linear(x.shape[-1], self.dtype, name="down")(nn.gelu(gate, approximate=True) * up)
+
+
+class Embedder(nn.Module):
+    """The table that turns ids into rows and, tied, hidden states into logits."""
+
+    vocab: int
+    width: int
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        self.embedding = self.param(
+            "embedding", nn.initializers.normal(1.0), (self.vocab, self.width), self.dtype
+        )
+
+    def encode(self, tokens: jax.Array) -> jax.Array:
+        """[B, T] ids -> [B, T, D]. The factor sqrt(D) is rounded to the dtype, as Gemma was."""
+        rows = self.embedding[tokens]
+        return rows * jnp.sqrt(jnp.float32(self.width)).astype(rows.dtype)
+
+    def decode(self, hidden: jax.Array) -> jax.Array:
+        """[B, D] -> [B, V] logits in f32."""
+        return jax.lax.dot_general(
+            hidden,
+            self.embedding,
+            (((1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """tanh(x / cap) * cap; None leaves x alone."""
+    return x if cap is None else jnp.tanh(x / cap) * cap
+
+
+def rotate(x: jax.Array, positions: jax.Array, base: float, factor: float) -> jax.Array:
+    """Rotary positions: the first half of each head turns with the second half.
+
+    x: [B, T, N, H]; positions: [B, T]; `factor` divides the angle (linear scaling).
+    """
+    half = x.shape[-1] // 2
+    timescale = base ** (jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[..., None, None].astype(jnp.float32) / timescale / factor  # [B, T, 1, H/2]
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

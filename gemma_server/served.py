@@ -1,0 +1,72 @@
+"""A model on its way from loading to ready to draining, as the routes see it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from gemma_server.engine.engine import Engine
+from gemma_server.errors import NotReady
+from gemma_server.text.tokenizer import Tokenizer
+
+Status = Literal["loading", "ready", "draining"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What it takes to answer: ids from text, tokens from ids, and what it runs on."""
+
+    tokenizer: Tokenizer
+    engine: Engine
+    device: str
+    compilations: Callable[[], int]  # programs compiled since the start
+
+
+class ServedModel:
+    """One model under its name. The loading thread moves it on; handlers only read it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.stage = "starting"
+        self.progress: float | None = None  # share of the stage that is done, when known
+        self._loaded: LoadedModel | None = None
+        self._draining = False
+        self.load_s: float | None = None  # how long loading took
+
+    @property
+    def status(self) -> Status:
+        """Where the model is on its way."""
+        if self._draining:
+            return "draining"
+        return "loading" if self._loaded is None else "ready"
+
+    @property
+    def loaded(self) -> LoadedModel | None:
+        """The model once it has loaded, also while it drains."""
+        return self._loaded
+
+    def at(self, stage: str, progress: float | None = None) -> None:
+        """Say what loading is doing now."""
+        self.stage, self.progress = stage, progress
+
+    def ready(self, name: str, loaded: LoadedModel, load_s: float) -> None:
+        """The model can answer from now on, under its own name."""
+        self.name, self.load_s, self._loaded = name, load_s, loaded
+        self.at("ready", 1.0)
+
+    def drain(self) -> None:
+        """Refuse new requests; those under way go on."""
+        self._draining = True
+        self.at("draining")
+
+    def require_ready(self) -> LoadedModel:
+        """The model, if it takes requests.
+
+        Raises:
+            NotReady: it is loading or draining.
+        """
+        if self._draining:
+            raise NotReady("draining", "the server is shutting down", retry_after_s=5)
+        if self._loaded is None:
+            done = "" if self.progress is None else f", {self.progress:.0%}"
+            raise NotReady("loading", f"the model is loading ({self.stage}{done})", retry_after_s=2)
+        return self._loaded

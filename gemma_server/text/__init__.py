@@ -1,0 +1,4 @@
+"""Text to token ids and back.
+
+LAW: bytes, strings and ids; no jax, no flask.
+"""

@@ -1,0 +1,110 @@
+"""Gemma's SentencePiece tokenizer, from its own file or rebuilt from a GGUF file's arrays."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as model_pb
+
+from gemma_server.errors import InvalidRequest, ModelLoadError
+
+TURN_MARKERS = ("<start_of_turn>", "<end_of_turn>")
+_SPACE = "\u2581"  # what SentencePiece writes for a space within a piece
+_BYTE, _CONTROL, _UNKNOWN = 6, 3, 2  # SentencePiece's ModelProto.SentencePiece.Type
+_BPE = 2  # TrainerSpec.ModelType
+
+
+class Tokenizer:
+    """Encodes prompts and tells what bytes each id stands for. Safe to share between threads.
+
+    Raises:
+        ModelLoadError: the bytes are not a SentencePiece model, or not Gemma's.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        self._pieces = sentencepiece.SentencePieceProcessor()
+        try:
+            self._pieces.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise ModelLoadError(f"not a SentencePiece tokenizer: {error}") from None
+        self.vocab_size: int = self._pieces.GetPieceSize()
+        self.bos_id: int = self._pieces.bos_id()
+        self.eos_id: int = self._pieces.eos_id()
+        if min(self.bos_id, self.eos_id) < 0:
+            raise ModelLoadError("not a Gemma tokenizer: it has no <bos> or no <eos>")
+        self._markers = {marker: self._id_of(marker) for marker in TURN_MARKERS}
+        self._split = re.compile("(" + "|".join(map(re.escape, self._markers)) + ")")
+        self.stop_ids = frozenset({self.eos_id, self._markers["<end_of_turn>"]})
+
+    def encode(self, text: str) -> list[int]:
+        """`<bos>`, then the text's ids. Turn markers become their tokens; `<bos>` in the text
+        stays text.
+
+        Raises:
+            InvalidRequest: the text is not valid Unicode (a lone surrogate).
+        """
+        ids = [self.bos_id]
+        try:
+            for part in self._split.split(text):
+                marker = self._markers.get(part)
+                ids.extend(self._pieces.EncodeAsIds(part) if marker is None else [marker])
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(
+                f"the text has a lone surrogate at character {error.start}: not valid Unicode",
+                param="prompt",
+            ) from None
+        return ids
+
+    def piece_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes, maybe part of a character, of one id; none for control tokens."""
+        pieces = self._pieces
+        if not 0 <= token_id < self.vocab_size:
+            return b""  # an embedding row that only pads the table
+        if pieces.IsControl(token_id) or pieces.IsUnknown(token_id) or self.is_marker(token_id):
+            return b""
+        piece: str = pieces.IdToPiece(token_id)
+        if pieces.IsByte(token_id):
+            return bytes([int(piece[3:5], 16)])  # "<0x0A>"
+        return piece.replace(_SPACE, " ").encode()
+
+    def is_marker(self, token_id: int) -> bool:
+        """Whether the id is one of the turn markers."""
+        return token_id in self._markers.values()
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text of the ids; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(map(self.piece_bytes, token_ids)).decode("utf-8", errors="replace")
+
+    def _id_of(self, piece: str) -> int:
+        token_id: int = self._pieces.PieceToId(piece)
+        if self._pieces.IdToPiece(token_id) != piece:
+            raise ModelLoadError(f"not a Gemma tokenizer: it has no piece {piece}")
+        return token_id
+
+
+def model_from_pieces(
+    pieces: Sequence[str], scores: Sequence[float], types: Sequence[int]
+) -> bytes:
+    """A SentencePiece BPE model as Gemma's: identity normaliser, byte fallback, digits split.
+
+    `types` are SentencePiece's own numbers, which GGUF keeps. GGUF writes spaces in user-defined
+    pieces as they are; within a model they are U+2581.
+    """
+    if "<unk>" not in pieces:
+        raise ModelLoadError("not a Gemma tokenizer: it has no piece <unk>")
+    unknown = list(pieces).index("<unk>")
+    model = model_pb.ModelProto()
+    trainer = model.trainer_spec
+    trainer.model_type, trainer.byte_fallback, trainer.split_digits = _BPE, True, True
+    trainer.vocab_size, trainer.unk_id, trainer.unk_piece = len(pieces), unknown, "<unk>"
+    trainer.pad_id, trainer.eos_id, trainer.bos_id = 0, 1, 2
+    trainer.pad_piece, trainer.eos_piece, trainer.bos_piece = "<pad>", "<eos>", "<bos>"
+    normalizer = model.normalizer_spec
+    normalizer.name, normalizer.escape_whitespaces = "identity", True
+    normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
+    for index, (piece, score, kind) in enumerate(zip(pieces, scores, types, strict=True)):
+        kind = _UNKNOWN if index == unknown else kind
+        literal = piece if kind in (_BYTE, _CONTROL) else piece.replace(" ", _SPACE)
+        model.pieces.add(piece=literal, score=score, type=kind)
+    serialized: bytes = model.SerializeToString()
+    return serialized

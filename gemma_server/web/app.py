@@ -1,0 +1,45 @@
+"""The Flask app: routes, guards and errors around one handed-in model."""
+
+import re
+import uuid
+
+from flask import Flask, Response, g, request
+
+from gemma_server.served import ServedModel
+from gemma_server.settings import Settings, is_loopback
+from gemma_server.web import errors, native, ops
+from gemma_server.web.body import MAX_BODY_BYTES
+from gemma_server.web.guard import Guard
+from gemma_server.web.metrics import Metrics
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def make_app(model: ServedModel, settings: Settings) -> Flask:
+    """An app that serves `model`; the model may still be loading."""
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.json.ensure_ascii = False  # type: ignore[attr-defined]
+    metrics = Metrics(model)
+    guard = Guard(
+        api_keys=settings.api_keys(),
+        local_only=settings.uds is None and is_loopback(settings.host),
+    )
+
+    @app.before_request
+    def begin() -> None:
+        given = request.headers.get("X-Request-Id", "")
+        g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        guard.check()
+
+    @app.after_request
+    def end(response: Response) -> Response:
+        response.headers["X-Request-Id"] = g.request_id
+        route = request.url_rule.rule if request.url_rule else "unknown"
+        metrics.answered(route, response.status_code)
+        return response
+
+    app.register_blueprint(native.blueprint(model, metrics, settings.max_sampling_steps))
+    app.register_blueprint(ops.blueprint(model, metrics))
+    errors.register(app)
+    return app

@@ -1,0 +1,105 @@
+"""Errors on the wire: one JSON form for every route and every cause."""
+
+import logging
+from typing import Any
+
+from flask import Flask, Response, g, json
+from werkzeug.exceptions import HTTPException
+
+from gemma_server.errors import (
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    GenerationFailed,
+    InvalidRequest,
+    NotReady,
+    Overloaded,
+    RequestError,
+)
+from gemma_server.generation import ClientGone
+
+logger = logging.getLogger(__name__)
+
+_STATUS: dict[type[RequestError], tuple[int, str]] = {
+    InvalidRequest: (400, "invalid_request_error"),
+    ContextLengthExceeded: (400, "invalid_request_error"),
+    Overloaded: (429, "rate_limit_error"),
+    NotReady: (503, "unavailable_error"),
+    DeadlineExceeded: (504, "timeout_error"),
+    GenerationFailed: (500, "server_error"),
+}
+_TYPE_OF_STATUS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    500: "server_error",
+}
+_CLIENT_GONE = 499  # nginx's number; nobody is there to read it, but the log and metrics are
+
+
+def error_body(
+    kind: str,
+    message: str,
+    code: str | None,
+    request_id: str,
+    param: str | None = None,
+    **details: int,
+) -> dict[str, Any]:
+    """The one JSON form of an error."""
+    error = {"type": kind, "message": message, "param": param, "code": code, **details}
+    return {"error": {**error, "request_id": request_id}}
+
+
+def body_of(error: RequestError) -> dict[str, Any]:
+    """The JSON form of one of our own errors."""
+    _, kind = _STATUS[type(error)]
+    details: dict[str, int] = {}
+    if isinstance(error, ContextLengthExceeded):
+        details = {"prompt_tokens": error.prompt_tokens, "limit": error.limit}
+    code = error.code
+    return error_body(kind, error.message, code, g.request_id, error.param, **details)
+
+
+def register(app: Flask) -> None:
+    """Answer every error of the app, Flask's own included, as JSON."""
+    app.register_error_handler(RequestError, _request_error)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(ClientGone, _client_gone)
+    app.register_error_handler(Exception, _bug)
+
+
+def _respond(body: dict[str, Any], status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(json.dumps(body), status, headers, mimetype="application/json")
+
+
+def _request_error(error: RequestError) -> Response:
+    status, _ = _STATUS[type(error)]
+    headers = {}
+    if isinstance(error, Overloaded | NotReady):
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, NotReady) and error.code == "draining":
+        headers["Connection"] = "close"
+    return _respond(body_of(error), status, headers)
+
+
+def _http_error(error: HTTPException) -> Response:
+    status = error.code or 500
+    kind = _TYPE_OF_STATUS.get(status, "invalid_request_error")
+    code = error.name.lower().replace(" ", "_")
+    headers = {"Connection": "close"} if status == 413 else {}  # its body is not read to the end
+    for name in ("Allow", "WWW-Authenticate"):
+        for key, value in error.get_headers():
+            if key == name:
+                headers[name] = value
+    message = error.description or error.name
+    return _respond(error_body(kind, message, code, g.request_id), status, headers)
+
+
+def _client_gone(error: ClientGone) -> Response:
+    body = error_body("client_closed", "the client went away", None, g.request_id)
+    return _respond(body, _CLIENT_GONE, {"Connection": "close"})
+
+
+def _bug(error: Exception) -> Response:
+    logger.exception("request %s failed", g.request_id)
+    message = "an error inside the server; its log has the details under this request id"
+    return _respond(error_body("server_error", message, "internal", g.request_id), 500)

@@ -1,0 +1,46 @@
+"""Who may ask: the Host a request names, and its API key."""
+
+import hmac
+
+from flask import request
+from werkzeug.exceptions import Forbidden, Unauthorized
+
+from gemma_server.settings import is_loopback
+
+PUBLIC_PATHS = ("/healthz", "/readyz")
+
+
+class Guard:
+    """Checks every request before its route runs.
+
+    On a loopback address only loopback names are accepted as Host: a web page that rebinds its
+    own name to 127.0.0.1 still sends its own name.
+    """
+
+    def __init__(self, *, api_keys: tuple[str, ...], local_only: bool) -> None:
+        self._keys = tuple(key.encode() for key in api_keys)
+        self._local_only = local_only
+
+    def check(self) -> None:
+        """Raise `Forbidden` or `Unauthorized` for a request that may not pass."""
+        if self._local_only and not is_loopback(_host_name(request.host)):
+            raise Forbidden(
+                f"Host {request.host[:100]!r} is not this machine; "
+                "use localhost or 127.0.0.1, or serve on another --host"
+            )
+        if self._keys and request.path not in PUBLIC_PATHS and not self._key_is_known():
+            raise Unauthorized("an API key is needed: Authorization: Bearer KEY")
+
+    def _key_is_known(self) -> bool:
+        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        given = key.strip().encode("utf-8", errors="replace")
+        # All keys are compared, each in constant time: the answer's delay tells nothing.
+        known = [hmac.compare_digest(given, ours) for ours in self._keys]
+        return scheme.lower() == "bearer" and any(known)
+
+
+def _host_name(host: str) -> str:
+    """`[::1]:20200` -> `::1`, `localhost:20200` -> `localhost`."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]

@@ -1,0 +1,85 @@
+"""What the server counts, in Prometheus' text form."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from gemma_server.generation import Completion
+from gemma_server.served import ServedModel
+
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+
+
+class Metrics:
+    """Counters of one app, beside gauges read from its model's engine when asked for."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_EngineMetrics(model))
+        self._requests = Counter(
+            "gemma_requests",
+            "HTTP requests answered",
+            ["route", "status"],
+            registry=self._registry,
+        )
+        self._prompt_tokens = Counter(
+            "gemma_prompt_tokens", "Prompt tokens of completed answers", registry=self._registry
+        )
+        self._completion_tokens = Counter(
+            "gemma_completion_tokens", "Tokens drawn for completed answers", registry=self._registry
+        )
+        self._first_token = Histogram(
+            "gemma_time_to_first_token_seconds",
+            "From submission to the first token",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._duration = Histogram(
+            "gemma_request_seconds",
+            "From submission to the last token",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+
+    def answered(self, route: str, status: int) -> None:
+        """Count one HTTP answer."""
+        self._requests.labels(route, str(status)).inc()
+
+    def completed(self, completion: Completion) -> None:
+        """Count one finished generation."""
+        timings = completion.timings
+        first_token_s = timings.queue_s + timings.prefill_s
+        self._prompt_tokens.inc(completion.prompt_tokens)
+        self._completion_tokens.inc(completion.completion_tokens)
+        self._first_token.observe(first_token_s)
+        self._duration.observe(first_token_s + timings.decode_s)
+
+    def exposition(self) -> bytes:
+        """All of it, in the text format."""
+        return generate_latest(self._registry)
+
+
+class _EngineMetrics:
+    """Reads the engine at the moment somebody asks."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
+
+    def collect(self) -> Iterable[Metric]:
+        ready = self._model.status == "ready"
+        yield GaugeMetricFamily("gemma_ready", "1 when requests are taken", value=float(ready))
+        loaded = self._model.loaded
+        if loaded is None:
+            return
+        engine = loaded.engine
+        yield GaugeMetricFamily("gemma_slots", "Slots in all", value=engine.slots)
+        yield GaugeMetricFamily("gemma_slots_busy", "Slots at work", value=engine.active)
+        yield GaugeMetricFamily(
+            "gemma_queue_requests", "Requests waiting for a slot", value=engine.waiting
+        )
+        yield CounterMetricFamily("gemma_steps", "Device steps", value=engine.steps)
+        yield CounterMetricFamily("gemma_tokens_drawn", "Tokens drawn", value=engine.tokens_drawn)
+        yield CounterMetricFamily(
+            "gemma_compilations", "Programs compiled since the start", value=loaded.compilations()
+        )

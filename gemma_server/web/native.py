@@ -1,0 +1,179 @@
+"""The sidecar's own routes: /prompt generates, /echo measures the hop."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flask import Blueprint, Response, request, stream_with_context
+
+from gemma_server.engine.request import Timings
+from gemma_server.errors import InvalidRequest, RequestError
+from gemma_server.generation import ClientGone, Completion, Generation
+from gemma_server.served import LoadedModel, ServedModel
+from gemma_server.web import sse
+from gemma_server.web.body import read_body
+from gemma_server.web.metrics import Metrics
+from gemma_server.web.schema import EchoBody, PromptBody
+
+
+def blueprint(model: ServedModel, metrics: Metrics, max_steps: int) -> Blueprint:
+    """The routes for one model."""
+    routes = Blueprint("native", __name__)
+
+    @routes.post("/echo")
+    def echo() -> dict[str, Any]:
+        return {"echo_prompt": read_body(EchoBody).prompt}
+
+    @routes.post("/prompt")
+    def prompt() -> Response | dict[str, Any]:
+        loaded = model.require_ready()
+        body = read_body(PromptBody)
+        _check(body, max_steps)
+        generations = _submit(body, loaded)
+        if body.stream:
+            generation = generations[0]
+            response = sse.response(stream_with_context(_events(generation, metrics)))
+            response.call_on_close(generation.cancel)  # also when no event was ever asked for
+            return response
+        return _answer(body, _run_all(generations, metrics))
+
+    return routes
+
+
+def _check(body: PromptBody, max_steps: int) -> None:
+    """What the schema cannot say by itself."""
+    if body.sampling_steps > max_steps:
+        raise InvalidRequest(
+            f"sampling_steps is {body.sampling_steps}, and this server's limit is {max_steps}",
+            param="sampling_steps",
+        )
+    if body.stream and not isinstance(body.prompt, str):
+        raise InvalidRequest("a list of prompts cannot be streamed", param="stream")
+
+
+def _submit(body: PromptBody, loaded: LoadedModel) -> list[Generation]:
+    """Encode and queue all prompts, or none; an error names the prompt at fault."""
+    engine, tokenizer = loaded.engine, loaded.tokenizer
+    requests = []
+    for index, text in enumerate(body.prompts):
+        try:
+            ids = tokenizer.encode(text)
+            engine.check_prompt(len(ids))
+        except RequestError as error:
+            if isinstance(body.prompt, list):
+                error.param = f"prompt[{index}]"
+            raise
+        requests.append(body.request(ids, tokenizer.stop_ids))
+    deadline = _deadline()
+    gone = _gone_check()
+    return [
+        Generation(engine, tokenizer, handle, body.stops, client_gone=gone, deadline=deadline)
+        for handle in engine.submit(requests)
+    ]
+
+
+def _run_all(generations: list[Generation], metrics: Metrics) -> list[Completion]:
+    """Wait for all answers; when one fails, the others are given up."""
+    done = []
+    try:
+        for generation in generations:
+            done.append(generation.run())
+            metrics.completed(done[-1])
+    finally:
+        for generation in generations[len(done) :]:
+            generation.cancel()
+    return done
+
+
+def _answer(body: PromptBody, completions: list[Completion]) -> dict[str, Any]:
+    """A string answers a string; lists answer a list, with the usage summed."""
+    usage = _usage(completions)
+    timings = _timings([completion.timings for completion in completions])
+    texts = [completion.text for completion in completions]
+    reasons = [completion.finish_reason for completion in completions]
+    single = isinstance(body.prompt, str)
+    return {
+        "response": texts[0] if single else texts,
+        "finish_reason": reasons[0] if single else reasons,
+        "usage": usage,
+        "timings": timings,
+    }
+
+
+def _events(generation: Generation, metrics: Metrics) -> Iterator[bytes]:
+    """The stream's events; after a failure an error event, and then a broken body."""
+    try:
+        for piece in generation.pieces():
+            yield sse.event({"response": piece})
+    except ClientGone:
+        return
+    except RequestError as error:
+        yield sse.failure(error)
+        raise
+    completion = generation.completion
+    metrics.completed(completion)
+    yield sse.event(
+        {
+            "response": "",
+            "finish_reason": completion.finish_reason,
+            "usage": _usage([completion]),
+            "timings": _timings([completion.timings]),
+        }
+    )
+    yield sse.DONE
+
+
+def _usage(completions: list[Completion]) -> dict[str, int]:
+    return {
+        "prompt_tokens": sum(completion.prompt_tokens for completion in completions),
+        "completion_tokens": sum(completion.completion_tokens for completion in completions),
+        "cached_tokens": 0,  # no prefix is reused yet
+    }
+
+
+def _timings(timings: list[Timings]) -> dict[str, float]:
+    """Milliseconds; for several prompts, which run side by side, the longest of each stage."""
+    return {
+        "queue_ms": _milliseconds(max(timing.queue_s for timing in timings)),
+        "prefill_ms": _milliseconds(max(timing.prefill_s for timing in timings)),
+        "decode_ms": _milliseconds(max(timing.decode_s for timing in timings)),
+    }
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+def _deadline() -> float | None:
+    """The client's time limit on the monotonic clock, from `X-Request-Timeout-Ms`."""
+    header = request.headers.get("X-Request-Timeout-Ms")
+    if header is None:
+        return None
+    if not header.isascii() or not header.isdigit() or not 1 <= int(header[:12]) <= 10**9:
+        raise InvalidRequest(
+            "X-Request-Timeout-Ms must be a whole number of milliseconds from 1 to 1000000000",
+            param="X-Request-Timeout-Ms",
+        )
+    return time.monotonic() + int(header) / 1000
+
+
+def _gone_check() -> Callable[[], bool]:
+    """Tells whether the client has closed its connection, without reading from it.
+
+    gunicorn hands the socket in; under a test client there is none. A client that half-closes
+    after sending counts as gone: HTTP clients do not do that.
+    """
+    connection: socket.socket | None = request.environ.get("gunicorn.socket")
+
+    def gone() -> bool:
+        if connection is None:
+            return False
+        try:
+            return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            return True
+
+    return gone

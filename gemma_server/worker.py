@@ -1,0 +1,183 @@
+"""The gunicorn worker: one process, one model, many threads."""
+
+import faulthandler
+import json
+import logging
+import os
+import socket
+import struct
+import sys
+import threading
+import traceback
+from types import FrameType
+from typing import Any
+
+from flask import Flask
+from gunicorn.http import errors as http_errors
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from gemma_server.errors import ModelLoadError, UsageError
+from gemma_server.served import ServedModel
+from gemma_server.settings import Settings, load_settings
+from gemma_server.startup import announce, report_progress
+from gemma_server.web.app import make_app
+from gemma_server.web.errors import error_body
+
+logger = logging.getLogger(__name__)
+
+LOAD_FAILED = 3  # gunicorn's own code for a worker that cannot boot: the master ends with it
+ENGINE_DIED = 1  # gunicorn starts a new worker, which loads the model again
+SOCKET_TIMEOUT_S = 30  # for a client that stops sending its request or reading its answer
+STUCK_AFTER_S = 60.0  # a device step takes milliseconds; a minute means the device hangs
+_LAST_WORDS_S = 2  # what is still running so long before the drain ends is told so
+
+_STATUS_OF_PARSE_ERROR: dict[type[Exception], tuple[int, str]] = {
+    http_errors.LimitRequestLine: (414, "URI Too Long"),
+    http_errors.LimitRequestHeaders: (431, "Request Header Fields Too Large"),
+    http_errors.UnsupportedTransferCoding: (501, "Not Implemented"),
+    http_errors.ExpectationFailed: (417, "Expectation Failed"),
+}
+
+
+def create_app() -> Flask:
+    """The WSGI app, its model not yet loading; `SidecarWorker` starts that after the fork."""
+    if "gemma_server.gunicorn_conf" not in sys.modules:
+        raise UsageError("start gunicorn with -c python:gemma_server.gunicorn_conf")
+    settings = load_settings()
+    model = ServedModel(settings.model_name or "gemma")
+    app = make_app(model, settings)
+    app.extensions["gemma_server"] = (settings, model)
+    return app
+
+
+def check_gunicorn(cfg: Any) -> None:
+    """Refuse gunicorn settings under which the sidecar cannot work.
+
+    Raises:
+        UsageError: with the reason.
+    """
+    if cfg.preload_app:
+        raise UsageError("--preload would load the model before the fork: a GPU does not survive")
+    if cfg.workers != 1:
+        raise UsageError(
+            f"--workers {cfg.workers}: every worker would load its own model; "
+            "one worker batches all requests"
+        )
+    if not issubclass(cfg.worker_class, SidecarWorker):
+        raise UsageError(
+            f"--worker-class {cfg.worker_class_str}: the sidecar needs its own, "
+            "gemma_server.worker.SidecarWorker"
+        )
+
+
+class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
+    """gunicorn's thread worker with a model in it.
+
+    It stops its heartbeat when the device hangs, limits how long a socket may stall, answers
+    unreadable HTTP in JSON, and drains on SIGTERM.
+    """
+
+    def start_loading(self) -> None:
+        """Load the model in a thread, so that /readyz can tell about it."""
+        self.settings, self.model = self._app().extensions["gemma_server"]
+        threading.Thread(target=self._load, name="loader", daemon=True).start()
+        threading.Thread(
+            target=report_progress, args=(self.model,), name="progress", daemon=True
+        ).start()
+
+    def notify(self) -> None:
+        """Tell the master that all is well, unless the device has stopped making progress."""
+        loaded = self._model_if_any()
+        if loaded is None or loaded.engine.step_age_s() < STUCK_AFTER_S:
+            super().notify()
+
+    def enqueue_req(self, conn: TConn) -> None:
+        """Hand a connection to a thread; a new one gets its time limits first."""
+        if not conn.initialized:
+            limit = struct.pack("ll", SOCKET_TIMEOUT_S, 0)
+            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        super().enqueue_req(conn)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM: refuse new work, let the rest finish, and end what takes too long."""
+        if self.alive:
+            self.model.drain()
+            timer = threading.Timer(
+                max(0, self.settings.drain_timeout - _LAST_WORDS_S), self._cut_off
+            )
+            timer.daemon = True
+            timer.start()
+        super().handle_exit(sig, frame)
+
+    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
+        """Answer what gunicorn could not parse, in the one JSON form."""
+        status, reason = 500, "Internal Server Error"
+        if isinstance(exc, http_errors.ParseException):
+            status, reason = _STATUS_OF_PARSE_ERROR.get(type(exc), (400, "Bad Request"))
+            message, kind = f"not a valid HTTP request: {exc}"[:300], "invalid_request_error"
+            logger.info("unreadable request: %s", type(exc).__name__)
+        else:
+            message, kind = "an error inside the server", "server_error"
+            logger.error("request failed", exc_info=exc)
+        request_id = os.urandom(16).hex()
+        code = reason.lower().replace(" ", "_")
+        body = json.dumps(error_body(kind, message, code, request_id)).encode()
+        head = (
+            f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nX-Request-Id: {request_id}\r\n\r\n"
+        )
+        try:
+            client.sendall(head.encode() + body)
+        except OSError:
+            logger.debug("the client of an unreadable request is gone")
+
+    def dump_stacks(self) -> None:
+        """Write every thread's stack to standard error."""
+        faulthandler.dump_traceback(all_threads=True)
+
+    def leave(self) -> None:
+        """End the process with the exit code that is on its way, without waiting for threads."""
+        loaded = self._model_if_any()
+        if loaded is not None:
+            loaded.engine.stop()
+        error = sys.exc_info()[1]
+        code = error.code if isinstance(error, SystemExit) else 0
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+    def _app(self) -> Flask:
+        app: Flask = self.wsgi
+        return app
+
+    def _model_if_any(self) -> Any:
+        model: ServedModel | None = getattr(self, "model", None)
+        return None if model is None else model.loaded
+
+    def _load(self) -> None:
+        from gemma_server.build import load_model
+
+        try:
+            load_model(self.settings, self.model, self._engine_died)
+        except ModelLoadError as error:
+            self._give_up(f"gemma-server: cannot load the model: {error}")
+        except Exception as error:
+            traceback.print_exc()
+            self._give_up(f"gemma-server: cannot load the model: {type(error).__name__}: {error}")
+        else:
+            announce(self.settings, self.model, self.sockets)
+
+    def _give_up(self, line: str) -> None:
+        if self.alive:  # else it is being stopped anyway, and that is no failure
+            print(line, file=sys.stderr, flush=True)
+            os._exit(LOAD_FAILED)
+
+    def _engine_died(self, error: BaseException) -> None:
+        logger.critical("the engine died; this worker ends", exc_info=error)
+        os._exit(ENGINE_DIED)
+
+    def _cut_off(self) -> None:
+        loaded = self._model_if_any()
+        if loaded is not None:
+            loaded.engine.stop()
