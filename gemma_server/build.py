@@ -23,6 +23,8 @@ from gemma_server.weights.source import WeightSource, load_leaves
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
+    from gemma_server.model.transformer import Params
+
 logger = logging.getLogger(__name__)
 
 OnDeath = Callable[[BaseException], None]
@@ -37,24 +39,25 @@ def load_model(settings: Settings, model: ServedModel, on_death: OnDeath) -> Non
     Raises:
         ModelLoadError: the model cannot be loaded; the text says what to do.
     """
-    began = time.monotonic()
     load = _load_fake if settings.fake else _load_gemma
-    name, loaded = load(settings, model, on_death)
-    model.ready(settings.model_name or name, loaded, time.monotonic() - began)
+    model.ready(load(settings, model, on_death))
 
 
-def _load_fake(
-    settings: Settings, model: ServedModel, on_death: OnDeath
-) -> tuple[str, LoadedModel]:
-    runner = FakeRunner(settings.slots)
-    limits = _limits(settings, settings.context_length, chunk=256)
-    engine = _start(runner, limits, on_death)
-    return "fake", LoadedModel(fake_tokenizer(), engine, "no device", compilations=lambda: 0)
+def _load_fake(settings: Settings, model: ServedModel, on_death: OnDeath) -> LoadedModel:
+    return LoadedModel(
+        name=settings.model_name or "fake",
+        tokenizer=fake_tokenizer(),
+        engine=_start(
+            FakeRunner(settings.slots), _limits(settings, settings.context_length, 256), on_death
+        ),
+        device="no device",
+        load_s=0.0,
+        compilations=lambda: 0,
+    )
 
 
-def _load_gemma(
-    settings: Settings, model: ServedModel, on_death: OnDeath
-) -> tuple[str, LoadedModel]:
+def _load_gemma(settings: Settings, model: ServedModel, on_death: OnDeath) -> LoadedModel:
+    began = time.monotonic()
     model.at("opening the checkpoint")
     source = _open(settings)
     tokenizer = _tokenizer(settings, source)
@@ -66,8 +69,7 @@ def _load_gemma(
         )
 
     model.at("starting the device")
-    jax_cache = settings.cache_dir / "jax"
-    _use_compile_cache(jax_cache)
+    _use_compile_cache(settings.cache_dir / "jax")
     import jax
 
     from gemma_server.engine.compilations import count_compilations
@@ -83,11 +85,17 @@ def _load_gemma(
     programs.compile(lambda done: model.at("compiling", done))
     model.at("loading weights", 0.0)
     params = _put_on_device(source, dtype, lambda done: model.at("loading weights", done))
-    runner = JaxRunner(programs, params)
     model.at("warming up")
+    runner = JaxRunner(programs, params)
     runner.warm_up()
-    engine = _start(runner, _limits(settings, context_length, chunk=CHUNKS[-1]), on_death)
-    return config.name, LoadedModel(tokenizer, engine, _describe(device), compilations)
+    return LoadedModel(
+        name=settings.model_name or config.name,
+        tokenizer=tokenizer,
+        engine=_start(runner, _limits(settings, context_length, CHUNKS[-1]), on_death),
+        device=_describe(device),
+        load_s=time.monotonic() - began,
+        compilations=compilations,
+    )
 
 
 def _open(settings: Settings) -> WeightSource:
@@ -143,12 +151,12 @@ def _dtype(name: str, platform: str) -> "DTypeLike":
 
     if name == "auto":
         name = "float32" if platform == "cpu" else "bfloat16"
-    return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
+    return jnp.dtype(name)
 
 
 def _put_on_device(
     source: WeightSource, dtype: "DTypeLike", progress: Callable[[float], None]
-) -> dict[str, object]:
+) -> "Params":
     """The parameter tree on the device; one leaf at a time, so that the host holds only that."""
     import jax
     from flax.traverse_util import flatten_dict, unflatten_dict
@@ -160,7 +168,7 @@ def _put_on_device(
         path: jax.device_put(array).block_until_ready()
         for path, array in load_leaves(source, abstract, progress)
     }
-    params: dict[str, object] = unflatten_dict(leaves, sep="/")
+    params: Params = unflatten_dict(leaves, sep="/")
     return params
 
 
@@ -169,7 +177,7 @@ def _describe(device: object) -> str:
     return "CPU" if platform == "cpu" else f"{platform.upper()} {kind}".strip()
 
 
-def _limits(settings: Settings, context_length: int, *, chunk: int) -> Limits:
+def _limits(settings: Settings, context_length: int, chunk: int) -> Limits:
     return Limits(
         slots=settings.slots,
         context_length=context_length,

@@ -104,7 +104,8 @@ def generate(
     try:
         ids = tuple(loaded.tokenizer.encode(prompt))
         request = Request(ids, steps, sampling, loaded.tokenizer.stop_ids)
-        generation = Generation(loaded.engine, loaded.tokenizer, *loaded.engine.submit([request]))
+        [handle] = loaded.engine.submit([request])
+        generation = Generation(loaded.engine, loaded.tokenizer, handle)
         for piece in generation.pieces():
             click.echo(piece, nl=False)
     except GemmaServerError as error:

@@ -15,9 +15,11 @@ Status = Literal["loading", "ready", "draining"]
 class LoadedModel:
     """What it takes to answer: ids from text, tokens from ids, and what it runs on."""
 
+    name: str
     tokenizer: Tokenizer
     engine: Engine
     device: str
+    load_s: float  # from the start of loading to ready
     compilations: Callable[[], int]  # programs compiled since the start
 
 
@@ -30,7 +32,6 @@ class ServedModel:
         self.progress: float | None = None  # share of the stage that is done, when known
         self._loaded: LoadedModel | None = None
         self._draining = False
-        self.load_s: float | None = None  # how long loading took
 
     @property
     def status(self) -> Status:
@@ -48,9 +49,9 @@ class ServedModel:
         """Say what loading is doing now."""
         self.stage, self.progress = stage, progress
 
-    def ready(self, name: str, loaded: LoadedModel, load_s: float) -> None:
+    def ready(self, loaded: LoadedModel) -> None:
         """The model can answer from now on, under its own name."""
-        self.name, self.load_s, self._loaded = name, load_s, loaded
+        self.name, self._loaded = loaded.name, loaded
         self.at("ready", 1.0)
 
     def drain(self) -> None:

@@ -28,9 +28,8 @@ def report_progress(model: ServedModel) -> None:
 
 def announce(settings: Settings, model: ServedModel, sockets: Sequence[Any]) -> None:
     """Print the ready line on standard output, and a command to try on standard error."""
-    loaded = model.loaded
-    assert loaded is not None and model.load_s is not None
-    facts = f"{model.name}, {loaded.device}, {model.load_s:.1f} s"
+    loaded = model.require_ready()
+    facts = f"{model.name}, {loaded.device}, {loaded.load_s:.1f} s"
     where, curl = _address(settings, sockets)
     print(f"gemma-server ready: {where} ({facts})", flush=True)
     body = '{"prompt": "The capital of France is", "sampling_steps": 16}'

@@ -18,7 +18,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from gemma_server.errors import ModelLoadError, UsageError
 from gemma_server.served import ServedModel
-from gemma_server.settings import Settings, load_settings
+from gemma_server.settings import load_settings
 from gemma_server.startup import announce, report_progress
 from gemma_server.web.app import make_app
 from gemma_server.web.errors import error_body

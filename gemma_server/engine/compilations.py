@@ -11,7 +11,7 @@ def count_compilations() -> Callable[[], int]:
     """Start counting; the returned function tells how many programs were compiled since."""
     seen = 0
 
-    def on_event(event: str, duration_s: float, **_: object) -> None:
+    def on_event(event: str, duration_secs: float, **_: str | int) -> None:
         nonlocal seen
         seen += event == _EVENT
 

@@ -1,8 +1,7 @@
 """The only place that compiles and runs the model: plans in, ids out."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,14 +38,18 @@ class Programs:
         """Compile the whole list; `progress` gets the share done."""
         params = abstract_params(self.config, self.dtype)
         cache, last = jax.eval_shape(self.new_state)
-        jobs: list[tuple[str, Callable[..., Any], list[Any]]] = []
-        for size in CHUNKS:
-            shapes = [_ints(size), _ints(), _ints(), _ints(), _sampling(1), _bool()]
-            jobs.append((f"prefill_{size}", self._prefill, shapes))
-        for rows in row_counts(self.slots):
-            jobs.append(
-                (f"decode_{rows}", self._decode, [_ints(rows), _ints(rows), _sampling(rows)])
+        one = _sampling(1)
+        jobs: list[tuple[str, Callable[..., Any], list[Any]]] = [
+            (
+                f"prefill_{size}",
+                self._prefill,
+                [_ints(size), _ints(), _ints(), _ints(), one, _bool()],
             )
+            for size in CHUNKS
+        ] + [
+            (f"decode_{rows}", self._decode, [_ints(rows), _ints(rows), _sampling(rows)])
+            for rows in row_counts(self.slots)
+        ]
         for done, (name, function, shapes) in enumerate(jobs):
             jitted = jax.jit(function, donate_argnums=(1, 2))
             self._compiled[name] = jitted.lower(params, cache, last, *shapes).compile()
@@ -76,12 +79,11 @@ class Programs:
         index = jnp.arange(tokens.shape[0])
         positions = jnp.where(index < count, offset + index, self.length)
         slots = slot[None]
-        apply = partial(self._model.apply, {"params": params})
-        hidden, cache = apply(tokens[None], positions[None], cache, slots)
+        hidden, cache = self._forward(params, tokens[None], positions[None], cache, slots)
         behind = jax.lax.dynamic_slice_in_dim(hidden[0], count - 1, 1)  # [1, D]
         token = jax.lax.cond(
             draw,
-            lambda: sample(apply(behind, method="logits"), how, (offset + count)[None]),
+            lambda: sample(self._logits(params, behind), how, (offset + count)[None]),
             lambda: jnp.zeros(1, jnp.int32),
         )
         return cache, last.at[slots].set(token), token
@@ -99,11 +101,26 @@ class Programs:
 
         Padding rows have a slot and a position beyond the end, where all writes are dropped.
         """
-        apply = partial(self._model.apply, {"params": params})
         tokens = last.at[slots].get(mode="clip")
-        hidden, cache = apply(tokens[:, None], positions[:, None], cache, slots)
-        drawn = sample(apply(hidden[:, 0], method="logits"), how, positions + 1)
+        hidden, cache = self._forward(params, tokens[:, None], positions[:, None], cache, slots)
+        drawn = sample(self._logits(params, hidden[:, 0]), how, positions + 1)
         return cache, last.at[slots].set(drawn, mode="drop"), drawn
+
+    def _forward(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        positions: jax.Array,
+        cache: Cache,
+        slots: jax.Array,
+    ) -> tuple[jax.Array, Cache]:
+        return cast(
+            tuple[jax.Array, Cache],
+            self._model.apply({"params": params}, tokens, positions, cache, slots),
+        )
+
+    def _logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        return cast(jax.Array, self._model.apply({"params": params}, hidden, method="logits"))
 
 
 class JaxRunner:

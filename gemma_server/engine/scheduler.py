@@ -219,9 +219,8 @@ class Scheduler:
     def _end(self, slot: int, task: _Task, event: Event) -> None:
         self._slots[slot] = None
         self._terminate(task, event)
-        stamps = task.handle.stamps
-        assert stamps.ended is not None and stamps.admitted is not None
-        held = stamps.ended - stamps.admitted
+        timings = task.handle.stamps.timings()
+        held = timings.prefill_s + timings.decode_s
         self._seconds_per_request += 0.2 * (held - self._seconds_per_request)
 
     def _terminate(self, task: _Task, event: Event) -> None:

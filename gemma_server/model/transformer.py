@@ -1,5 +1,7 @@
 """The Gemma transformer: embeddings, L blocks, final norm, tied output layer."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -10,7 +12,7 @@ from gemma_server.model.cache import Cache, LayerCache, empty_cache
 from gemma_server.model.config import GemmaConfig, LayerKind
 from gemma_server.model.layers import Embedder, FeedForward, RMSNorm, soft_cap
 
-Params = dict[str, object]  # a plain tree of dicts whose leaves are arrays
+Params = dict[str, Any]  # a plain tree of dicts whose leaves are arrays
 
 
 class Block(nn.Module):

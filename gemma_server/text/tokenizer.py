@@ -93,7 +93,7 @@ def model_from_pieces(
     if "<unk>" not in pieces:
         raise ModelLoadError("not a Gemma tokenizer: it has no piece <unk>")
     unknown = list(pieces).index("<unk>")
-    model = model_pb.ModelProto()
+    model = model_pb.ModelProto()  # type: ignore[attr-defined]  # generated at run time
     trainer = model.trainer_spec
     trainer.model_type, trainer.byte_fallback, trainer.split_digits = _BPE, True, True
     trainer.vocab_size, trainer.unk_id, trainer.unk_piece = len(pieces), unknown, "<unk>"

@@ -1,0 +1,12 @@
+#!/bin/sh
+# Sets itself up, then runs every test, Python and Go.
+set -eu
+cd "$(dirname "$0")/.."
+scripts/venv.sh demo dev
+echo "== Python: the fast tests, then those that compile models, start servers, or load real weights"
+.venv/bin/python -m pytest -q "$@"
+.venv/bin/python -m pytest -q -m "slow or real_model" "$@"
+echo "== Go"
+cd clients/go
+../../scripts/go.sh vet ./...
+../../scripts/go.sh test -count=1 ./...
