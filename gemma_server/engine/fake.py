@@ -17,12 +17,17 @@ _EOS = 1
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # SentencePiece's piece types
 
 
-def fake_tokenizer() -> Tokenizer:
-    """One token per byte, and Gemma's control tokens."""
+def fake_pieces() -> tuple[list[str], list[float], list[int]]:
+    """A vocabulary of one token per byte and Gemma's control tokens: pieces, scores, types."""
     pieces = [*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]
     types = [_CONTROL] * len(_SPECIAL) + [_BYTE] * 256 + [_NORMAL]
     types[_SPECIAL.index("<unk>")] = _UNKNOWN
-    return Tokenizer(model_from_pieces(pieces, [0.0] * len(pieces), types))
+    return pieces, [0.0] * len(pieces), types
+
+
+def fake_tokenizer() -> Tokenizer:
+    """The tokenizer of `fake_pieces`."""
+    return Tokenizer(model_from_pieces(*fake_pieces()))
 
 
 class FakeRunner:

@@ -1,0 +1,51 @@
+"""The table of released models, and how a checkpoint's shapes find their row."""
+
+import pytest
+
+from gemma_server.model.config import RELEASED, GemmaConfig, Shape, config_for
+
+# Total parameters as Google publishes them (Gemma 1, 2 and 3 technical reports, tables of
+# embedding and non-embedding parameters), in millions.
+PUBLISHED_MILLIONS = {
+    "gemma-2b": 524 + 1982,
+    "gemma-7b": 787 + 7751,
+    "gemma-2-2b": 590 + 2024,
+    "gemma-2-9b": 918 + 8324,
+    "gemma-2-27b": 1180 + 26047,
+    "gemma-3-270m": 168 + 100,
+    "gemma-3-1b": 302 + 698,
+    "gemma-3-4b": 675 + 3209,
+    "gemma-3-12b": 1012 + 10759,
+    "gemma-3-27b": 1416 + 25600,
+}
+
+
+def _shape(config: GemmaConfig) -> Shape:
+    names = Shape.__dataclass_fields__
+    return Shape(**{name: getattr(config, name) for name in names})
+
+
+@pytest.mark.parametrize("config", RELEASED, ids=lambda config: config.name)
+def test_the_row_has_as_many_parameters_as_published(config: GemmaConfig) -> None:
+    assert config.parameters / 1e6 == pytest.approx(PUBLISHED_MILLIONS[config.name], rel=0.01)
+
+
+@pytest.mark.parametrize("config", RELEASED, ids=lambda config: config.name)
+def test_its_own_shape_finds_each_row(config: GemmaConfig) -> None:
+    assert config_for(_shape(config)) == config
+
+
+def test_an_unknown_size_takes_its_family_s_ways() -> None:
+    [row] = [row for row in RELEASED if row.name == "gemma-2-27b"]
+    shape = Shape(**{**_shape(row).__dict__, "layers": 3, "head_dim": 64})
+    config = config_for(shape)
+    assert config.layers == 3
+    assert config.attention_softcap == 50.0
+    assert config.query_scale == 64**-0.5
+    assert [config.layer_kind(i).window for i in range(3)] == [4096, None, 4096]
+
+
+def test_gemma3_attends_globally_in_every_sixth_layer() -> None:
+    [row] = [row for row in RELEASED if row.name == "gemma-3-1b"]
+    windows = [row.layer_kind(i).window for i in range(row.layers)]
+    assert windows == ([512] * 5 + [None]) * 4 + [512] * 2

@@ -1,0 +1,162 @@
+"""The transformer's numbers against the NumPy float64 Gemma, through real checkpoint files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from gemma_server.model.cache import empty_cache
+from gemma_server.model.transformer import Transformer
+from gemma_server.weights.gguf import GgufWeights
+from gemma_server.weights.orbax import OrbaxWeights
+from tests.oracle import gemma as oracle
+from tests.tiny import load_params, tiny_config, tiny_weights, write_gguf, write_orbax
+
+pytestmark = pytest.mark.slow
+
+BLOCK = 16  # cached positions per turn of the attention loop
+LENGTH = 4 * BLOCK
+TOLERANCE = 1e-3  # rounding alone moves these logits, which spread over several units, by 1e-4
+TEXT = 45  # crosses two block borders and every window
+
+
+class Model:
+    """A tiny model with a cache of several slots, called as the runner calls it."""
+
+    def __init__(self, name: str, params: dict[str, Any], *, slots: int = 3) -> None:
+        import jax
+        import jax.numpy as jnp
+
+        config = tiny_config(name)
+        self._module = Transformer(config, jnp.float32, BLOCK)
+        self._variables = {"params": params}
+        self._cache = empty_cache(config, slots, LENGTH, jnp.float32)
+
+        def forward(tokens: Any, positions: Any, cache: Any, slots: Any) -> Any:
+            hidden, cache = self._module.apply(self._variables, tokens, positions, cache, slots)
+            flat = hidden.reshape(-1, hidden.shape[-1])
+            logits = self._module.apply(self._variables, flat, method="logits")
+            return logits.reshape(*hidden.shape[:-1], -1), cache
+
+        self._forward = jax.jit(forward)
+
+    def feed(
+        self, slots: list[int], rows: list[list[int]], starts: list[int], pad_to: int = 0
+    ) -> list[npt.NDArray[np.float32]]:
+        """Feed each slot its tokens from its start on; returns each row's logits [T, V]."""
+        longest = max(pad_to, *(len(row) for row in rows))
+        tokens = np.zeros((len(rows), longest), np.int32)
+        positions = np.full((len(rows), longest), LENGTH, np.int32)
+        for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+            tokens[i, : len(row)] = row
+            positions[i, : len(row)] = np.arange(start, start + len(row))
+        logits, self._cache = self._forward(
+            tokens, positions, self._cache, np.array(slots, np.int32)
+        )
+        return [np.asarray(logits[i, : len(row)]) for i, row in enumerate(rows)]
+
+
+def _text(name: str, seed: int, length: int = TEXT) -> list[int]:
+    vocab = oracle.PRESETS[name].vocab
+    return np.random.default_rng(seed).integers(0, vocab, length).tolist()
+
+
+@pytest.fixture(scope="module", params=oracle.PRESETS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Each preset with its weights, loaded from a flat Orbax checkpoint on disk."""
+    name: str = request.param
+    weights = tiny_weights(name)
+    path = write_orbax(tmp_path_factory.mktemp(name) / "checkpoint", weights)
+    params = load_params(OrbaxWeights(path), tiny_config(name))
+    return name, weights, params
+
+
+def test_every_position_matches_the_oracle_in_one_pass(case: Any) -> None:
+    name, weights, params = case
+    ids = _text(name, seed=1)
+    expected = oracle.logits(oracle.PRESETS[name], weights, ids)
+    [got] = Model(name, params).feed([0], [ids], [0])
+    np.testing.assert_allclose(got, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 16, 20])
+def test_chunk_borders_change_nothing(case: Any, chunk: int) -> None:
+    name, weights, params = case
+    ids = _text(name, seed=2)
+    expected = oracle.logits(oracle.PRESETS[name], weights, ids)
+    model = Model(name, params)
+    for start in range(0, len(ids), chunk):
+        piece = ids[start : start + chunk]
+        [got] = model.feed([1], [piece], [start], pad_to=chunk)
+        np.testing.assert_allclose(got, expected[start : start + len(piece)], atol=TOLERANCE)
+
+
+def test_a_slot_forgets_its_last_user_and_ignores_its_neighbours(case: Any) -> None:
+    name, weights, params = case
+    model = Model(name, params)
+    model.feed([2], [_text(name, seed=3, length=LENGTH)], [0])  # fills the slot to its end
+    short, long = _text(name, seed=4, length=9), _text(name, seed=5)
+    expected = {
+        key: oracle.logits(oracle.PRESETS[name], weights, ids)
+        for key, ids in (("short", short), ("long", long))
+    }
+    got_short, got_long = model.feed([2, 0], [short, long], [0, 0])
+    np.testing.assert_allclose(got_short, expected["short"], atol=TOLERANCE)
+    np.testing.assert_allclose(got_long, expected["long"], atol=TOLERANCE)
+
+
+def test_rows_at_different_positions_decode_side_by_side(case: Any) -> None:
+    name, weights, params = case
+    texts = [_text(name, seed=6, length=30), _text(name, seed=7, length=12)]
+    expected = [oracle.logits(oracle.PRESETS[name], weights, ids) for ids in texts]
+    model = Model(name, params)
+    for slot, ids in enumerate(texts):
+        model.feed([slot], [ids[:-6]], [0])
+    for step in range(6, 0, -1):
+        rows = [[ids[len(ids) - step]] for ids in texts]
+        starts = [len(ids) - step for ids in texts]
+        for got, want, start in zip(model.feed([0, 1], rows, starts), expected, starts, strict=True):
+            np.testing.assert_allclose(got[0], want[start], atol=TOLERANCE)
+
+
+def test_neighbours_do_not_change_a_single_bit(case: Any) -> None:
+    """A longer neighbour makes attention visit more blocks; they must leave the row alone."""
+    name, _, params = case
+    short, long = _text(name, seed=8, length=5), _text(name, seed=9, length=60)
+    other = _text(name, seed=10, length=60)
+    answers = []
+    for neighbour in (long, other[:7]):
+        model = Model(name, params)
+        model.feed([0], [short], [0])
+        model.feed([1], [neighbour], [0])
+        rows = [[3], [4]]
+        answers.append(model.feed([0, 1], rows, [len(short), len(neighbour)])[0])
+    np.testing.assert_array_equal(answers[0], answers[1])
+
+
+def test_gguf_and_orbax_give_the_same_tree(case: Any, tmp_path: Path) -> None:
+    name, weights, params = case
+    import jax
+
+    source = GgufWeights(write_gguf(tmp_path / "model.gguf", name, weights))
+    other = load_params(source, tiny_config(name))
+    # Matrices bit for bit; norms are stored as 1 + w in GGUF, which rounds.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=0 if a.ndim == 2 else 5e-7),
+        params,
+        other,
+    )
+
+
+def test_the_gguf_metadata_gives_the_architecture(case: Any, tmp_path: Path) -> None:
+    name, weights, _ = case
+    found = GgufWeights(write_gguf(tmp_path / "model.gguf", name, weights)).config
+    wanted = tiny_config(name)
+    for field in (
+        "layers", "width", "heads", "kv_heads", "head_dim", "hidden", "vocab", "qk_norm",
+        "post_norms", "window", "global_rope_base", "global_rope_factor", "attention_softcap",
+        "final_softcap", "context_length",
+    ):  # fmt: skip
+        assert getattr(found, field) == getattr(wanted, field), field

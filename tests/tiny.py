@@ -1,0 +1,160 @@
+"""Tiny random Gemmas: the oracle's weights, written as the checkpoints that people have."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gemma_server.engine.fake import fake_pieces
+from gemma_server.model.config import GemmaConfig
+from gemma_server.weights.source import WeightSource, load_leaves
+from tests.oracle.gemma import PRESETS, OracleConfig, random_weights
+
+Weights = dict[str, dict[str, npt.NDArray[np.float32]]]
+
+
+def tiny_weights(name: str, *, seed: int = 0) -> Weights:
+    """Random weights of a preset, in Kaggle's flat layout."""
+    transposed = name not in ("gemma1-mqa", "gemma1-mha")
+    return random_weights(
+        PRESETS[name], np.random.default_rng(seed), gating_transposed=transposed
+    )
+
+
+def tiny_config(name: str, context_length: int = 512) -> GemmaConfig:
+    """The same architecture as the oracle's preset, in our words."""
+    oracle = PRESETS[name]
+    is_global = [window is None for window in oracle.windows]
+    first_global = is_global.index(True)
+    return GemmaConfig(
+        name=name,
+        layers=oracle.layers,
+        width=oracle.width,
+        heads=oracle.heads,
+        kv_heads=oracle.kv_heads,
+        head_dim=oracle.head_dim,
+        hidden=oracle.hidden,
+        vocab=oracle.vocab,
+        context_length=context_length,
+        query_scale=oracle.query_scale,
+        global_every=first_global + 1,
+        window=oracle.windows[0],
+        attention_softcap=oracle.attention_softcap,
+        final_softcap=oracle.final_softcap,
+        qk_norm=oracle.qk_norm,
+        post_norms=oracle.post_norms,
+        local_rope_base=oracle.rope_bases[0],
+        global_rope_base=oracle.rope_bases[first_global],
+        global_rope_factor=oracle.rope_factors[first_global],
+        norm_eps=oracle.rms_eps,
+    )
+
+
+def write_orbax(path: Path, weights: Mapping[str, Any]) -> Path:
+    """Save the flat tree as Orbax does, and so as Kaggle ships it."""
+    import orbax.checkpoint as ocp
+
+    ocp.PyTreeCheckpointer().save(path, weights)
+    return path
+
+
+def write_gguf(path: Path, name: str, weights: Weights) -> Path:
+    """Write the weights as llama.cpp's converter would, in f32, with the fake tokenizer."""
+    import gguf
+
+    oracle = PRESETS[name]
+    architecture = {"gemma1": "gemma", "gemma2": "gemma2", "gemma3": "gemma3"}[name[:6]]
+    writer = gguf.GGUFWriter(path, architecture)
+    _write_metadata(writer, oracle)
+    pieces, scores, types = fake_pieces()
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(pieces)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    for tensor, values in _gguf_tensors(oracle, weights).items():
+        writer.add_tensor(tensor, np.ascontiguousarray(values, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _write_metadata(writer: Any, oracle: OracleConfig) -> None:
+    writer.add_block_count(oracle.layers)
+    writer.add_embedding_length(oracle.width)
+    writer.add_feed_forward_length(oracle.hidden)
+    writer.add_head_count(oracle.heads)
+    writer.add_head_count_kv(oracle.kv_heads)
+    writer.add_key_length(oracle.head_dim)
+    writer.add_context_length(512)
+    if oracle.windows[0] is not None:
+        writer.add_sliding_window(oracle.windows[0])
+    if oracle.attention_softcap is not None:
+        writer.add_attn_logit_softcapping(oracle.attention_softcap)
+    if oracle.final_softcap is not None:
+        writer.add_final_logit_softcapping(oracle.final_softcap)
+    writer.add_rope_freq_base(max(oracle.rope_bases))
+    if max(oracle.rope_factors) != 1.0:
+        writer.add_rope_scaling_factor(max(oracle.rope_factors))
+
+
+def _gguf_tensors(oracle: OracleConfig, weights: Weights) -> dict[str, npt.NDArray[Any]]:
+    """Names and layouts of llama.cpp's converter: matrices [out, in], norms stored as 1 + w."""
+    flat = {name.removeprefix("transformer/"): leaf for name, leaf in weights.items()}
+    tensors: dict[str, npt.NDArray[Any]] = {
+        "token_embd.weight": flat["embedder"]["input_embedding"],
+        "output_norm.weight": 1 + flat["final_norm"]["scale"],
+    }
+    norms = {
+        "pre_attention_norm": "attn_norm",
+        "post_attention_norm": "post_attention_norm",
+        "pre_ffw_norm": "ffn_norm",
+        "post_ffw_norm": "post_ffw_norm",
+        "attn/_query_norm": "attn_q_norm",
+        "attn/_key_norm": "attn_k_norm",
+    }
+    for i in range(oracle.layers):
+        layer = {
+            name.removeprefix(f"layer_{i}/"): leaf
+            for name, leaf in flat.items()
+            if name.startswith(f"layer_{i}/")
+        }
+        if "attn/qkv_einsum" in layer:
+            q, k, v = layer["attn/qkv_einsum"]["w"]
+        else:
+            q, (k, v) = layer["attn/q_einsum"]["w"], layer["attn/kv_einsum"]["w"]
+        gate, up = layer["mlp/gating_einsum"]["w"]
+        if gate.shape != (oracle.hidden, oracle.width):
+            gate, up = gate.T, up.T
+        matrices = {
+            "attn_q": q.transpose(0, 2, 1).reshape(-1, oracle.width),
+            "attn_k": k.transpose(0, 2, 1).reshape(-1, oracle.width),
+            "attn_v": v.transpose(0, 2, 1).reshape(-1, oracle.width),
+            "attn_output": layer["attn/attn_vec_einsum"]["w"].reshape(-1, oracle.width).T,
+            "ffn_gate": gate,
+            "ffn_up": up,
+            "ffn_down": layer["mlp/linear"]["w"].T,
+        }
+        matrices |= {
+            theirs: 1 + layer[ours]["scale"] for ours, theirs in norms.items() if ours in layer
+        }
+        tensors |= {f"blk.{i}.{key}.weight": value for key, value in matrices.items()}
+    return tensors
+
+
+def load_params(source: WeightSource, config: GemmaConfig) -> dict[str, Any]:
+    """The runner's parameter tree in f32."""
+    import jax.numpy as jnp
+    from flax.traverse_util import flatten_dict, unflatten_dict
+
+    from gemma_server.model.transformer import abstract_params
+
+    abstract = flatten_dict(abstract_params(config, jnp.float32), sep="/")
+    leaves = load_leaves(source, abstract, lambda done: None)
+    params: dict[str, Any] = unflatten_dict(
+        {path: jnp.asarray(array) for path, array in leaves}, sep="/"
+    )
+    return params
