@@ -86,11 +86,6 @@ class Scheduler:
         return len(self._waiting)
 
     @property
-    def waiting_tokens(self) -> int:
-        """Prompt tokens of the requests without a slot."""
-        return sum(len(task.request.token_ids) for task in self._waiting)
-
-    @property
     def active(self) -> int:
         """Slots at work."""
         return sum(task is not None for task in self._slots)
@@ -162,16 +157,19 @@ class Scheduler:
 
     def _refuse_when_full(self, prompt_tokens: int) -> None:
         limits = self.limits
-        if self.waiting < limits.slots - self.active:
-            return  # it gets a slot at once
-        if self.waiting >= limits.max_queue:
-            what = f"{self.waiting} requests are waiting (--max-queue {limits.max_queue})"
-        elif self.waiting_tokens + prompt_tokens > limits.max_queue_tokens:
-            what = f"{self.waiting_tokens} prompt tokens are waiting, and {prompt_tokens} more "
+        free = limits.slots - self.active
+        if self.waiting < free:
+            return  # it gets a slot with the next plan
+        line = list(self._waiting)[free:]
+        line_tokens = sum(len(task.request.token_ids) for task in line)
+        if len(line) >= limits.max_queue:
+            what = f"{len(line)} requests are waiting (--max-queue {limits.max_queue})"
+        elif line_tokens + prompt_tokens > limits.max_queue_tokens:
+            what = f"{line_tokens} prompt tokens are waiting, and {prompt_tokens} more "
             what += f"would exceed --max-queue-tokens {limits.max_queue_tokens}"
         else:
             return
-        rounds = (self.waiting + 1) / limits.slots
+        rounds = (len(line) + 1) / limits.slots
         retry_after_s = min(120, max(1, math.ceil(rounds * self._seconds_per_request)))
         raise Overloaded(f"the server is busy: {what}", retry_after_s=retry_after_s)
 

@@ -43,16 +43,17 @@ class Tokenizer:
         Raises:
             InvalidRequest: the text is not valid Unicode (a lone surrogate).
         """
-        ids = [self.bos_id]
         try:
-            for part in self._split.split(text):
-                marker = self._markers.get(part)
-                ids.extend(self._pieces.EncodeAsIds(part) if marker is None else [marker])
+            text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequest(
                 f"the text has a lone surrogate at character {error.start}: not valid Unicode",
                 param="prompt",
             ) from None
+        ids = [self.bos_id]
+        for part in self._split.split(text):
+            marker = self._markers.get(part)
+            ids.extend(self._pieces.EncodeAsIds(part) if marker is None else [marker])
         return ids
 
     def piece_bytes(self, token_id: int) -> bytes:

@@ -1,0 +1,149 @@
+"""The engine's thread on the fake runner: many clients, cancellations, and death."""
+
+import random
+import threading
+import time
+
+import pytest
+
+from gemma_server.engine.engine import Engine
+from gemma_server.engine.fake import FakeRunner, fake_tokenizer
+from gemma_server.engine.request import Cancelled, Failed, Finished, Handle, Request, Token
+from gemma_server.engine.scheduler import Limits, Scheduler
+from gemma_server.errors import GenerationFailed, Overloaded
+
+TOKENIZER = fake_tokenizer()
+
+
+def make_engine(
+    runner: FakeRunner, deaths: list[BaseException] | None = None, **changes: int
+) -> Engine:
+    limits = {"slots": 4, "context_length": 512, "chunk": 16, "max_queue": 100}
+    scheduler = Scheduler(Limits(**{**limits, "max_queue_tokens": 10_000, **changes}))
+    engine = Engine(runner, scheduler, on_death=(deaths if deaths is not None else []).append)
+    engine.start()
+    return engine
+
+
+def make_request(text: str, max_tokens: int = 500) -> Request:
+    return Request(tuple(TOKENIZER.encode(text)), max_tokens, stop_ids=TOKENIZER.stop_ids)
+
+
+def read_all(handle: Handle) -> tuple[str, object]:
+    ids = []
+    while True:
+        event = handle.next_event(10)
+        if not isinstance(event, Token):
+            return TOKENIZER.decode(ids), event
+        ids.append(event.id)
+
+
+def test_many_clients_at_once_each_get_their_own_answer() -> None:
+    engine = make_engine(FakeRunner(4))
+    answers: dict[str, tuple[str, object]] = {}
+
+    def client(number: int) -> None:
+        text = f"client {number} " + "x" * (number * 7 % 60)
+        [handle] = engine.submit([make_request(text)])
+        answers[text] = read_all(handle)
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    engine.stop()
+    assert len(answers) == 32
+    for text, (answer, ending) in answers.items():
+        assert answer == text
+        assert ending == Finished("stop", len(text) + 1)
+
+
+def test_requests_join_while_others_run() -> None:
+    """With 3 slots and 3 requests of n tokens, the steps are nearer to n than to 3n."""
+    runner = FakeRunner(4, step_s=0.001)
+    engine = make_engine(runner)
+    handles = [engine.submit([make_request("y" * 100)])[0] for _ in range(3)]
+    for handle in handles:
+        read_all(handle)
+    assert engine.steps < 1.5 * (100 + 3 * 7)
+    engine.stop()
+
+
+def test_cancelling_from_another_thread_frees_the_slot_quickly() -> None:
+    engine = make_engine(FakeRunner(1, step_s=0.01), slots=1)
+    [running] = engine.submit([make_request("a" * 400)])
+    [waiting] = engine.submit([make_request("b")])
+    assert isinstance(running.next_event(5), Token)
+    began = time.monotonic()
+    engine.cancel(running)
+    assert read_all(waiting) == ("b", Finished("stop", 2))
+    assert time.monotonic() - began < 1
+    assert read_all(running)[1] == Cancelled()
+    engine.stop()
+
+
+def test_several_requests_are_queued_all_or_none() -> None:
+    engine = make_engine(FakeRunner(1, step_s=0.01), slots=1, max_queue=2)
+    with pytest.raises(Overloaded):
+        engine.submit([make_request("a" * 100) for _ in range(4)])
+    assert (engine.active, engine.waiting) == (0, 0)
+    assert len(engine.submit([make_request("a") for _ in range(3)])) == 3
+    engine.stop()
+
+
+def test_when_the_runner_raises_everybody_is_told_and_the_process_too() -> None:
+    deaths: list[BaseException] = []
+    engine = make_engine(FakeRunner(1, fail_at=3), deaths, slots=1)
+    handles = [engine.submit([make_request("abcdef")])[0] for _ in range(3)]
+    for handle in handles:
+        ending = read_all(handle)[1]
+        assert isinstance(ending, Failed)
+        assert isinstance(ending.error, GenerationFailed)
+    deadline = time.monotonic() + 5
+    while not deaths and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [str(death) for death in deaths] == ["told to fail at step 3"]
+    with pytest.raises(GenerationFailed):
+        engine.submit([make_request("later")])
+
+
+def test_the_age_of_a_hanging_step_grows_and_an_idle_engine_has_none() -> None:
+    engine = make_engine(FakeRunner(1, step_s=0.3), slots=1)
+    assert engine.step_age_s() == 0
+    [handle] = engine.submit([make_request("a")])
+    time.sleep(0.2)
+    assert engine.step_age_s() > 0.05
+    read_all(handle)
+    engine.stop()
+    assert engine.step_age_s() == 0
+
+
+def test_stopping_fails_what_is_left() -> None:
+    engine = make_engine(FakeRunner(1, step_s=0.01), slots=1)
+    handles = [engine.submit([make_request("a" * 400)])[0] for _ in range(2)]
+    assert isinstance(handles[0].next_event(5), Token)
+    engine.stop()
+    assert all(isinstance(read_all(handle)[1], Failed) for handle in handles)
+
+
+def test_slots_do_not_leak_under_random_clients() -> None:
+    engine = make_engine(FakeRunner(4))
+    rng = random.Random(0)
+
+    def client(seed: int) -> None:
+        mine = random.Random(seed)
+        for _ in range(10):
+            [handle] = engine.submit([make_request("z" * mine.randint(1, 40))])
+            for _ in range(mine.randint(0, 20)):
+                if not isinstance(handle.next_event(5), Token):
+                    break
+            engine.cancel(handle)
+
+    threads = [threading.Thread(target=client, args=(rng.random(),)) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert (engine.active, engine.waiting) == (0, 0)
+    engine.stop()

@@ -1,0 +1,225 @@
+"""Scheduling by hand: the clock is a number, the device is the test."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemma_server.engine.plan import Plan, StepResult
+from gemma_server.engine.request import (
+    Cancelled,
+    Event,
+    Failed,
+    Finished,
+    Handle,
+    Request,
+    Token,
+)
+from gemma_server.engine.scheduler import Limits, Scheduler
+from gemma_server.errors import (
+    ContextLengthExceeded,
+    GenerationFailed,
+    InvalidRequest,
+    Overloaded,
+)
+
+STOP = 1
+
+
+def make_scheduler(**changes: int) -> Scheduler:
+    limits = {"slots": 2, "context_length": 32, "chunk": 4, "max_queue": 3, "max_queue_tokens": 50}
+    return Scheduler(Limits(**{**limits, **changes}), clock=lambda: 0.0)
+
+
+def make_request(prompt: int, max_tokens: int = 3) -> Request:
+    return Request(tuple(range(10, 10 + prompt)), max_tokens, stop_ids=frozenset({STOP}))
+
+
+def step(scheduler: Scheduler, token: int = 7) -> Plan:
+    """Plan, draw `token` wherever one is drawn, commit."""
+    plan = scheduler.plan()
+    assert plan is not None
+    drawn = token if plan.prefill is not None and plan.prefill.sampling is not None else None
+    scheduler.commit(plan, StepResult(drawn, (token,) * len(plan.decode)))
+    return plan
+
+
+def events(handle: Handle) -> list[Event]:
+    found = []
+    while (event := handle.next_event(0)) is not None:
+        found.append(event)
+    return found
+
+
+def test_a_prompt_is_read_in_chunks_and_then_decoded_token_by_token() -> None:
+    scheduler = make_scheduler()
+    handle = scheduler.submit(make_request(prompt=6))
+    first, second, third, fourth = (step(scheduler) for _ in range(4))
+    assert first.prefill is not None
+    assert (first.prefill.offset, first.prefill.token_ids) == (0, (10, 11, 12, 13))
+    assert first.prefill.sampling is None  # more of the prompt follows
+    assert second.prefill is not None
+    assert (second.prefill.offset, second.prefill.token_ids) == (4, (14, 15))
+    assert second.prefill.sampling is not None
+    assert [row.position for row in third.decode] == [6]
+    assert [row.position for row in fourth.decode] == [7]
+    assert scheduler.plan() is None
+    assert events(handle) == [Token(7), Token(7), Token(7), Finished("length", 3)]
+
+
+def test_a_stop_token_ends_the_answer_and_is_counted_but_not_shown() -> None:
+    scheduler = make_scheduler()
+    handle = scheduler.submit(make_request(prompt=2))
+    step(scheduler)
+    step(scheduler, token=STOP)
+    assert events(handle) == [Token(7), Finished("stop", 2)]
+    assert scheduler.active == 0
+
+
+def test_others_decode_while_a_long_prompt_is_read() -> None:
+    scheduler = make_scheduler()
+    scheduler.submit(make_request(prompt=2, max_tokens=20))
+    step(scheduler)
+    scheduler.submit(make_request(prompt=9))
+    plan = step(scheduler)
+    assert plan.prefill is not None
+    assert [row.slot for row in plan.decode] == [0]
+
+
+def test_prompts_are_read_in_the_order_they_came() -> None:
+    scheduler = make_scheduler()
+    for _ in range(2):
+        scheduler.submit(make_request(prompt=8))
+    order = [step(scheduler).prefill for _ in range(4)]
+    assert [chunk.slot for chunk in order if chunk is not None] == [0, 0, 1, 1]
+
+
+def test_a_freed_slot_goes_to_the_next_in_line_at_once() -> None:
+    scheduler = make_scheduler(slots=1)
+    first, second = (scheduler.submit(make_request(prompt=1, max_tokens=1)) for _ in range(2))
+    step(scheduler)
+    plan = step(scheduler)
+    assert plan.prefill is not None
+    assert events(first) == [Token(7), Finished("length", 1)]
+    assert events(second) == [Token(7), Finished("length", 1)]
+
+
+def test_an_answer_ends_with_length_where_the_context_is_full() -> None:
+    scheduler = make_scheduler(context_length=16)
+    handle = scheduler.submit(make_request(prompt=14, max_tokens=100))
+    while scheduler.active or scheduler.waiting:
+        step(scheduler)
+    assert events(handle)[-1] == Finished("length", 2)
+
+
+def test_the_longest_prompt_leaves_room_for_one_token() -> None:
+    scheduler = make_scheduler(context_length=16)
+    scheduler.submit(make_request(prompt=15))
+    with pytest.raises(ContextLengthExceeded) as error:
+        scheduler.submit(make_request(prompt=16))
+    assert (error.value.prompt_tokens, error.value.limit) == (16, 15)
+    with pytest.raises(InvalidRequest):
+        scheduler.submit(Request((), 1))
+
+
+def test_the_line_is_bounded_in_requests() -> None:
+    scheduler = make_scheduler()
+    for _ in range(2 + 3):
+        scheduler.submit(make_request(prompt=1))
+    with pytest.raises(Overloaded) as error:
+        scheduler.submit(make_request(prompt=1))
+    assert error.value.retry_after_s >= 1
+
+
+def test_the_line_is_bounded_in_tokens_but_a_free_slot_takes_any_prompt() -> None:
+    scheduler = make_scheduler(slots=1, max_queue_tokens=20)
+    scheduler.submit(make_request(prompt=30))
+    scheduler.plan()
+    scheduler.submit(make_request(prompt=20))
+    with pytest.raises(Overloaded):
+        scheduler.submit(make_request(prompt=1))
+
+
+def test_no_line_at_all_still_serves_as_many_as_there_are_slots() -> None:
+    scheduler = make_scheduler(max_queue=0)
+    for _ in range(2):
+        scheduler.submit(make_request(prompt=1))
+    with pytest.raises(Overloaded):
+        scheduler.submit(make_request(prompt=1))
+
+
+@pytest.mark.parametrize("steps_before", [0, 1, 2, 3])
+def test_cancelling_frees_the_slot_at_every_stage_and_once(steps_before: int) -> None:
+    scheduler = make_scheduler(slots=1)
+    handle = scheduler.submit(make_request(prompt=6, max_tokens=9))
+    for _ in range(steps_before):
+        step(scheduler)
+    scheduler.cancel(handle)
+    scheduler.cancel(handle)
+    assert (scheduler.active, scheduler.waiting) == (0, 0)
+    assert [event for event in events(handle) if not isinstance(event, Token)] == [Cancelled()]
+
+
+def test_a_request_cancelled_during_a_step_gets_nothing_from_it() -> None:
+    scheduler = make_scheduler(slots=1)
+    gone = scheduler.submit(make_request(prompt=1))
+    plan = scheduler.plan()
+    assert plan is not None
+    scheduler.cancel(gone)
+    heir = scheduler.submit(make_request(prompt=1))
+    scheduler.commit(plan, StepResult(7, ()))
+    assert events(gone) == [Cancelled()]
+    assert events(heir) == []
+
+
+def test_numbers_that_are_not_finite_fail_their_request_alone() -> None:
+    scheduler = make_scheduler()
+    bad, good = (scheduler.submit(make_request(prompt=1)) for _ in range(2))
+    step(scheduler)
+    step(scheduler)  # bad has drawn 2 tokens, good 1
+    plan = scheduler.plan()
+    assert plan is not None
+    scheduler.commit(plan, StepResult(None, (-1, 7)))
+    assert isinstance(events(bad)[-1], Failed)
+    assert events(good) == [Token(7), Token(7)]
+
+
+def test_failing_all_ends_the_waiting_too() -> None:
+    scheduler = make_scheduler()
+    handles = [scheduler.submit(make_request(prompt=1)) for _ in range(4)]
+    step(scheduler)
+    error = GenerationFailed("gone")
+    scheduler.fail_all(error)
+    assert [events(handle)[-1] for handle in handles] == [Failed(error)] * 4
+    assert scheduler.plan() is None
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["submit", "step", "cancel"]), st.integers(0, 40)), max_size=80
+    )
+)
+def test_every_accepted_request_ends_with_exactly_one_terminal_event(
+    actions: list[tuple[str, int]],
+) -> None:
+    scheduler = make_scheduler()
+    handles: list[Handle] = []
+    for action, number in actions:
+        if action == "submit":
+            try:
+                handles.append(scheduler.submit(make_request(number, max_tokens=1 + number % 7)))
+            except (InvalidRequest, Overloaded):
+                continue
+        elif action == "cancel" and handles:
+            scheduler.cancel(handles[number % len(handles)])
+        elif scheduler.plan() is not None:
+            step(scheduler, token=STOP if number == 0 else 7)
+        assert 0 <= scheduler.active <= 2
+        assert 0 <= scheduler.waiting <= 3 + 2
+    while scheduler.plan() is not None:
+        step(scheduler)
+    for handle in handles:
+        found = events(handle)
+        assert [isinstance(event, Token) for event in found] == [True] * (len(found) - 1) + [False]
+        tokens = sum(isinstance(event, Token) for event in found)
+        assert tokens <= handle.request.max_tokens
