@@ -1,0 +1,119 @@
+"""What a request costs before any work of the model, next to a bare Flask app on gunicorn.
+
+    python -m benchmarks.echo [--rounds N] [-n REQUESTS]
+
+POST /echo of gemma-server (`serve --fake`: no jax in the process, the same routes, guards and
+worker), and of a Flask app that does nothing else, on gunicorn's default sync worker and on its
+gthread worker with 8 threads. All three run at once, but only one at a time is asked: in every
+round the Go tool `measure-latency` sends its requests to one after the other, in sequence over one
+keep-alive connection. The sync worker closes the connection after each answer, so its times include
+opening the next one.
+
+Mean, p50 and p99 are medians over the rounds. The last line of standard output is the result as
+one JSON document.
+"""
+
+import argparse
+import json
+import subprocess
+import tempfile
+from collections import defaultdict
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, request
+
+from benchmarks.report import (
+    ROOT,
+    Server,
+    Summary,
+    end_servers_on_sigterm,
+    positive,
+    print_table,
+    serving,
+)
+
+OURS = "gemma-server"
+_BARE = (
+    "-m",
+    "gunicorn",
+    "benchmarks.echo:bare_app()",
+    "--bind=127.0.0.1:0",
+    "--no-control-socket",
+)
+SERVERS = {
+    OURS: ("-m", "gemma_server", "serve", "--fake", "--port=0"),
+    "bare Flask, sync": _BARE,
+    "bare Flask, gthread": (*_BARE, "--worker-class=gthread", "--threads=8"),
+}
+FIGURES = {"mean_us": "mean us", "p50_us": "p50 us", "p99_us": "p99 us"}
+
+Samples = defaultdict[str, list[float]]
+
+
+def bare_app() -> Flask:
+    """The least that Flask needs to echo a prompt."""
+    app = Flask(__name__)
+
+    @app.post("/echo")
+    def echo() -> dict[str, Any]:
+        return {"echo_prompt": request.json["prompt"]}
+
+    return app
+
+
+def main() -> None:
+    """Measure all servers in turns, then print the table and the JSON document."""
+    parser = argparse.ArgumentParser(prog="benchmarks.echo", description="the cost of POST /echo")
+    parser.add_argument("--rounds", type=positive, default=5, help="default: 5")
+    parser.add_argument("-n", type=positive, default=2000, help="requests a round; default: 2000")
+    arguments = parser.parse_args()
+    end_servers_on_sigterm()
+    samples: dict[str, Samples] = {name: defaultdict(list) for name in SERVERS}
+    with ExitStack() as stack:
+        tool = build_tool(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        servers = {name: stack.enter_context(serving(*how)) for name, how in SERVERS.items()}
+        for _ in range(arguments.rounds):
+            for name, server in servers.items():
+                for figure, value in measure(tool, server, arguments.n).items():
+                    samples[name][figure].append(value)
+    report(arguments.rounds, arguments.n, samples)
+
+
+def build_tool(directory: Path) -> Path:
+    """Build `measure-latency` into `directory`."""
+    tool = directory / "measure-latency"
+    build = ["go", "build", "-o", str(tool), "./cmd/measure-latency"]
+    subprocess.run(build, cwd=ROOT / "clients" / "go", check=True)
+    return tool
+
+
+def measure(tool: Path, server: Server, requests: int) -> dict[str, float]:
+    """One run of the tool: its figures in microseconds."""
+    command = [str(tool), "-port", str(server.port), "-n", str(requests), "-json"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode != 0:
+        raise RuntimeError(f"measure-latency failed: {ended.stderr}")
+    figures = json.loads(ended.stdout)
+    return {figure: figures[figure] for figure in FIGURES}
+
+
+def report(rounds: int, requests: int, samples: dict[str, Samples]) -> None:
+    """The table for people, then the line for programs."""
+    table = [["", *(f"{label} [min-max]" for label in FIGURES.values()), "mean, ours / its"]]
+    document: dict[str, Any] = {"benchmark": "echo", "rounds": rounds, "requests": requests}
+    document["servers"] = {}
+    ours = Summary.of(samples[OURS]["mean_us"])
+    for name in SERVERS:
+        summaries = {figure: Summary.of(samples[name][figure]) for figure in FIGURES}
+        ratio = ours.median / summaries["mean_us"].median
+        table.append([name, *map(str, summaries.values()), f"{ratio:.2f}"])
+        figures: dict[str, Any] = {name: value.as_json() for name, value in summaries.items()}
+        document["servers"][name] = {**figures, "ratio_of_our_mean": round(ratio, 3)}
+    print_table(table)
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()
