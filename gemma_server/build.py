@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,10 +82,12 @@ def _load_gemma(settings: Settings, model: ServedModel, on_death: OnDeath) -> Lo
     context_length = min(settings.context_length, config.context_length)
     programs = Programs(config, slots=settings.slots, context_length=context_length, dtype=dtype)
 
-    model.at("compiling", 0.0)
-    programs.compile(lambda done: model.at("compiling", done))
-    model.at("loading weights", 0.0)
-    params = _put_on_device(source, dtype, lambda done: model.at("loading weights", done))
+    # Compiling needs the shapes alone, so it shares the time with reading the weights.
+    progress = _SharedProgress(model, "compiling and loading weights", parts=2)
+    with ThreadPoolExecutor(1, "compiler") as compiler:
+        compiling = compiler.submit(programs.compile, progress.part(0))
+        params = _put_on_device(source, dtype, progress.part(1))
+        compiling.result()
     model.at("warming up")
     runner = JaxRunner(programs, params)
     runner.warm_up()
@@ -96,6 +99,23 @@ def _load_gemma(settings: Settings, model: ServedModel, on_death: OnDeath) -> Lo
         load_s=time.monotonic() - began,
         compilations=compilations,
     )
+
+
+class _SharedProgress:
+    """One stage made of parts that go on side by side, all of the same weight."""
+
+    def __init__(self, model: ServedModel, stage: str, *, parts: int) -> None:
+        self._model, self._stage = model, stage
+        self._done = [0.0] * parts
+
+    def part(self, index: int) -> Callable[[float], None]:
+        """What one part reports its share to."""
+
+        def report(done: float) -> None:
+            self._done[index] = done
+            self._model.at(self._stage, sum(self._done) / len(self._done))
+
+        return report
 
 
 def _open(settings: Settings) -> WeightSource:
@@ -165,7 +185,7 @@ def _put_on_device(
 
     abstract = flatten_dict(abstract_params(source.config, dtype), sep="/")
     leaves = {
-        path: jax.device_put(array).block_until_ready()
+        path: jax.device_put(array, may_alias=True).block_until_ready()
         for path, array in load_leaves(source, abstract, progress)
     }
     params: Params = unflatten_dict(leaves, sep="/")

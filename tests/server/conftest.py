@@ -1,0 +1,56 @@
+"""Servers that start for a test and end with it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server.sidecar import SERVE, Server, serve_slowly
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """An empty home."""
+    path = tmp_path / "home"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts servers with these arguments and variables; waits until they are ready."""
+    servers: list[Server] = []
+
+    def begin(*args: str, ready: bool = True, env: dict[str, str] | None = None) -> Server:
+        home = tmp_path / f"server-{len(servers)}"
+        home.mkdir()
+        server = Server(home, args or SERVE, env)
+        servers.append(server)
+        return server.wait_ready() if ready else server
+
+    yield begin
+    for server in servers:
+        server.end()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server as it comes, for tests that leave it as it was."""
+    server = Server(tmp_path_factory.mktemp("server"))
+    try:
+        yield server.wait_ready()
+    finally:
+        server.end()
+
+
+@pytest.fixture(scope="module")
+def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with one slot and a line of four that takes 50 ms for each token."""
+    flags = ("--slots", "1", "--max-queue", "4")
+    server = Server(tmp_path_factory.mktemp("slow"), serve_slowly(0.05, *flags))
+    try:
+        yield server.wait_ready()
+    finally:
+        server.end()

@@ -1,0 +1,307 @@
+"""A server process as anybody would start it, and clients that see it from outside."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.web.conftest import error_inside, parse_json, parse_metrics, wait_until
+
+READY = re.compile(
+    r"gemma-server ready: (?:http://127\.0\.0\.1:(\d+)|unix:(\S+)) "
+    r"\([^,\n]+, no device, \d+\.\d s\)\n"
+)
+SERVE = ("-m", "gemma_server", "serve", "--fake", "--port", "0")
+GUNICORN = ("-m", "gunicorn")
+BY_HAND = (*GUNICORN, "-c", "python:gemma_server.gunicorn_conf", "gemma_server.worker:create_app()")
+_START_S = 30.0
+
+_PATCHED = """
+import functools, time
+import gemma_server.build as build
+Real = build.FakeRunner
+build.FakeRunner = {runner}
+from gemma_server.cli import main
+main()
+"""
+
+
+def serve_with_runner(runner: str, *flags: str) -> tuple[str, ...]:
+    """Arguments for a server whose fake runner is made by this expression over `Real`."""
+    return ("-c", _PATCHED.format(runner=runner), *SERVE[2:], *flags)
+
+
+def serve_slowly(step_s: float, *flags: str) -> tuple[str, ...]:
+    """Arguments for a server that takes `step_s` for each token."""
+    return serve_with_runner(f"functools.partial(Real, step_s={step_s})", *flags)
+
+
+def clean_environment(home: Path, extra: dict[str, str] | None = None) -> dict[str, str]:
+    """An environment with none of our variables in it."""
+    return {"PATH": os.environ["PATH"], "HOME": str(home), **(extra or {})}
+
+
+def run(
+    home: Path, args: Sequence[str], env: dict[str, str] | None = None, timeout_s: float = 30.0
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments until it ends by itself."""
+    return subprocess.run(
+        [sys.executable, *args],
+        cwd=home,
+        env=clean_environment(home, env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+@dataclass
+class Answer:
+    """A whole HTTP answer."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body, which is strict JSON."""
+        assert self.headers.get_content_type() == "application/json"
+        return parse_json(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The inside of the one error form."""
+        return error_inside(self.json, self.headers["X-Request-Id"])
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket's file."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Stream:
+    """A streamed answer that is read event by event."""
+
+    def __init__(self, connection: http.client.HTTPConnection) -> None:
+        self._connection = connection
+        self._response = connection.getresponse()
+        assert self._response.status == 200
+        assert self._response.headers.get_content_type() == "text/event-stream"
+        self.request_id = self._response.headers["X-Request-Id"]
+
+    def events(self) -> Iterator[str]:
+        """The data of each event; the body's end ends it, a broken body raises."""
+        # Not by readline(), which takes the end of a broken body for a proper one.
+        unread = b""
+        while data := self._response.read1(65536):
+            *events, unread = (unread + data).split(b"\n\n")
+            for event in events:
+                assert event.startswith(b"data: ")
+                yield event.decode().removeprefix("data: ")
+        assert unread == b""
+
+    def text(self) -> str:
+        """The whole text of a stream that must end well."""
+        *pieces, last, done = list(self.events())
+        self.close()
+        assert done == "[DONE]"
+        assert "finish_reason" in parse_json(last)
+        return "".join(parse_json(piece)["response"] for piece in pieces)
+
+    def broken(self) -> list[Any]:
+        """The documents of a stream that must break: no `[DONE]`, no proper end of the body."""
+        documents: list[Any] = []
+        try:
+            for event in self.events():
+                assert event != "[DONE]"
+                documents.append(parse_json(event))
+        except (http.client.IncompleteRead, ConnectionError):
+            return documents
+        finally:
+            self.close()
+        raise AssertionError("the broken stream ended like a whole one")
+
+    def close(self) -> None:
+        """Leave."""
+        self._response.close()
+        self._connection.close()
+
+
+class Server:
+    """One server process in a home of its own."""
+
+    def __init__(
+        self, home: Path, args: Sequence[str] = SERVE, env: dict[str, str] | None = None
+    ) -> None:
+        self._out, self._err = home / "stdout", home / "stderr"
+        self._workers: list[int] = []
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, *args],
+                cwd=home,
+                env=clean_environment(home, env),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+            )
+
+    @property
+    def stdout(self) -> str:
+        """All it wrote to standard output."""
+        return self._out.read_text()
+
+    @property
+    def stderr(self) -> str:
+        """All it wrote to standard error."""
+        return self._err.read_text()
+
+    @property
+    def port(self) -> int:
+        """The port of the last ready line."""
+        return int(READY.findall(self.stdout)[-1][0])
+
+    @property
+    def worker(self) -> int:
+        """The worker's process id."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        [worker] = map(int, children)
+        if worker not in self._workers:
+            self._workers.append(worker)
+        return worker
+
+    def wait_ready(self, times: int = 1) -> "Server":
+        """Wait for the ready line, or for so many of them."""
+
+        def ready() -> bool:
+            assert self.process.poll() is None, self.stderr
+            return len(READY.findall(self.stdout)) >= times
+
+        wait_until(ready, _START_S)
+        assert self.worker
+        return self
+
+    def connect(self, timeout_s: float = 20.0) -> http.client.HTTPConnection:
+        """A connection that is kept alive."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+
+    def open_socket(self, data: bytes = b"") -> socket.socket:
+        """A socket that has sent `data`."""
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        connection.sendall(data)
+        return connection
+
+    def ask(self, method: str, path: str, document: Any = None, **headers: str) -> Answer:
+        """One request on a connection of its own."""
+        connection = self.connect()
+        try:
+            return ask(connection, method, path, document, **headers)
+        finally:
+            connection.close()
+
+    def prompt(self, prompt: Any, **fields: Any) -> Answer:
+        """POST /prompt."""
+        return self.ask("POST", "/prompt", {"prompt": prompt, **fields})
+
+    def stream(self, prompt: str, **fields: Any) -> Stream:
+        """POST /prompt, up to the answer's head."""
+        connection = self.connect()
+        send(connection, "POST", "/prompt", {"prompt": prompt, "stream": True, **fields})
+        return Stream(connection)
+
+    def metrics(self) -> dict[str, float]:
+        """What /metrics says, by series."""
+        return parse_metrics(self.ask("GET", "/metrics").body.decode())
+
+    def load(self) -> tuple[float, float]:
+        """Slots at work, and requests in the line."""
+        metrics = self.metrics()
+        return metrics["gemma_slots_busy"], metrics["gemma_queue_requests"]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the master."""
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = 10.0) -> int:
+        """The exit code, once it has ended."""
+        return self.process.wait(timeout_s)
+
+    def end(self) -> None:
+        """Leave nothing running."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(3)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        for worker in self._workers:
+            if is_our_server(worker):
+                os.kill(worker, signal.SIGKILL)
+
+
+def is_our_server(pid: int) -> bool:
+    """Whether this process still runs, and is a server of ours and not a later one's number."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" and b"gemma_server" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def send(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    document: Any = None,
+    **headers: str,
+) -> None:
+    """Send a request and do not wait for its answer."""
+    body = None if document is None else json.dumps(document).encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, body, {"Content-Type": "application/json", **named})
+
+
+def ask(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    document: Any = None,
+    **headers: str,
+) -> Answer:
+    """One request on a connection that may be used again."""
+    send(connection, method, path, document, **headers)
+    return read_answer(connection.getresponse())
+
+
+def read_answer(response: http.client.HTTPResponse) -> Answer:
+    """The whole answer."""
+    return Answer(response.status, response.headers, response.read())
+
+
+def raw_answer(connection: socket.socket) -> Answer:
+    """The answer to what was sent on a plain socket."""
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    with response:
+        return read_answer(response)

@@ -1,0 +1,353 @@
+"""The real server over real sockets: answers, connections, and clients that misbehave."""
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.server.conftest import Start
+from tests.server.sidecar import (
+    READY,
+    Answer,
+    Server,
+    Stream,
+    ask,
+    raw_answer,
+    send,
+    serve_slowly,
+)
+from tests.web.conftest import error_inside, wait_until
+
+pytestmark = pytest.mark.slow
+
+LONG = "x" * 1000  # at 50 ms for each token far longer than any test
+
+
+def test_the_ready_line_is_all_there_ever_is_on_stdout(start: Start) -> None:
+    server = start()
+    server.prompt("hello")
+    server.ask("GET", "/nothing")
+    with server.open_socket(b"GARBAGE\r\n\r\n") as connection:
+        raw_answer(connection)
+    server.process.terminate()
+    assert server.wait() == 0
+    assert READY.fullmatch(server.stdout)
+    assert f"curl http://127.0.0.1:{server.port}/prompt" in server.stderr
+    assert "Traceback" not in server.stderr
+
+
+def test_every_route_answers_over_a_socket(server: Server) -> None:
+    assert server.ask("POST", "/echo", {"prompt": [1, "é"]}).json == {"echo_prompt": [1, "é"]}
+    assert server.prompt("hello").json["response"] == "hello"
+    assert server.prompt(["a", "b"]).json["response"] == ["a", "b"]
+    assert server.ask("GET", "/healthz").json == {"status": "ok"}
+    assert server.ask("GET", "/readyz").json["status"] == "ready"
+    assert server.metrics()["gemma_ready"] == 1
+    assert server.ask("GET", "/nothing").error["code"] == "not_found"
+    assert server.ask("GET", "/prompt").error["code"] == "method_not_allowed"
+    assert server.ask("GET", "/healthz", Host="evil.com").status == 403
+
+
+def test_a_stream_arrives_piece_by_piece_and_ends_with_done(slow_server: Server) -> None:
+    stream = slow_server.stream("hello")
+    times = [time.monotonic() for _ in stream.events()]
+    stream.close()
+    # h, e, l, l, o at 50 ms each: they were not collected first.
+    assert times[4] - times[0] > 0.1
+    assert slow_server.stream("héllo").text() == "héllo"
+
+
+def test_one_connection_serves_many_requests_errors_among_them(server: Server) -> None:
+    connection = server.connect()
+    connection.connect()
+    first = connection.sock
+    for _ in range(20):
+        assert ask(connection, "POST", "/echo", {"prompt": "x"}).status == 200
+        assert ask(connection, "POST", "/echo", {"wrong": "x"}).status == 400
+        assert ask(connection, "POST", "/prompt", {"prompt": "x"}).json["response"] == "x"
+        assert ask(connection, "POST", "/nothing", {"prompt": "x" * 10_000}).status == 404
+        send(connection, "POST", "/prompt", {"prompt": "ab", "stream": True})
+        assert connection.getresponse().read().endswith(b"data: [DONE]\n\n")
+        assert connection.sock is first
+    connection.close()
+
+
+def test_32_clients_at_once_get_what_they_would_get_alone(server: Server) -> None:
+    def ask_often(client: int) -> list[str]:
+        texts = []
+        for round_ in range(6):
+            text = f"client {client}, round {round_}: {'y' * (client * 3)}"
+            if (client + round_) % 2:
+                answer = server.stream(text).text()
+            else:
+                answer = server.prompt(text).json["response"]
+            assert answer == text
+            texts.append(answer)
+        return texts
+
+    with ThreadPoolExecutor(32) as pool:
+        assert sum(len(texts) for texts in pool.map(ask_often, range(32))) == 32 * 6
+    assert server.load() == (0, 0)
+
+
+def test_a_full_line_refuses_while_health_still_answers(slow_server: Server) -> None:
+    streams = [slow_server.connect() for _ in range(5)]
+    for connection in streams:
+        send(connection, "POST", "/prompt", {"prompt": LONG, "stream": True})
+    wait_until(lambda: slow_server.load() == (1, 4))
+    refused = slow_server.prompt("x")
+    assert (refused.status, refused.error["code"]) == (429, "overloaded")
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert slow_server.ask("GET", "/readyz").status == 200
+    assert slow_server.ask("POST", "/echo", {"prompt": 1}).status == 200
+    for connection in streams:
+        connection.close()
+    wait_until(lambda: slow_server.load() == (0, 0))
+
+
+def _start_streaming(server: Server) -> Callable[[], None]:
+    stream = server.stream(LONG)
+    next(stream.events())
+    return stream.close
+
+
+def _start_waiting(server: Server) -> Callable[[], None]:
+    connection = server.connect()
+    send(connection, "POST", "/prompt", {"prompt": LONG})
+    return connection.close
+
+
+def _start_waiting_for_a_list(server: Server) -> Callable[[], None]:
+    connection = server.connect()
+    send(connection, "POST", "/prompt", {"prompt": [LONG, LONG]})
+    return connection.close
+
+
+@pytest.mark.parametrize(
+    ("begin", "load"),
+    [
+        (_start_streaming, (1, 0)),
+        (_start_waiting, (1, 0)),
+        (_start_waiting_for_a_list, (1, 1)),
+    ],
+)
+def test_a_client_that_leaves_frees_its_slot_within_a_second(
+    slow_server: Server, begin: Callable[[Server], Callable[[], None]], load: tuple[float, float]
+) -> None:
+    leave = begin(slow_server)
+    wait_until(lambda: slow_server.load() == load)
+    leave()
+    wait_until(lambda: slow_server.load() == (0, 0), timeout_s=1)
+    assert slow_server.prompt("ok").json["response"] == "ok"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_the_line_frees_its_place_within_a_second(
+    slow_server: Server, stream: bool
+) -> None:
+    running = slow_server.stream(LONG)
+    waiting = slow_server.connect()
+    send(waiting, "POST", "/prompt", {"prompt": LONG, "stream": stream})
+    wait_until(lambda: slow_server.load() == (1, 1))
+    waiting.close()
+    wait_until(lambda: slow_server.load() == (1, 0), timeout_s=1)
+    running.close()
+    wait_until(lambda: slow_server.load() == (0, 0), timeout_s=1)
+
+
+def test_a_deadline_ends_an_answer_and_breaks_a_stream(slow_server: Server) -> None:
+    answer = slow_server.ask("POST", "/prompt", {"prompt": LONG}, X_Request_Timeout_Ms="300")
+    assert (answer.status, answer.error["code"]) == (504, "deadline")
+    connection = slow_server.connect()
+    body = {"prompt": LONG, "stream": True}
+    send(connection, "POST", "/prompt", body, X_Request_Timeout_Ms="300")
+    stream = Stream(connection)
+    *pieces, failure = stream.broken()
+    assert pieces
+    assert error_inside(failure, stream.request_id)["code"] == "deadline"
+    wait_until(lambda: slow_server.load() == (0, 0), timeout_s=1)
+
+
+def test_a_clients_own_deadline_leaves_no_traceback_in_the_log(start: Start) -> None:
+    server = start(*serve_slowly(0.05))
+    connection = server.connect()
+    body = {"prompt": LONG, "stream": True}
+    send(connection, "POST", "/prompt", body, X_Request_Timeout_Ms="200")
+    assert Stream(connection).broken()[-1]["error"]["code"] == "deadline"
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert "Traceback" not in server.stderr
+
+
+_POST = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        pytest.param(b"GARBAGE\r\n\r\n", 400, id="no request line"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, id="TLS"),
+        pytest.param(b"GET /healthz HTTP/9.9\r\n\r\n", 400, id="version"),
+        pytest.param(b"GET /healthz HTTP/1.1\r\nNo colon\r\n\r\n", 400, id="header"),
+        pytest.param(b"GET /healthz HTTP/1.1\r\nB\0d: x\r\n\r\n", 400, id="header name"),
+        pytest.param(b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\n\r\n", 414, id="long line"),
+        pytest.param(
+            b"GET /healthz HTTP/1.1\r\nA: " + b"x" * 10_000 + b"\r\n\r\n", 431, id="long header"
+        ),
+        pytest.param(b"GET /healthz HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n", 431, id="headers"),
+        pytest.param(_POST + b"Content-Length: abc\r\n\r\n", 400, id="length abc"),
+        pytest.param(_POST + b"Content-Length: -1\r\n\r\n", 400, id="length -1"),
+        pytest.param(_POST + b"Content-Length: 1_0\r\n\r\n", 400, id="length 1_0"),
+        pytest.param(
+            _POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400, id="two lengths"
+        ),
+        pytest.param(
+            _POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+            id="length and chunked",
+        ),
+        pytest.param(_POST + b"Transfer-Encoding: odd\r\n\r\n", 501, id="transfer coding"),
+        pytest.param(_POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400, id="chunk size"),
+        pytest.param(_POST + b"Expect: 200-ok\r\nContent-Length: 2\r\n\r\n", 417, id="expect"),
+    ],
+)
+def test_unreadable_http_gets_the_error_form(
+    server: Server, request_bytes: bytes, status: int
+) -> None:
+    with server.open_socket(request_bytes) as connection:
+        answer = raw_answer(connection)
+    assert answer.error["type"] == "invalid_request_error"
+    assert answer.status == status
+
+
+def test_a_body_that_ends_early_is_a_client_error(server: Server) -> None:
+    with server.open_socket(_POST + b'Content-Length: 100\r\n\r\n{"prompt":') as connection:
+        connection.shutdown(socket.SHUT_WR)
+        answer = raw_answer(connection)
+    assert answer.status == 400
+    assert answer.error["type"] == "invalid_request_error"
+
+
+def _post_bytes(server: Server, body: bytes, *, chunked: bool) -> Answer:
+    connection = server.connect()
+    data = (body[at : at + 65536] for at in range(0, len(body), 65536)) if chunked else body
+    headers = {"Content-Type": "application/json"}
+    try:
+        connection.request("POST", "/echo", data, headers, encode_chunked=chunked)
+        response = connection.getresponse()
+        return Answer(response.status, response.headers, response.read())
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_within_the_limit_is_taken_whole(server: Server, chunked: bool) -> None:
+    text = "x" * 1_000_000
+    answer = _post_bytes(server, b'{"prompt": "%s"}' % text.encode(), chunked=chunked)
+    assert answer.json == {"echo_prompt": text}
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_over_the_limit_is_413(server: Server, chunked: bool) -> None:
+    head = _POST + (b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 1048590")
+    body = b'{"prompt": "' + b"x" * 1_048_576 + b'"}'
+    data = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if chunked else body
+    with server.open_socket() as connection:
+        connection.sendall(head + b"\r\n\r\n" + data)
+        answer = raw_answer(connection)
+    assert (answer.status, answer.error["code"]) == (413, "request_entity_too_large")
+
+
+def test_expect_100_continue_is_answered(server: Server) -> None:
+    head = _POST + b"Content-Length: 13\r\nExpect: 100-continue\r\n\r\n"
+    with server.open_socket(head) as connection:
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b'{"prompt": 1}')
+        assert raw_answer(connection).json == {"echo_prompt": 1}
+
+
+@pytest.mark.parametrize(
+    "half",
+    [b"", b"GET /healthz HT", _POST, _POST + b'Content-Length: 50\r\n\r\n{"prompt'],
+    ids=["nothing", "half a line", "half a header", "half a body"],
+)
+def test_requests_sent_by_half_do_not_block_others(server: Server, half: bytes) -> None:
+    sockets = [server.open_socket(half) for _ in range(20)]
+    began = time.monotonic()
+    for _ in range(5):
+        assert server.ask("GET", "/healthz").status == 200
+    assert server.prompt("x").json["response"] == "x"
+    assert time.monotonic() - began < 3
+    for connection in sockets:
+        connection.close()
+
+
+def test_a_request_that_comes_byte_by_byte_is_answered(server: Server) -> None:
+    with server.open_socket() as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n":
+            connection.sendall(bytes([byte]))
+            time.sleep(0.002)
+        assert raw_answer(connection).status == 200
+
+
+def _misbehave(server: Server, round_: int) -> None:
+    """One connection of some kind, opened and left."""
+    match round_ % 5:
+        case 0:
+            server.open_socket().close()
+        case 1:
+            server.open_socket(b"GET /healthz HTTP/1.1\r\nHo").close()
+        case 2:
+            assert server.ask("POST", "/echo", {"prompt": round_}).status == 200
+        case 3:
+            stream = server.stream("x" * 100, ignore_eos=True, sampling_steps=1500)
+            next(stream.events())
+            stream.close()
+        case _:
+            with server.open_socket(_POST + b"Content-Length: 10\r\n\r\n123") as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def test_200_connections_leave_no_descriptor_and_no_thread_behind(start: Start) -> None:
+    server = start()
+
+    def count(what: str) -> int:
+        return len(list(Path(f"/proc/{server.worker}/{what}").iterdir()))
+
+    for round_ in range(25):
+        _misbehave(server, round_)
+    wait_until(lambda: server.load() == (0, 0))
+    time.sleep(0.5)  # the last descriptors close behind the last answers
+    descriptors, threads = count("fd"), count("task")
+    for round_ in range(200):
+        _misbehave(server, round_)
+    wait_until(lambda: server.load() == (0, 0))
+    wait_until(lambda: count("fd") <= descriptors + 3)
+    assert count("task") <= threads + 5
+    assert "Traceback" not in server.stderr
+
+
+def test_clients_that_leave_and_clients_that_stay_do_not_disturb_each_other(
+    slow_server: Server,
+) -> None:
+    answers: list[str] = []
+
+    def stay() -> None:
+        answers.append(slow_server.prompt("stay").json["response"])
+
+    threads = [threading.Thread(target=stay) for _ in range(3)]
+    for thread in threads:
+        leaving = slow_server.connect()
+        send(leaving, "POST", "/prompt", {"prompt": LONG})
+        thread.start()
+        time.sleep(0.1)
+        leaving.close()
+    for thread in threads:
+        thread.join(15)
+    assert answers == ["stay"] * 3

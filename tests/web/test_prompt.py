@@ -1,0 +1,304 @@
+"""POST /prompt, unstreamed: what it answers, and what it reports about the answer."""
+
+import threading
+from typing import Any
+
+import pytest
+from werkzeug.test import TestResponse
+
+from tests.web.conftest import Serve, Sidecar, assert_error, wait_until
+
+
+def test_a_string_answers_a_string_with_usage_and_timings(sidecar: Sidecar) -> None:
+    response = sidecar.prompt("hello")
+    assert response.status_code == 200
+    document = response.json
+    assert document is not None
+    timings = document.pop("timings")
+    assert document == {
+        "response": "hello",
+        "finish_reason": "stop",
+        # <bos> and five letters; five letters and <eos>
+        "usage": {"prompt_tokens": 6, "completion_tokens": 6, "cached_tokens": 0},
+    }
+    assert list(timings) == ["decode_ms", "prefill_ms", "queue_ms"]
+    assert all(isinstance(value, float) and 0 <= value < 5000 for value in timings.values())
+
+
+def test_timings_tell_where_the_time_went(serve: Serve) -> None:
+    sidecar = serve(slots=1, step_s=0.02)
+    response = sidecar.prompt(["abc", "abc"])
+    assert response.json is not None
+    timings = response.json["timings"]
+    # The second waits for the first: one prefill step and three decode steps.
+    assert timings["queue_ms"] >= 75
+    assert timings["prefill_ms"] >= 19
+    assert timings["decode_ms"] >= 55
+
+
+def test_a_list_answers_lists_in_order_with_summed_usage(sidecar: Sidecar) -> None:
+    prompts = ["one", "a longer one", "ü", "four", "five"]
+    document = sidecar.prompt(prompts).json
+    assert document is not None
+    assert document["response"] == prompts
+    assert document["finish_reason"] == ["stop"] * 5
+    tokens = 5 + sum(len(prompt.encode()) for prompt in prompts)
+    assert document["usage"] == {
+        "prompt_tokens": tokens,
+        "completion_tokens": tokens,
+        "cached_tokens": 0,
+    }
+
+
+def test_a_list_of_one_still_answers_a_list(sidecar: Sidecar) -> None:
+    document = sidecar.prompt(["one"]).json
+    assert document is not None
+    assert (document["response"], document["finish_reason"]) == (["one"], ["stop"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "reason", "tokens"),
+    [
+        ({}, "hello", "stop", 6),
+        ({"sampling_steps": 6}, "hello", "stop", 6),
+        ({"sampling_steps": 5}, "hello", "length", 5),
+        ({"sampling_steps": 1}, "h", "length", 1),
+        ({"stop": "ll"}, "he", "stop", 4),
+        ({"stop": "h"}, "", "stop", 1),
+        ({"stop": "hello"}, "", "stop", 5),
+        ({"stop": "lz"}, "hello", "stop", 6),
+        ({"stop": "o", "sampling_steps": 5}, "hell", "stop", 5),
+        ({"stop": "lo", "sampling_steps": 4}, "hell", "length", 4),
+        ({"stop": []}, "hello", "stop", 6),
+        ({"stop": ["zz", "o", "el"]}, "h", "stop", 3),
+        ({"stop": ["llo", "lo"]}, "he", "stop", 5),
+        ({"ignore_eos": True, "sampling_steps": 20}, "hello", "length", 20),
+        ({"temperature": 1, "seed": 1}, "HELLO", "stop", 6),
+        ({"temperature": 1, "seed": 2}, "hello", "stop", 6),
+        ({"temperature": 0, "seed": 1}, "hello", "stop", 6),
+        ({"temperature": 0.5, "seed": 2**64 - 1}, "HELLO", "stop", 6),
+    ],
+)
+def test_each_option_ends_the_text_where_it_should(
+    sidecar: Sidecar, fields: dict[str, Any], text: str, reason: str, tokens: int
+) -> None:
+    document = sidecar.prompt("hello", **fields).json
+    assert document is not None
+    assert document["response"] == text
+    assert document["finish_reason"] == reason
+    assert document["usage"]["completion_tokens"] == tokens
+
+
+def test_turn_markers_become_their_tokens_and_end_of_turn_ends_the_answer(
+    sidecar: Sidecar,
+) -> None:
+    document = sidecar.prompt("<start_of_turn>user\nhi<end_of_turn>\n").json
+    assert document is not None
+    assert (document["response"], document["finish_reason"]) == ("user\nhi", "stop")
+    assert document["usage"]["prompt_tokens"] == 1 + 1 + 7 + 1 + 1
+    assert document["usage"]["completion_tokens"] == 1 + 7 + 1
+
+
+def test_typed_bos_and_eos_stay_text(sidecar: Sidecar) -> None:
+    document = sidecar.prompt("<bos>a<eos>b").json
+    assert document is not None
+    assert (document["response"], document["finish_reason"]) == ("<bos>a<eos>b", "stop")
+    assert document["usage"]["prompt_tokens"] == 13
+
+
+@pytest.mark.parametrize("text", ["a\0b", "𝛼 é\n\t\r", "\u2028", " lead", "two  spaces", "\ufeffx"])
+def test_every_text_survives_the_way_through(sidecar: Sidecar, text: str) -> None:
+    document = sidecar.prompt(text).json
+    assert document is not None
+    assert document["response"] == text
+
+
+def test_sampling_options_reach_the_runner(serve: Serve) -> None:
+    sidecar = serve()
+    options: dict[str, Any] = {
+        "temperature": 0.7,
+        "top_k": 40,
+        "top_p": 0.9,
+        "min_p": 0.05,
+        "seed": 2**63,
+    }
+    sidecar.prompt("x", **options)
+    [sampling] = sidecar.runner.samplings
+    assert vars(sampling) == options
+
+
+def test_without_a_seed_every_request_draws_its_own(serve: Serve) -> None:
+    sidecar = serve()
+    sidecar.prompt(["x"] * 8, temperature=1)
+    assert len({sampling.seed for sampling in sidecar.runner.samplings}) == 8
+
+
+def test_defaults_are_greedy_with_128_steps(serve: Serve) -> None:
+    sidecar = serve(context_length=1024)
+    document = sidecar.prompt("x" * 200).json
+    assert document is not None
+    assert (document["response"], document["finish_reason"]) == ("x" * 128, "length")
+    [sampling] = sidecar.runner.samplings
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0, 0, 1, 0)
+
+
+def test_prompt_and_steps_beyond_the_context_end_with_length(serve: Serve) -> None:
+    document = serve(context_length=32).prompt("x" * 20, sampling_steps=32).json
+    assert document is not None
+    assert (document["response"], document["finish_reason"]) == ("x" * 11, "length")
+    assert document["usage"] == {
+        "prompt_tokens": 21,
+        "completion_tokens": 11,
+        "cached_tokens": 0,
+    }
+
+
+def test_the_longest_prompt_fits_and_one_more_token_is_refused_with_both_numbers(
+    serve: Serve,
+) -> None:
+    sidecar = serve(context_length=32)
+    document = sidecar.prompt("x" * 30, sampling_steps=32).json
+    assert document is not None
+    assert (document["response"], document["finish_reason"]) == ("x", "length")
+    response = sidecar.prompt("x" * 31, sampling_steps=32)
+    error = assert_error(response, 400, "context_length_exceeded", "prompt")
+    assert (error["prompt_tokens"], error["limit"]) == (32, 31)
+
+
+@pytest.mark.parametrize(
+    ("bad", "code"),
+    [("x" * 31, "context_length_exceeded"), ("", "invalid_value"), ("\ud800", "invalid_value")],
+)
+def test_a_list_with_one_bad_item_is_refused_whole(serve: Serve, bad: str, code: str) -> None:
+    sidecar = serve(context_length=32)
+    response = sidecar.prompt(["a", "b", "c", bad, "e"], sampling_steps=1)
+    assert_error(response, 400, code, "prompt[3]")
+    assert (sidecar.engine.active, sidecar.engine.waiting) == (0, 0)
+    assert sidecar.runner.samplings == []
+
+
+def test_max_steps_bounds_sampling_steps(serve: Serve) -> None:
+    sidecar = serve(max_steps=10)
+    assert sidecar.prompt("x", sampling_steps=10).status_code == 200
+    error = assert_error(
+        sidecar.prompt("x", sampling_steps=11), 400, "invalid_value", "sampling_steps"
+    )
+    assert "10" in error["message"]
+
+
+@pytest.mark.parametrize("settings", [{"max_steps": 10}, {"context_length": 100}])
+def test_a_smaller_limit_is_the_default_of_sampling_steps_too(
+    serve: Serve, settings: dict[str, int]
+) -> None:
+    assert serve(**settings).prompt("x").status_code == 200
+
+
+def test_a_full_line_is_429_with_retry_after_and_takes_requests_again_later(serve: Serve) -> None:
+    sidecar = serve(slots=1, max_queue=1)
+    sidecar.occupy(2)
+    response = sidecar.prompt("x")
+    error = assert_error(response, 429, "overloaded")
+    assert error["type"] == "rate_limit_error"
+    assert 1 <= int(response.headers["Retry-After"]) <= 120
+    sidecar.runner.open.set()
+    wait_until(lambda: sidecar.engine.active == sidecar.engine.waiting == 0)
+    assert sidecar.prompt("x").status_code == 200
+
+
+def test_a_list_that_does_not_fit_the_line_leaves_nothing_behind(serve: Serve) -> None:
+    sidecar = serve(slots=1, max_queue=2)
+    sidecar.occupy(1)
+    assert_error(sidecar.prompt(["a", "b", "c"]), 429, "overloaded")
+    assert (sidecar.engine.active, sidecar.engine.waiting) == (1, 0)
+
+
+def test_loading_is_503_with_retry_after_while_echo_and_healthz_work(serve: Serve) -> None:
+    sidecar = serve(loading=True)
+    response = sidecar.prompt("x")
+    error = assert_error(response, 503, "loading")
+    assert error["type"] == "unavailable_error"
+    assert int(response.headers["Retry-After"]) >= 1
+    assert sidecar.client.post("/echo", json={"prompt": 1}).json == {"echo_prompt": 1}
+    assert sidecar.client.get("/healthz").status_code == 200
+
+
+def test_draining_is_503_and_asks_to_leave_the_connection(serve: Serve) -> None:
+    sidecar = serve()
+    sidecar.model.drain()
+    response = sidecar.prompt("x")
+    assert_error(response, 503, "draining")
+    assert int(response.headers["Retry-After"]) >= 1
+    assert response.headers["Connection"] == "close"
+
+
+def test_a_request_under_way_finishes_while_draining(serve: Serve) -> None:
+    sidecar = serve()
+    sidecar.runner.open.clear()
+    answers: list[TestResponse] = []
+    thread = threading.Thread(target=lambda: answers.append(sidecar.prompt("hello")))
+    thread.start()
+    wait_until(lambda: sidecar.engine.active == 1)
+    sidecar.model.drain()
+    sidecar.runner.open.set()
+    thread.join(5)
+    [answer] = answers
+    assert answer.json is not None
+    assert answer.json["response"] == "hello"
+
+
+@pytest.mark.parametrize("prompt", ["hello", ["a", "b", "c"]])
+def test_a_deadline_that_passes_is_504_and_frees_the_slots(
+    serve: Serve, prompt: str | list[str]
+) -> None:
+    sidecar = serve(slots=1)
+    sidecar.runner.open.clear()
+    response = sidecar.prompt(prompt, headers={"X-Request-Timeout-Ms": "30"})
+    error = assert_error(response, 504, "deadline")
+    assert error["type"] == "timeout_error"
+    assert (sidecar.engine.active, sidecar.engine.waiting) == (0, 0)
+
+
+def test_a_deadline_that_does_not_pass_changes_nothing(sidecar: Sidecar) -> None:
+    for value in ("1000000000", "00060000"):
+        assert sidecar.prompt("x", headers={"X-Request-Timeout-Ms": value}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "0", "-1", "+5", "1.5", "1e3", "abc", "1000000001", "1 0", "0x10", "1_000", "²"),
+        *("9" * 30, "0" * 20 + "1" + "0" * 20),
+        "000000000001" + "0" * 400,  # 10**400 does not fit a float
+        "000000000001" + "0" * 5000,  # and this has more digits than int() takes
+    ],
+)
+def test_a_bad_deadline_is_refused(sidecar: Sidecar, value: str) -> None:
+    response = sidecar.prompt("x", headers={"X-Request-Timeout-Ms": value})
+    assert_error(response, 400, "invalid_value", "X-Request-Timeout-Ms")
+
+
+def test_an_engine_that_dies_is_500_now_and_later_and_says_so(serve: Serve) -> None:
+    sidecar = serve(fail_at=3)
+    error = assert_error(sidecar.prompt("hello"), 500, "generation_failed")
+    assert error["type"] == "server_error"
+    assert "hello" not in error["message"]
+    wait_until(lambda: len(sidecar.deaths) == 1)
+    assert isinstance(sidecar.deaths[0], RuntimeError)
+    assert_error(sidecar.prompt("hello"), 500, "generation_failed")
+    assert (sidecar.engine.active, sidecar.engine.waiting) == (0, 0)
+
+
+def test_many_threads_get_the_text_they_would_get_alone(sidecar: Sidecar) -> None:
+    texts = [f"request number {index}, {'x' * index}" for index in range(24)]
+    answers: dict[str, Any] = {}
+
+    def ask(text: str) -> None:
+        document = sidecar.prompt(text).json
+        answers[text] = document and document["response"]
+
+    threads = [threading.Thread(target=ask, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert answers == {text: text for text in texts}
