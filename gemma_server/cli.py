@@ -1,5 +1,6 @@
 """The command line: `gemma-server serve` and `gemma-server generate`."""
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -70,14 +71,52 @@ def serve(**flags: Any) -> None:
     run()
 
 
+class _Number(click.FloatRange):
+    """A number within a range; click lets NaN through every range."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number", param, ctx)
+        return number
+
+
 @main.command()
 @click.argument("prompt")
-@click.option("--steps", default=128, show_default=True, help="most tokens to generate")
-@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy")
-@click.option("--top-k", default=0, help="sample among so many tokens; 0 is off")
-@click.option("--top-p", default=1.0, help="sample within this much probability; 1 is off")
-@click.option("--min-p", default=0.0, help="drop tokens below this share of the best; 0 is off")
-@click.option("--seed", type=int, default=None, help="the same seed gives the same text")
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    help="most tokens to generate",
+)
+@click.option(
+    "--temperature", type=_Number(0, 100), default=0.0, show_default=True, help="0 is greedy"
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    help="sample among so many tokens; 0 is off",
+)
+@click.option(
+    "--top-p",
+    type=_Number(0, 1, min_open=True),
+    default=1.0,
+    help="sample within this much probability; 1 is off",
+)
+@click.option(
+    "--min-p",
+    type=_Number(0, 1),
+    default=0.0,
+    help="drop tokens below this share of the best; 0 is off",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**64 - 1),
+    default=None,
+    help="the same seed gives the same text",
+)
 @_settings_options(without=(*_ONLY_SERVE, "slots", "max_steps", "drain_timeout", "model_name"))
 def generate(
     prompt: str,
@@ -131,7 +170,7 @@ def _load(settings: Settings, model: Any) -> None:
 def _settings(flags: dict[str, Any]) -> Settings:
     try:
         settings = load_settings(**flags)
-        settings.api_keys()
+        settings.check_files()
     except UsageError as error:
         _fail(str(error), EXIT_USAGE)
     return settings

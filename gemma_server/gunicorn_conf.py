@@ -22,7 +22,7 @@ def _usage_error(error: GemmaServerError) -> None:
 
 try:
     _settings = load_settings()
-    _settings.api_keys()
+    _settings.check_files()
 except UsageError as error:
     _usage_error(error)
 
@@ -38,7 +38,7 @@ keepalive = 75  # longer than the Go client keeps idle connections, so that it n
 max_requests = 0  # a restart would load the model again
 preload_app = False
 control_socket_disable = True  # its thread would live in the process that forks
-umask = 0o007  # a Unix socket is for its owner and group
+umask = 0o117  # a Unix socket gets mode 0660: its owner and group
 proc_name = "gemma-server"
 loglevel = "warning"
 

@@ -22,6 +22,7 @@ def default_cache_dir() -> Path:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach `host`."""
+    host = host.lower()
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -113,6 +114,20 @@ class Settings(BaseSettings):
         """The most `sampling_steps` that a request may ask for."""
         return min(self.max_steps or self.context_length, self.context_length)
 
+    def check_files(self) -> None:
+        """Look at the files that the settings name, before anything is started.
+
+        Raises:
+            UsageError: the key file is of no use, or `uds` cannot become a socket.
+        """
+        self.api_keys()
+        if self.uds is None:
+            return
+        if not self.uds.absolute().parent.is_dir():
+            raise UsageError(f"--uds {self.uds}: there is no such directory")
+        if self.uds.exists() and not self.uds.is_socket():
+            raise UsageError(f"--uds {self.uds}: a file is in its place; remove it first")
+
     def api_keys(self) -> tuple[str, ...]:
         """The keys in `api_key_file`; none without one.
 
@@ -125,6 +140,8 @@ class Settings(BaseSettings):
             lines = self.api_key_file.read_text().splitlines()
         except OSError as error:
             raise UsageError(f"--api-key-file {self.api_key_file}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"--api-key-file {self.api_key_file}: not a text file") from None
         keys = tuple(line.strip() for line in lines if line.strip())
         if not keys:
             raise UsageError(f"--api-key-file {self.api_key_file}: no key in it")

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from gemma_server.served import ServedModel
+from gemma_server.served import LoadedModel, ServedModel
 from gemma_server.settings import Settings
 
 _LOOK_S = 0.1
@@ -26,10 +26,9 @@ def report_progress(model: ServedModel) -> None:
         _print_stages(model)
 
 
-def announce(settings: Settings, model: ServedModel, sockets: Sequence[Any]) -> None:
+def announce(settings: Settings, loaded: LoadedModel, sockets: Sequence[Any]) -> None:
     """Print the ready line on standard output, and a command to try on standard error."""
-    loaded = model.require_ready()
-    facts = f"{model.name}, {loaded.device}, {loaded.load_s:.1f} s"
+    facts = f"{loaded.name}, {loaded.device}, {loaded.load_s:.1f} s"
     where, curl = _address(settings, sockets)
     print(f"gemma-server ready: {where} ({facts})", flush=True)
     body = '{"prompt": "The capital of France is", "sampling_steps": 16}'

@@ -166,7 +166,9 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
             traceback.print_exc()
             self._give_up(f"gemma-server: cannot load the model: {type(error).__name__}: {error}")
         else:
-            announce(self.settings, self.model, self.sockets)
+            loaded = self.model.loaded
+            if loaded is not None and self.model.status == "ready":  # not if SIGTERM came first
+                announce(self.settings, loaded, self.sockets)
 
     def _give_up(self, line: str) -> None:
         if self.alive:  # else it is being stopped anyway, and that is no failure

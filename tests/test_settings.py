@@ -63,7 +63,8 @@ def test_an_open_bind_is_allowed_with_keys_and_the_keys_are_read(tmp_path: Path)
     [
         ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("[::1]", True),
         ("localhost", True), ("app.localhost", True), ("0.0.0.0", False), ("::", False),
-        ("192.168.1.4", False), ("example.com", False), ("127.0.0.1.example.com", False), ("", False),
+        ("192.168.1.4", False), ("example.com", False), ("127.0.0.1.example.com", False),
+        ("", False), ("LocalHost", True),
     ],
 )  # fmt: skip
 def test_what_counts_as_this_machine(host: str, local: bool) -> None:

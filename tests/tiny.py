@@ -18,9 +18,7 @@ Weights = dict[str, dict[str, npt.NDArray[np.float32]]]
 def tiny_weights(name: str, *, seed: int = 0) -> Weights:
     """Random weights of a preset, in Kaggle's flat layout."""
     transposed = name not in ("gemma1-mqa", "gemma1-mha")
-    return random_weights(
-        PRESETS[name], np.random.default_rng(seed), gating_transposed=transposed
-    )
+    return random_weights(PRESETS[name], np.random.default_rng(seed), gating_transposed=transposed)
 
 
 def tiny_config(name: str, context_length: int = 512) -> GemmaConfig:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from gemma_server.engine.plan import Plan, Runner, StepResult
 from gemma_server.engine.request import Handle, Request
 from gemma_server.engine.scheduler import Scheduler
-from gemma_server.errors import GenerationFailed, RequestError
+from gemma_server.errors import GenerationFailed, NotReady, RequestError
 
 
 class Engine:
@@ -95,7 +95,7 @@ class Engine:
         """Fail what is left and end the thread after the step under way."""
         with self._changed:
             self._stopping = True
-            self._refuse(GenerationFailed("the server has stopped"))
+            self._refuse(NotReady("draining", "the server has stopped", retry_after_s=5))
             self._changed.notify()
         self._thread.join(timeout_s)
 

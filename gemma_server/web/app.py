@@ -8,7 +8,6 @@ from flask import Flask, Response, g, request
 from gemma_server.served import ServedModel
 from gemma_server.settings import Settings, is_loopback
 from gemma_server.web import errors, native, ops
-from gemma_server.web.body import MAX_BODY_BYTES
 from gemma_server.web.guard import Guard
 from gemma_server.web.metrics import Metrics
 
@@ -18,8 +17,6 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 def make_app(model: ServedModel, settings: Settings) -> Flask:
     """An app that serves `model`; the model may still be loading."""
     app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
-    app.json.ensure_ascii = False  # type: ignore[attr-defined]
     metrics = Metrics(model)
     guard = Guard(
         api_keys=settings.api_keys(),

@@ -1,11 +1,18 @@
 """Request bodies: read within a limit, parsed as JSON, checked by a schema."""
 
 import json
+import math
 from typing import Any, TypeVar
 
 from flask import request
+from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ValidationError
-from werkzeug.exceptions import UnsupportedMediaType
+from werkzeug.exceptions import (
+    BadRequest,
+    RequestEntityTooLarge,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
 
 from gemma_server.errors import InvalidRequest
 
@@ -20,20 +27,41 @@ def read_body(schema: type[Schema]) -> Schema:
     Raises:
         InvalidRequest: not JSON (`invalid_json`), a field that has no place here
             (`unknown_field`), or a value that cannot be (`invalid_value`).
-        UnsupportedMediaType: another content type than application/json.
+        HTTPException: another content type than application/json, or a body that is too large
+            or cannot be read.
     """
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("send the body as Content-Type: application/json")
-    document = _parse(request.get_data(cache=False))
+    document = _parse(_read_bytes())
     try:
         return schema.model_validate(document, strict=True)
     except ValidationError as error:
         raise _explain(error) from None
 
 
+def _read_bytes() -> bytes:
+    """The whole body; one byte beyond the limit is enough to refuse it, chunked or not."""
+    blocks, left = [], MAX_BODY_BYTES + 1
+    try:
+        if (request.content_length or 0) > MAX_BODY_BYTES:
+            left = 0
+        while left and (block := request.stream.read(left)):
+            blocks.append(block)
+            left -= len(block)
+    except TimeoutError:
+        raise RequestTimeout("the body did not arrive in time") from None
+    except ParseException as error:  # gunicorn reads chunks only now
+        raise BadRequest(f"the body is not well-formed HTTP: {error}"[:300]) from None
+    if left == 0:
+        raise RequestEntityTooLarge(f"the body has more than {MAX_BODY_BYTES} bytes")
+    return b"".join(blocks)
+
+
 def _parse(body: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        document = json.loads(
+            body.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite
+        )
     except UnicodeDecodeError as error:
         raise _invalid_json(f"byte {error.start} is not UTF-8") from None
     except RecursionError:
@@ -49,6 +77,13 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits[:40]} is beyond the range of numbers")
+    return number
+
+
 def _invalid_json(why: str) -> InvalidRequest:
     return InvalidRequest(f"the body is not valid JSON: {why}", code="invalid_json")
 
@@ -61,6 +96,8 @@ def _explain(error: ValidationError) -> InvalidRequest:
         error.errors(include_url=False, include_context=False),
         key=lambda item: (item["type"].endswith("_type"), -len(item["loc"])),
     )
+    if not problem["loc"]:  # a field's name that is no valid text has no place to point at
+        return InvalidRequest(f"the body: {problem['msg']}")
     field = str(problem["loc"][0])[:100]
     param = field + "".join(f"[{part}]" for part in problem["loc"] if isinstance(part, int))
     match problem["type"]:

@@ -85,7 +85,8 @@ def _http_error(error: HTTPException) -> Response:
     status = error.code or 500
     kind = _TYPE_OF_STATUS.get(status, "invalid_request_error")
     code = error.name.lower().replace(" ", "_")
-    headers = {"Connection": "close"} if status == 413 else {}  # its body is not read to the end
+    # Where a body was not read to its end, what follows on the connection is not a request.
+    headers = {"Connection": "close"} if status in (400, 408, 413) else {}
     for name in ("Allow", "WWW-Authenticate"):
         for key, value in error.get_headers():
             if key == name:

@@ -1,5 +1,6 @@
 """The sidecar's own routes: /prompt generates, /echo measures the hop."""
 
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -29,8 +30,9 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int) -> Blueprint
     def prompt() -> Response | dict[str, Any]:
         loaded = model.require_ready()
         body = read_body(PromptBody)
-        _check(body, max_steps)
-        generations = _submit(body, loaded)
+        if body.stream and not isinstance(body.prompt, str):
+            raise InvalidRequest("a list of prompts cannot be streamed", param="stream")
+        generations = _submit(body, body.steps(max_steps), loaded)
         if body.stream:
             generation = generations[0]
             response = sse.response(stream_with_context(_events(generation, metrics)))
@@ -41,18 +43,7 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int) -> Blueprint
     return routes
 
 
-def _check(body: PromptBody, max_steps: int) -> None:
-    """What the schema cannot say by itself."""
-    if body.sampling_steps > max_steps:
-        raise InvalidRequest(
-            f"sampling_steps is {body.sampling_steps}, and this server's limit is {max_steps}",
-            param="sampling_steps",
-        )
-    if body.stream and not isinstance(body.prompt, str):
-        raise InvalidRequest("a list of prompts cannot be streamed", param="stream")
-
-
-def _submit(body: PromptBody, loaded: LoadedModel) -> list[Generation]:
+def _submit(body: PromptBody, steps: int, loaded: LoadedModel) -> list[Generation]:
     """Encode and queue all prompts, or none; an error names the prompt at fault."""
     engine, tokenizer = loaded.engine, loaded.tokenizer
     requests = []
@@ -64,7 +55,7 @@ def _submit(body: PromptBody, loaded: LoadedModel) -> list[Generation]:
             if isinstance(body.prompt, list):
                 error.param = f"prompt[{index}]"
             raise
-        requests.append(body.request(ids, tokenizer.stop_ids))
+        requests.append(body.request(ids, steps, tokenizer.stop_ids))
     deadline = _deadline()
     gone = _gone_check()
     return [
@@ -110,7 +101,7 @@ def _events(generation: Generation, metrics: Metrics) -> Iterator[bytes]:
         return
     except RequestError as error:
         yield sse.failure(error)
-        raise
+        raise sse.BrokenBody from error
     completion = generation.completion
     metrics.completed(completion)
     yield sse.event(
@@ -150,7 +141,7 @@ def _deadline() -> float | None:
     header = request.headers.get("X-Request-Timeout-Ms")
     if header is None:
         return None
-    if not header.isascii() or not header.isdigit() or not 1 <= int(header[:12]) <= 10**9:
+    if not re.fullmatch(r"[0-9]{1,10}", header) or not 1 <= int(header) <= 10**9:
         raise InvalidRequest(
             "X-Request-Timeout-Ms must be a whole number of milliseconds from 1 to 1000000000",
             param="X-Request-Timeout-Ms",

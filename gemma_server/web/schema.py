@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from gemma_server.engine.request import Request, SamplingOptions, random_seed
+from gemma_server.errors import InvalidRequest
 
 MAX_PROMPTS = 64
 MAX_STOPS = 8
@@ -40,7 +41,21 @@ class PromptBody(BaseModel):
         """The stop strings, if any."""
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
-    def request(self, token_ids: list[int], stop_ids: frozenset[int]) -> Request:
+    def steps(self, limit: int) -> int:
+        """The most tokens to generate: what was asked for, or the default within the limit.
+
+        Raises:
+            InvalidRequest: more was asked for than `limit`.
+        """
+        if "sampling_steps" not in self.model_fields_set:
+            return min(self.sampling_steps, limit)
+        if self.sampling_steps > limit:
+            raise InvalidRequest(
+                f"sampling_steps: this server's limit is {limit}", param="sampling_steps"
+            )
+        return self.sampling_steps
+
+    def request(self, token_ids: list[int], steps: int, stop_ids: frozenset[int]) -> Request:
         """The engine's request for one encoded prompt."""
         options = SamplingOptions(
             temperature=self.temperature,
@@ -50,7 +65,7 @@ class PromptBody(BaseModel):
             seed=random_seed() if self.seed is None else self.seed,
         )
         stops = frozenset[int]() if self.ignore_eos else stop_ids
-        return Request(tuple(token_ids), self.sampling_steps, options, stops)
+        return Request(tuple(token_ids), steps, options, stops)
 
 
 class EchoBody(BaseModel):

@@ -1,5 +1,6 @@
 """Server-sent events: one line of JSON and a blank line each."""
 
+import errno
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,17 @@ from flask import Response, json
 
 from gemma_server.errors import RequestError
 from gemma_server.web.errors import body_of
+
+
+class BrokenBody(BrokenPipeError):
+    """Ends a stream in the middle: the connection closes without the body's last chunk.
+
+    To the server it looks like a client that went away, which is no news for its log.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(errno.EPIPE, "the stream ends early")
+
 
 DONE = b"data: [DONE]\n\n"
 

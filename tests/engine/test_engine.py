@@ -30,7 +30,7 @@ def make_request(text: str, max_tokens: int = 500) -> Request:
 
 
 def read_all(handle: Handle) -> tuple[str, object]:
-    ids = []
+    ids: list[int] = []
     while True:
         event = handle.next_event(10)
         if not isinstance(event, Token):

@@ -11,7 +11,7 @@ VOCAB = 50
 
 
 def _sampling(rows: int, **columns: Any) -> Any:
-    from gemma_server.model.sampling import Sampling
+    from gemma_server.model import sampling
 
     defaults = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     full = {
@@ -19,7 +19,8 @@ def _sampling(rows: int, **columns: Any) -> Any:
         for name, default in defaults.items()
     }
     seeds = np.stack([np.zeros(rows), columns.get("seed", np.arange(rows))], axis=1)
-    return Sampling(
+    make: Any = sampling.Sampling  # takes NumPy as well as jax arrays
+    return make(
         full["temperature"].astype(np.float32),
         full["top_k"].astype(np.int32),
         full["top_p"].astype(np.float32),

@@ -30,7 +30,7 @@ class Model:
         import jax.numpy as jnp
 
         config = tiny_config(name)
-        self._module = Transformer(config, jnp.float32, BLOCK)
+        self._module: Any = Transformer(config, jnp.float32, BLOCK)
         self._variables = {"params": params}
         self._cache = empty_cache(config, slots, LENGTH, jnp.float32)
 
@@ -60,7 +60,7 @@ class Model:
 
 def _text(name: str, seed: int, length: int = TEXT) -> list[int]:
     vocab = oracle.PRESETS[name].vocab
-    return np.random.default_rng(seed).integers(0, vocab, length).tolist()
+    return [int(token) for token in np.random.default_rng(seed).integers(0, vocab, length)]
 
 
 @pytest.fixture(scope="module", params=oracle.PRESETS)
@@ -117,7 +117,9 @@ def test_rows_at_different_positions_decode_side_by_side(case: Any) -> None:
     for step in range(6, 0, -1):
         rows = [[ids[len(ids) - step]] for ids in texts]
         starts = [len(ids) - step for ids in texts]
-        for got, want, start in zip(model.feed([0, 1], rows, starts), expected, starts, strict=True):
+        for got, want, start in zip(
+            model.feed([0, 1], rows, starts), expected, starts, strict=True
+        ):
             np.testing.assert_allclose(got[0], want[start], atol=TOLERANCE)
 
 

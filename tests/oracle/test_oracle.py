@@ -282,7 +282,8 @@ def test_logits_are_float64_with_a_spread_of_several_units(name: str) -> None:
     config = PRESETS[name]
     weights, ids = draw(config)
     rows = gemma.logits(config, weights, ids)
-    assert rows.shape == (len(ids), config.vocab) and rows.dtype == np.float64
+    assert rows.shape == (len(ids), config.vocab)
+    assert rows.dtype == np.float64
     assert 2.0 < rows.std() < 4.0
 
 
@@ -335,7 +336,7 @@ def test_small_weights_make_epsilon_visible() -> None:
 )
 def test_inconsistent_settings_are_refused(change: dict[str, Any]) -> None:
     """A config checks its own shapes."""
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="heads|entry"):
         replace(PRESETS["gemma3"], **change)
 
 
@@ -343,5 +344,5 @@ def test_inconsistent_settings_are_refused(change: dict[str, Any]) -> None:
 def test_ids_outside_the_vocabulary_are_refused(ids: Any) -> None:
     """A negative id would otherwise wrap around silently."""
     config = PRESETS["gemma1-mqa"]
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="token_ids"):
         gemma.logits(config, draw(config)[0], ids)

@@ -98,7 +98,6 @@ def test_a_body_that_is_no_json_object_is_invalid_json(
         (_body(temperature=100.5), "temperature"),
         (_body(temperature="0"), "temperature"),
         (_body(temperature=True), "temperature"),
-        (_raw("temperature", "1e999"), "temperature"),
         (_raw("temperature", HUGE), "temperature"),
         (_body(top_k=-1), "top_k"),
         (_body(top_k=2**31), "top_k"),
