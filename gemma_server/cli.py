@@ -129,7 +129,7 @@ def generate(
     **flags: Any,
 ) -> None:
     """Load the model, continue PROMPT on standard output, and end."""
-    settings = _settings({**flags, "slots": 1})
+    settings = _settings(flags)
     from gemma_server.engine.request import Request, SamplingOptions, random_seed
     from gemma_server.generation import Generation
     from gemma_server.served import ServedModel

@@ -46,14 +46,15 @@ class Copy:
         return done.stdout
 
     def start(self, **more: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            ["./run-gemma-server.sh"],
-            cwd=self.root,
-            env={**self.environment, **more},
-            stdout=subprocess.PIPE,
-            stderr=(self.root / "server.log").open("a"),
-            text=True,
-        )
+        with (self.root / "server.log").open("a") as log:
+            return subprocess.Popen(
+                ["./run-gemma-server.sh"],
+                cwd=self.root,
+                env={**self.environment, **more},
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
 
 
 @pytest.fixture(scope="module")

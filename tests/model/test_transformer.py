@@ -25,12 +25,14 @@ TEXT = 45  # crosses two block borders and every window
 class Model:
     """A tiny model with a cache of several slots, called as the runner calls it."""
 
-    def __init__(self, name: str, params: dict[str, Any], *, slots: int = 3) -> None:
+    def __init__(
+        self, name: str, params: dict[str, Any], *, slots: int = 3, block: int = BLOCK
+    ) -> None:
         import jax
         import jax.numpy as jnp
 
         config = tiny_config(name)
-        self._module: Any = Transformer(config, jnp.float32, BLOCK)
+        self._module: Any = Transformer(config, jnp.float32, block)
         self._variables = {"params": params}
         self._cache = empty_cache(config, slots, LENGTH, jnp.float32)
 
@@ -73,11 +75,12 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return name, weights, params
 
 
-def test_every_position_matches_the_oracle_in_one_pass(case: Any) -> None:
+@pytest.mark.parametrize("block", [BLOCK, LENGTH], ids=["in blocks", "in one, as on a GPU"])
+def test_every_position_matches_the_oracle_in_one_pass(case: Any, block: int) -> None:
     name, weights, params = case
     ids = _text(name, seed=1)
     expected = oracle.logits(oracle.PRESETS[name], weights, ids)
-    [got] = Model(name, params).feed([0], [ids], [0])
+    [got] = Model(name, params, block=block).feed([0], [ids], [0])
     np.testing.assert_allclose(got, expected, atol=TOLERANCE)
 
 

@@ -336,7 +336,7 @@ def test_small_weights_make_epsilon_visible() -> None:
 )
 def test_inconsistent_settings_are_refused(change: dict[str, Any]) -> None:
     """A config checks its own shapes."""
-    with pytest.raises(ValueError, match="heads|entry"):
+    with pytest.raises(ValueError, match=r"heads|entry"):
         replace(PRESETS["gemma3"], **change)
 
 

@@ -17,12 +17,12 @@ from tests.web.conftest import error_inside, parse_json, parse_metrics, wait_unt
 
 READY = re.compile(
     r"gemma-server ready: (?:http://127\.0\.0\.1:(\d+)|unix:(\S+)) "
-    r"\([^,\n]+, no device, \d+\.\d s\)\n"
+    r"\([^,\n]+, [^,\n]+, \d+\.\d s\)\n"
 )
 SERVE = ("-m", "gemma_server", "serve", "--fake", "--port", "0")
 GUNICORN = ("-m", "gunicorn")
 BY_HAND = (*GUNICORN, "-c", "python:gemma_server.gunicorn_conf", "gemma_server.worker:create_app()")
-_START_S = 30.0
+_START_S = 90.0  # a tiny real model compiles
 
 _PATCHED = """
 import functools, time

@@ -1,0 +1,143 @@
+"""Real checkpoints of tiny models, served by the real server, against the oracle's text."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gemma_server.engine.fake import fake_pieces, fake_tokenizer
+from gemma_server.text.tokenizer import model_from_pieces
+from tests.oracle import gemma as oracle
+from tests.server.conftest import Start
+from tests.server.sidecar import run
+from tests.tiny import Weights, tiny_weights, write_gguf, write_orbax
+
+pytestmark = pytest.mark.slow
+
+SERVE_REAL = (
+    "-m",
+    "gemma_server",
+    "serve",
+    "--port",
+    "0",
+    "--slots",
+    "2",
+    "--context-length",
+    "96",
+)
+PROMPT = "A prompt of some length, longer than a window and a chunk: 0123456789"
+STEPS = 16
+
+
+def _tokenizer_file(path: Path, extra: int = 0) -> Path:
+    pieces, scores, types = fake_pieces()
+    pieces += [f"extra{index}" for index in range(extra)]
+    path.write_bytes(model_from_pieces(pieces, scores + [0.0] * extra, types + [1] * extra))
+    return path
+
+
+def _orbax(name: str, weights: Weights, folder: Path) -> dict[str, str]:
+    """The two variables of the article's run script."""
+    return {
+        "MODEL_CHECKPOINT": str(write_orbax(folder / "checkpoint", weights)),
+        "MODEL_TOKENIZER": str(_tokenizer_file(folder / "tokenizer.model")),
+    }
+
+
+def _gguf(name: str, weights: Weights, folder: Path) -> dict[str, str]:
+    return {"MODEL_CHECKPOINT": str(write_gguf(folder / "model.gguf", name, weights))}
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("gemma1-mqa", _orbax), ("gemma1-mha", _orbax), ("gemma3", _gguf), ("gemma3-small", _gguf)],
+)
+def test_the_server_answers_what_the_oracle_would(
+    start: Start,
+    tmp_path: Path,
+    name: str,
+    write: Callable[[str, Weights, Path], dict[str, str]],
+) -> None:
+    weights = tiny_weights(name)
+    server = start(*SERVE_REAL, env=write(name, weights, tmp_path))
+    tokenizer = fake_tokenizer()
+    ids = oracle.greedy(oracle.PRESETS[name], weights, tokenizer.encode(PROMPT), STEPS)
+    answer = server.prompt(PROMPT, sampling_steps=STEPS, ignore_eos=True)
+    assert answer.json["response"] == tokenizer.decode(ids)
+    assert answer.json["usage"]["completion_tokens"] == STEPS
+    # A context that is no multiple of a block is filled to its end and not beyond.
+    to_the_end = server.prompt(PROMPT, sampling_steps=96, ignore_eos=True)
+    assert to_the_end.json["finish_reason"] == "length"
+    assert sum(to_the_end.json["usage"].values()) == 96
+
+
+def test_bfloat16_serves_too(start: Start, tmp_path: Path) -> None:
+    env = _gguf("gemma3", tiny_weights("gemma3"), tmp_path)
+    server = start(*SERVE_REAL, "--dtype", "bfloat16", env=env)
+    assert server.prompt("hello", ignore_eos=True, sampling_steps=4).status == 200
+
+
+def test_nothing_compiles_after_ready(start: Start, tmp_path: Path) -> None:
+    server = start(*SERVE_REAL, env=_gguf("gemma3", tiny_weights("gemma3"), tmp_path))
+    before = server.metrics()["gemma_compilations_total"]
+    assert before > 0
+    server.prompt(["a", "b" * 50, "c"], temperature=1.0, top_k=3, top_p=0.5, min_p=0.1)
+    server.prompt("d", sampling_steps=5)
+    assert server.metrics()["gemma_compilations_total"] == before
+
+
+def _refusal(tmp_path: Path, env: dict[str, str]) -> str:
+    done = run(tmp_path, SERVE_REAL, env, timeout_s=90)
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if "cannot load the model" in line]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_a_tokenizer_that_does_not_belong_is_refused(tmp_path: Path) -> None:
+    env = _orbax("gemma1-mqa", tiny_weights("gemma1-mqa"), tmp_path)
+    wrong = _tokenizer_file(tmp_path / "wrong.model", extra=200)
+    line = _refusal(tmp_path, {**env, "MODEL_TOKENIZER": str(wrong)})
+    assert "463 pieces" in line
+    assert "307" in line
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no tokenizer at all"])
+def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    env = _orbax("gemma1-mqa", tiny_weights("gemma1-mqa"), tmp_path)
+    path = tmp_path / "broken.model"
+    if content is not None:
+        path.write_bytes(content)
+    assert "broken.model" in _refusal(tmp_path, {**env, "MODEL_TOKENIZER": str(path)})
+
+
+def test_an_orbax_checkpoint_without_a_tokenizer_says_what_to_set(tmp_path: Path) -> None:
+    env = _orbax("gemma1-mqa", tiny_weights("gemma1-mqa"), tmp_path)
+    (tmp_path / "tokenizer.model").unlink()
+    del env["MODEL_TOKENIZER"]
+    assert "MODEL_TOKENIZER" in _refusal(tmp_path, env)
+
+
+def test_a_truncated_gguf_is_refused(tmp_path: Path) -> None:
+    env = _gguf("gemma3", tiny_weights("gemma3"), tmp_path)
+    path = Path(env["MODEL_CHECKPOINT"])
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "cut short" in _refusal(tmp_path, env)
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    weights = tiny_weights("gemma1-mqa")
+    del weights["transformer/layer_1/mlp/linear"]
+    assert "layer_1" in _refusal(tmp_path, _orbax("gemma1-mqa", weights, tmp_path))
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(tmp_path: Path) -> None:
+    weights = tiny_weights("gemma1-mqa")
+    norm = weights["transformer/layer_1/pre_ffw_norm"]
+    norm["scale"] = norm["scale"][:-1]
+    line = _refusal(tmp_path, _orbax("gemma1-mqa", weights, tmp_path))
+    width = oracle.PRESETS["gemma1-mqa"].width
+    assert "layer_1/pre_feed_forward_norm/scale" in line
+    assert f"[{width}]" in line
+    assert f"[{width - 1}]" in line
