@@ -13,6 +13,7 @@ from gemma_server.engine.fake import FakeRunner, fake_tokenizer
 from gemma_server.engine.plan import Runner
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.errors import ModelLoadError
+from gemma_server.model.config import GemmaConfig
 from gemma_server.served import LoadedModel, ServedModel
 from gemma_server.settings import Settings
 from gemma_server.text.tokenizer import Tokenizer, model_from_pieces
@@ -79,7 +80,7 @@ def _load_gemma(settings: Settings, model: ServedModel, on_death: OnDeath) -> Lo
     compilations = count_compilations()
     device = jax.devices()[0]
     dtype = _dtype(settings.dtype, device.platform)
-    context_length = min(settings.context_length, config.context_length)
+    context_length = _context_length(settings, config)
     programs = Programs(config, slots=settings.slots, context_length=context_length, dtype=dtype)
 
     # Compiling needs the shapes alone, so it shares the time with reading the weights.
@@ -99,6 +100,17 @@ def _load_gemma(settings: Settings, model: ServedModel, on_death: OnDeath) -> Lo
         load_s=time.monotonic() - began,
         compilations=compilations,
     )
+
+
+def _context_length(settings: Settings, config: GemmaConfig) -> int:
+    if settings.context_length > config.context_length:
+        logger.warning(
+            "--context-length %d is more than the %d tokens that %s can take: using these",
+            settings.context_length,
+            config.context_length,
+            config.name,
+        )
+    return min(settings.context_length, config.context_length)
 
 
 class _SharedProgress:
@@ -154,8 +166,11 @@ def _use_compile_cache(path: Path) -> None:
     """Keep compiled programs between starts. Whoever can write there can run code as us."""
     import jax
 
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    owner = path.stat()
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owner = path.stat()
+    except OSError as error:
+        raise ModelLoadError(f"--cache-dir: {error}") from None
     if owner.st_uid != os.getuid() or owner.st_mode & 0o022:
         raise ModelLoadError(
             f"{path}: others may write there, and could so run code here; "

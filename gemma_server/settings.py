@@ -6,6 +6,7 @@ its variable `GEMMA_MAX_QUEUE`; only the model's two keep the names that people 
 
 import ipaddress
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gemma-server"
 
 
+@lru_cache(maxsize=256)  # asked for the Host of every request
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach `host`."""
     host = host.lower()
@@ -108,11 +110,6 @@ class Settings(BaseSettings):
             return f"unix:{self.uds}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
-
-    @property
-    def max_sampling_steps(self) -> int:
-        """The most `sampling_steps` that a request may ask for."""
-        return min(self.max_steps or self.context_length, self.context_length)
 
     def check_files(self) -> None:
         """Look at the files that the settings name, before anything is started.

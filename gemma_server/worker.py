@@ -16,9 +16,10 @@ from flask import Flask
 from gunicorn.http import errors as http_errors
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from gemma_server.engine.engine import Engine
 from gemma_server.errors import ModelLoadError, UsageError
 from gemma_server.served import ServedModel
-from gemma_server.settings import load_settings
+from gemma_server.settings import Settings, load_settings
 from gemma_server.startup import announce, report_progress
 from gemma_server.web.app import make_app
 from gemma_server.web.errors import error_body
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 LOAD_FAILED = 3  # gunicorn's own code for a worker that cannot boot: the master ends with it
 ENGINE_DIED = 1  # gunicorn starts a new worker, which loads the model again
 SOCKET_TIMEOUT_S = 30  # for a client that stops sending its request or reading its answer
-STUCK_AFTER_S = 60.0  # a device step takes milliseconds; a minute means the device hangs
+STUCK_AFTER_S = 180.0  # a step takes milliseconds; one of the largest model on a CPU, a minute
 _LAST_WORDS_S = 2  # what is still running so long before the drain ends is told so
 
 _STATUS_OF_PARSE_ERROR: dict[type[Exception], tuple[int, str]] = {
@@ -77,9 +78,13 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
     unreadable HTTP in JSON, and drains on SIGTERM.
     """
 
+    settings: Settings
+    model: ServedModel | None = None  # until the worker has booted
+
     def start_loading(self) -> None:
         """Load the model in a thread, so that /readyz can tell about it."""
-        self.settings, self.model = self._app().extensions["gemma_server"]
+        app: Flask = self.wsgi
+        self.settings, self.model = app.extensions["gemma_server"]
         threading.Thread(target=self._load, name="loader", daemon=True).start()
         threading.Thread(
             target=report_progress, args=(self.model,), name="progress", daemon=True
@@ -87,8 +92,8 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
 
     def notify(self) -> None:
         """Tell the master that all is well, unless the device has stopped making progress."""
-        loaded = self._model_if_any()
-        if loaded is None or loaded.engine.step_age_s() < STUCK_AFTER_S:
+        engine = self._engine()
+        if engine is None or engine.step_age_s() < STUCK_AFTER_S:
             super().notify()
 
     def enqueue_req(self, conn: TConn) -> None:
@@ -101,7 +106,7 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: refuse new work, let the rest finish, and end what takes too long."""
-        if self.alive:
+        if self.alive and self.model is not None:
             self.model.drain()
             timer = threading.Timer(
                 max(0, self.settings.drain_timeout - _LAST_WORDS_S), self._cut_off
@@ -138,26 +143,24 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
 
     def leave(self) -> None:
         """End the process with the exit code that is on its way, without waiting for threads."""
-        loaded = self._model_if_any()
-        if loaded is not None:
-            loaded.engine.stop()
+        engine = self._engine()
+        if engine is not None:
+            engine.stop()
         error = sys.exc_info()[1]
         code = error.code if isinstance(error, SystemExit) else 0
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
-    def _app(self) -> Flask:
-        app: Flask = self.wsgi
-        return app
-
-    def _model_if_any(self) -> Any:
-        model: ServedModel | None = getattr(self, "model", None)
-        return None if model is None else model.loaded
+    def _engine(self) -> Engine | None:
+        """The engine, once there is one."""
+        loaded = None if self.model is None else self.model.loaded
+        return None if loaded is None else loaded.engine
 
     def _load(self) -> None:
         from gemma_server.build import load_model
 
+        assert self.model is not None
         try:
             load_model(self.settings, self.model, self._engine_died)
         except ModelLoadError as error:
@@ -180,6 +183,6 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         os._exit(ENGINE_DIED)
 
     def _cut_off(self) -> None:
-        loaded = self._model_if_any()
-        if loaded is not None:
-            loaded.engine.stop()
+        engine = self._engine()
+        if engine is not None:
+            engine.stop()

@@ -6,4 +6,3 @@ import os
 for _name in list(os.environ):
     if _name.startswith(("GEMMA_", "MODEL_")):
         del os.environ[_name]
-os.environ.setdefault("JAX_PLATFORMS", "")

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "web": {"web", "engine", "text", "settings", "served", "generation"},
     "startup": {"served", "settings"},
     "build": {"weights", "engine", "engine.runner", "text", "settings", "model", "served"},
-    "worker": {"build", "web", "startup", "served", "settings"},
+    "worker": {"build", "web", "startup", "served", "settings", "engine"},
     "gunicorn_conf": {"worker", "settings"},
     "cli": {"build", "startup", "served", "generation", "engine", "settings"},
     "__main__": {"cli"},

@@ -36,7 +36,7 @@ def make_app(model: ServedModel, settings: Settings) -> Flask:
         metrics.answered(route, response.status_code)
         return response
 
-    app.register_blueprint(native.blueprint(model, metrics, settings.max_sampling_steps))
+    app.register_blueprint(native.blueprint(model, metrics, settings.max_steps))
     app.register_blueprint(ops.blueprint(model, metrics))
     errors.register(app)
     return app

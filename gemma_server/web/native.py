@@ -18,7 +18,7 @@ from gemma_server.web.metrics import Metrics
 from gemma_server.web.schema import EchoBody, PromptBody
 
 
-def blueprint(model: ServedModel, metrics: Metrics, max_steps: int) -> Blueprint:
+def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Blueprint:
     """The routes for one model."""
     routes = Blueprint("native", __name__)
 
@@ -32,7 +32,9 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int) -> Blueprint
         body = read_body(PromptBody)
         if body.stream and not isinstance(body.prompt, str):
             raise InvalidRequest("a list of prompts cannot be streamed", param="stream")
-        generations = _submit(body, body.steps(max_steps), loaded)
+        context_length = loaded.engine.context_length
+        steps = body.steps(limit=min(max_steps or context_length, context_length))
+        generations = _submit(body, steps, loaded)
         if body.stream:
             generation = generations[0]
             response = sse.response(stream_with_context(_events(generation, metrics)))

