@@ -85,10 +85,13 @@ def _load_gemma(settings: Settings, model: ServedModel, on_death: OnDeath) -> Lo
 
     # Compiling needs the shapes alone, so it shares the time with reading the weights.
     progress = _SharedProgress(model, "compiling and loading weights", parts=2)
-    with ThreadPoolExecutor(1, "compiler") as compiler:
+    compiler = ThreadPoolExecutor(1, "compiler")
+    try:
         compiling = compiler.submit(programs.compile, progress.part(0))
         params = _put_on_device(source, dtype, progress.part(1))
         compiling.result()
+    finally:
+        compiler.shutdown(wait=False)  # bad weights are told at once, not after compiling
     model.at("warming up")
     runner = JaxRunner(programs, params)
     runner.warm_up()
@@ -132,7 +135,6 @@ class _SharedProgress:
 
 def _open(settings: Settings) -> WeightSource:
     path = settings.model_checkpoint or demo_checkpoint(settings.cache_dir)
-    path = path.expanduser()
     if path.is_dir():
         return OrbaxWeights(path)
     if path.is_file():
@@ -143,7 +145,7 @@ def _open(settings: Settings) -> WeightSource:
 def _tokenizer(settings: Settings, source: WeightSource) -> Tokenizer:
     """The tokenizer that the settings name, else the one that came with the weights."""
     if settings.model_tokenizer is not None:
-        path = settings.model_tokenizer.expanduser()
+        path = settings.model_tokenizer
     elif isinstance(source, GgufWeights):
         return Tokenizer(model_from_pieces(*source.tokenizer_pieces))
     else:

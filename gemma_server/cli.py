@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -129,6 +130,7 @@ def generate(
     **flags: Any,
 ) -> None:
     """Load the model, continue PROMPT on standard output, and end."""
+    # With as many slots as the server has: then its compiled programs serve here too.
     settings = _settings(flags)
     from gemma_server.engine.request import Request, SamplingOptions, random_seed
     from gemma_server.generation import Generation
@@ -162,9 +164,12 @@ def _load(settings: Settings, model: Any) -> None:
 
     threading.Thread(target=report_progress, args=(model,), daemon=True).start()
     try:
-        load_model(settings, model, on_death=lambda error: None)
+        load_model(settings, model, on_death=traceback.print_exception)
     except ModelLoadError as error:
         _fail(f"cannot load the model: {error}", EXIT_LOAD)
+    except Exception as error:
+        traceback.print_exc()
+        _fail(f"cannot load the model: {type(error).__name__}: {error}", EXIT_LOAD)
 
 
 def _settings(flags: dict[str, Any]) -> Settings:

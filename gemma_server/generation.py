@@ -56,6 +56,7 @@ class Generation:
         self._stream = TextStream(tokenizer.piece_bytes, stops)
         self._client_gone = client_gone
         self._deadline = deadline  # on the monotonic clock
+        self._ending: tuple[FinishReason, int] | None = None  # and the tokens drawn
         self._completion: Completion | None = None
 
     @property
@@ -78,6 +79,7 @@ class Generation:
                 yield piece
         finally:
             self.cancel()
+        assert self._ending is not None
         reason, tokens = self._ending
         self._completion = Completion(
             "".join(shown),
@@ -106,7 +108,7 @@ class Generation:
                 if piece := self._stream.push(event.id):
                     yield piece
                 if self._stream.stopped:
-                    self._ending: tuple[FinishReason, int] = ("stop", tokens)
+                    self._ending = ("stop", tokens)
                     return
             else:
                 if piece := self._stream.close():
@@ -122,7 +124,7 @@ class Generation:
                 case Token() | Finished() as event:
                     return event
                 case Failed(error):
-                    raise error
+                    raise error.with_traceback(None)  # one error may end many requests
                 case Cancelled():  # by nobody but ourselves
                     raise ClientGone
 

@@ -52,7 +52,8 @@ class ServedModel:
     def ready(self, loaded: LoadedModel) -> None:
         """The model can answer from now on, under its own name."""
         self.name, self._loaded = loaded.name, loaded
-        self.at("ready", 1.0)
+        if not self._draining:
+            self.at("ready", 1.0)
 
     def drain(self) -> None:
         """Refuse new requests; those under way go on."""

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, ValidationError, model_validator
+from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gemma_server.errors import UsageError
@@ -37,7 +37,11 @@ class Settings(BaseSettings):
     """The server's settings; field descriptions are the help texts."""
 
     model_config = SettingsConfigDict(
-        env_prefix="GEMMA_", frozen=True, extra="forbid", populate_by_name=True
+        env_prefix="GEMMA_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
     )
 
     model_checkpoint: Path | None = Field(
@@ -93,6 +97,11 @@ class Settings(BaseSettings):
     fake: bool = Field(
         False, description="serve a deterministic stand-in that repeats the prompt; no jax"
     )
+
+    @field_validator("model_checkpoint", "model_tokenizer", "uds", "cache_dir", "api_key_file")
+    @classmethod
+    def _expand_home(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser()
 
     @model_validator(mode="after")
     def _no_open_bind(self) -> "Settings":

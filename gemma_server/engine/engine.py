@@ -7,7 +7,7 @@ from collections.abc import Callable
 from gemma_server.engine.plan import Plan, Runner, StepResult
 from gemma_server.engine.request import Handle, Request
 from gemma_server.engine.scheduler import Scheduler
-from gemma_server.errors import GenerationFailed, NotReady, RequestError
+from gemma_server.errors import GenerationFailed, InvalidRequest, NotReady, RequestError
 
 
 class Engine:
@@ -64,12 +64,20 @@ class Engine:
         """Queue the requests, all or none of them.
 
         Raises:
-            InvalidRequest, Overloaded: as `Scheduler.submit`.
-            GenerationFailed: the engine is dead or has stopped.
+            InvalidRequest, Overloaded: as `Scheduler.submit`; or there are more requests than
+                can ever be taken at once.
+            GenerationFailed, NotReady: the engine is dead, or has stopped.
         """
+        limits = self._scheduler.limits
+        if len(requests) > limits.slots + limits.max_queue:
+            raise InvalidRequest(
+                f"{len(requests)} prompts at once, and this server takes at most "
+                f"{limits.slots + limits.max_queue} (--slots and --max-queue)",
+                param="prompt",
+            )
         with self._changed:
             if self._refusal is not None:
-                raise self._refusal
+                raise self._refusal.with_traceback(None)
             handles: list[Handle] = []
             try:
                 for request in requests:

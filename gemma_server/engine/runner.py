@@ -134,10 +134,10 @@ class JaxRunner:
     def warm_up(self) -> None:
         """Run every program once, in a slot that the first request will overwrite."""
         for size in CHUNKS:
-            tokens = (0,) * min(size, self._programs.length)
+            tokens = (0,) * size
             self.dispatch(Plan(Chunk(0, 0, 0, tokens, _GREEDY), ())).read()
         for count in row_counts(self._programs.slots):
-            rows = tuple(Row(0, slot, 0, _GREEDY) for slot in range(count))
+            rows = tuple(Row(0, 0, 0, _GREEDY) for _ in range(count))
             self.dispatch(Plan(None, rows)).read()
 
     def dispatch(self, plan: Plan) -> "PendingTokens":
@@ -197,12 +197,14 @@ class PendingTokens:
 
 
 def row_counts(slots: int) -> list[int]:
-    """The row counts that decode is compiled for: powers of two without 2, and all slots.
+    """The row counts that decode is compiled for: 1, 4, 8, 16, ... and all slots.
 
-    XLA:CPU multiplies two rows more slowly than four.
+    XLA:CPU multiplies two or three rows more slowly than four.
     """
-    powers = (1 << n for n in range(slots.bit_length()) if n != 1)
-    return sorted({*(rows for rows in powers if rows < slots), slots})
+    if slots == 1:
+        return [1]
+    powers = (1 << n for n in range(2, slots.bit_length()))
+    return sorted({1, *(rows for rows in powers if rows < slots), max(slots, 4)})
 
 
 def _rows_sampling(options: list[SamplingOptions], rows: int) -> Sampling:

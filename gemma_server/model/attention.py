@@ -75,6 +75,7 @@ def attend(
     q = q.reshape(rows, new, kv_heads, group, head_dim).transpose(0, 2, 1, 3, 4)
     q = q.reshape(rows, kv_heads, new * group, head_dim)
     q_at = jnp.repeat(positions, group, axis=1)[:, None, :, None]  # [B, 1, T*G, 1]
+    newest = q_at.max(axis=2, keepdims=True)  # [B, 1, 1, 1]
 
     def add_block(
         index: jax.Array | int, carry: tuple[jax.Array, jax.Array, jax.Array]
@@ -83,8 +84,11 @@ def attend(
         start = index * block
         k = _block_of(cache.k, slots, start, block)  # [B, K, block, H]
         v = _block_of(cache.v, slots, start, block)
-        logits = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
         k_at = start + jnp.arange(block)
+        # Behind the newest token lies what the slot's last user left. Its weight is 0, but were
+        # it not finite, the product would not be.
+        v = jnp.where(k_at[:, None] <= newest, v, 0)
+        logits = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
         seen = k_at <= q_at
         if window is not None:
             seen &= k_at > q_at - window

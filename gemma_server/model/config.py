@@ -56,10 +56,6 @@ class GemmaConfig:
         per_layer = attention + 3 * self.width * self.hidden + norms
         return self.layers * per_layer + (self.vocab + 1) * self.width
 
-    def kv_bytes_per_token(self, itemsize: int) -> int:
-        """Bytes of keys and values that one token of one slot takes."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
-
 
 def _row(name: str, sizes: tuple[int, int, int, int, int, int], **rest: object) -> GemmaConfig:
     layers, width, heads, kv_heads, head_dim, hidden = sizes
@@ -124,6 +120,9 @@ def config_for(shape: Shape) -> GemmaConfig:
     The family follows from the norms, which no two generations share: q/k norms are Gemma 3's,
     norms behind the blocks without them Gemma 2's, neither Gemma 1's. An unknown size takes
     everything that no tensor shows (windows, caps, rope) from its family's smallest model.
+
+    Raises:
+        ValueError: the norms of no generation, or sizes that do not fit together.
     """
     family = [
         row
@@ -141,7 +140,11 @@ def config_for(shape: Shape) -> GemmaConfig:
     for row in family:
         if all(getattr(row, name) == size for name, size in sizes.items()):
             return replace(row, vocab=shape.vocab)
-    nearest = family[0] if family else RELEASED[0]
+    if not family:
+        raise ValueError("it has the norms of no Gemma generation")
+    if min(sizes.values()) < 1 or shape.head_dim % 2 or shape.heads % shape.kv_heads:
+        raise ValueError(f"no Gemma has these sizes: {sizes}")
+    nearest = family[0]
     return replace(
         nearest,
         name=f"{nearest.name.rsplit('-', 1)[0]}-{shape.layers}x{shape.width}",

@@ -38,36 +38,54 @@ def sample(logits: jax.Array, how: Sampling, positions: jax.Array) -> jax.Array:
 
 def _draw(logits: jax.Array, how: Sampling, positions: jax.Array) -> jax.Array:
     """The Gumbel-max draw from each row's filtered distribution: [B, V] -> [B]."""
-    temperature = jnp.where(how.temperature > 0.0, how.temperature, 1.0)
-    scaled = logits / temperature[:, None]
+    random = how.temperature > 0.0
+    temperature = jnp.where(random, how.temperature, 1.0)
+    # Relative to the largest, so that no temperature is too small to divide by.
+    scaled = (logits - logits.max(axis=-1, keepdims=True)) / temperature[:, None]
     filtered = jax.lax.cond(
-        jnp.any((how.top_k > 0) | (how.top_p < 1.0)),
-        lambda: jnp.where(scaled < _cut(scaled, how.top_k, how.top_p)[:, None], -jnp.inf, scaled),
+        jnp.any(random & ((how.top_k > 0) | (how.top_p < 1.0))),
+        lambda: _top(scaled, how.top_k, how.top_p),
         lambda: scaled,
     )
-    least = scaled.max(axis=-1) + jnp.log(how.min_p)  # log(0) = -inf: off
-    filtered = jnp.where(scaled < least[:, None], -jnp.inf, filtered)
-    return jnp.argmax(
-        filtered + jax.vmap(_gumbel, (0, 0, None))(how.seed, positions, logits.shape[-1]), axis=-1
-    )
+    # min_p is relative to the likeliest token, whose scaled logit is 0; log(0) = -inf is off.
+    filtered = jnp.where(scaled < jnp.log(how.min_p)[:, None], -jnp.inf, filtered)
+    noise = jax.vmap(_gumbel, (0, 0, None))(how.seed, positions, logits.shape[-1])
+    return jnp.argmax(filtered + noise, axis=-1)
 
 
-def _cut(scaled: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """The smallest logit that top-k and then top-p keep, per row: [B, V] -> [B].
-
-    Ties with it are kept as well, so no order among equals is invented.
+def _top(scaled: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
+    """What top-k and then top-p keep, -inf elsewhere: [B, V] -> [B, V]. A filter that is off
+    keeps all; tokens equal to the last one kept stay too, so no order among equals is invented.
     """
-    vocab = scaled.shape[-1]
-    ordered = -jnp.sort(-scaled, axis=-1)  # descending
-    kept = jnp.where(top_k > 0, jnp.minimum(top_k, vocab), vocab)
-    weights = jax.nn.softmax(
-        jnp.where(jnp.arange(vocab) < kept[:, None], ordered, -jnp.inf), axis=-1
-    )
-    # A token stays while the mass in front of it is below top_p; the first one always does.
-    before = jnp.cumsum(weights, axis=-1) - weights
-    nucleus = jnp.where(top_p < 1.0, jnp.sum(before < top_p[:, None], axis=-1), vocab)
-    last = jnp.clip(jnp.minimum(kept, nucleus) - 1, 0, vocab - 1)
-    return jnp.take_along_axis(ordered, last[:, None], axis=-1)[:, 0]
+    keys = _ordered_keys(scaled)
+    ones = jnp.ones_like(scaled)
+    kept = _heaviest(keys, ones, jnp.where(top_k > 0, top_k, jnp.inf))
+    weights = jnp.where(kept, jnp.exp(scaled), 0.0)
+    mass = jnp.where(top_p < 1.0, top_p * weights.sum(axis=-1), jnp.inf)
+    return jnp.where(kept & _heaviest(keys, weights, mass), scaled, -jnp.inf)
+
+
+def _ordered_keys(x: jax.Array) -> jax.Array:
+    """Unsigned integers that order as the floats do (IEEE 754: flip the negatives)."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    negative = bits >> 31 == 1
+    return jnp.where(negative, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def _heaviest(keys: jax.Array, weights: jax.Array, target: jax.Array) -> jax.Array:
+    """Mask of the fewest largest keys whose weights add up to `target`; all, if they never do.
+
+    Finds the smallest key to keep bit by bit, 32 sums instead of a sort: 25 times as fast for
+    [8, 262144] on XLA:CPU.
+    """
+
+    def try_bit(index: jax.Array, cut: jax.Array) -> jax.Array:
+        higher = cut | (jnp.uint32(1 << 31) >> index.astype(jnp.uint32))
+        held = jnp.sum(jnp.where(keys >= higher[:, None], weights, 0.0), axis=-1)
+        return jnp.where(held >= target, higher, cut)
+
+    cut: jax.Array = jax.lax.fori_loop(0, 32, try_bit, jnp.zeros(keys.shape[0], jnp.uint32))
+    return jnp.greater_equal(keys, cut[:, None])
 
 
 def _gumbel(seed: jax.Array, position: jax.Array, vocab: int) -> jax.Array:

@@ -3,7 +3,7 @@
 import re
 import uuid
 
-from flask import Flask, Response, g, request
+from flask import Flask, Request, Response, g, request
 
 from gemma_server.served import ServedModel
 from gemma_server.settings import Settings, is_loopback
@@ -17,6 +17,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 def make_app(model: ServedModel, settings: Settings) -> Flask:
     """An app that serves `model`; the model may still be loading."""
     app = Flask(__name__, static_folder=None)
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # /echo gives back what it got
     metrics = Metrics(model)
     guard = Guard(
         api_keys=settings.api_keys(),
@@ -32,6 +34,9 @@ def make_app(model: ServedModel, settings: Settings) -> Flask:
     @app.after_request
     def end(response: Response) -> Response:
         response.headers["X-Request-Id"] = g.request_id
+        if _has_body(request) and not g.get("body_read"):
+            # What follows on the connection is the rest of that body, not a request.
+            response.headers["Connection"] = "close"
         route = request.url_rule.rule if request.url_rule else "unknown"
         metrics.answered(route, response.status_code)
         return response
@@ -40,3 +45,7 @@ def make_app(model: ServedModel, settings: Settings) -> Flask:
     app.register_blueprint(ops.blueprint(model, metrics))
     errors.register(app)
     return app
+
+
+def _has_body(request: Request) -> bool:
+    return bool(request.content_length) or "Transfer-Encoding" in request.headers

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any, TypeVar
 
-from flask import request
+from flask import g, request
 from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ValidationError
 from werkzeug.exceptions import (
@@ -15,6 +15,7 @@ from werkzeug.exceptions import (
 )
 
 from gemma_server.errors import InvalidRequest
+from gemma_server.generation import ClientGone
 
 MAX_BODY_BYTES = 1 << 20
 
@@ -25,6 +26,7 @@ def read_body(schema: type[Schema]) -> Schema:
     """The request's JSON body as `schema`.
 
     Raises:
+        ClientGone: the connection broke.
         InvalidRequest: not JSON (`invalid_json`), a field that has no place here
             (`unknown_field`), or a value that cannot be (`invalid_value`).
         HTTPException: another content type than application/json, or a body that is too large
@@ -48,12 +50,15 @@ def _read_bytes() -> bytes:
         while left and (block := request.stream.read(left)):
             blocks.append(block)
             left -= len(block)
-    except TimeoutError:
+    except BlockingIOError:  # the socket's time limit, on a blocking socket
         raise RequestTimeout("the body did not arrive in time") from None
+    except OSError:
+        raise ClientGone from None
     except ParseException as error:  # gunicorn reads chunks only now
         raise BadRequest(f"the body is not well-formed HTTP: {error}"[:300]) from None
     if left == 0:
         raise RequestEntityTooLarge(f"the body has more than {MAX_BODY_BYTES} bytes")
+    g.body_read = True
     return b"".join(blocks)
 
 

@@ -85,12 +85,10 @@ def _http_error(error: HTTPException) -> Response:
     status = error.code or 500
     kind = _TYPE_OF_STATUS.get(status, "invalid_request_error")
     code = error.name.lower().replace(" ", "_")
-    # Where a body was not read to its end, what follows on the connection is not a request.
-    headers = {"Connection": "close"} if status in (400, 408, 413) else {}
-    for name in ("Allow", "WWW-Authenticate"):
-        for key, value in error.get_headers():
-            if key == name:
-                headers[name] = value
+    theirs = dict(error.get_headers())
+    headers: dict[str, str] = {
+        name: theirs[name] for name in ("Allow", "WWW-Authenticate") if name in theirs
+    }
     message = error.description or error.name
     return _respond(error_body(kind, message, code, g.request_id), status, headers)
 

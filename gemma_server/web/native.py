@@ -1,9 +1,12 @@
 """The sidecar's own routes: /prompt generates, /echo measures the hop."""
 
 import re
+import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 from flask import Blueprint, Response, request, stream_with_context
@@ -16,6 +19,9 @@ from gemma_server.web import sse
 from gemma_server.web.body import read_body
 from gemma_server.web.metrics import Metrics
 from gemma_server.web.schema import EchoBody, PromptBody
+
+# The peer has closed its end. Only Linux tells this before something is sent.
+_HANGUP = getattr(select, "POLLRDHUP", select.POLLHUP)
 
 
 def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Blueprint:
@@ -36,10 +42,7 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
         steps = body.steps(limit=min(max_steps or context_length, context_length))
         generations = _submit(body, steps, loaded)
         if body.stream:
-            generation = generations[0]
-            response = sse.response(stream_with_context(_events(generation, metrics)))
-            response.call_on_close(generation.cancel)  # also when no event was ever asked for
-            return response
+            return _stream(generations[0], metrics)
         return _answer(body, _run_all(generations, metrics))
 
     return routes
@@ -68,15 +71,37 @@ def _submit(body: PromptBody, steps: int, loaded: LoadedModel) -> list[Generatio
 
 def _run_all(generations: list[Generation], metrics: Metrics) -> list[Completion]:
     """Wait for all answers; when one fails, the others are given up."""
-    done = []
-    try:
-        for generation in generations:
-            done.append(generation.run())
-            metrics.completed(done[-1])
-    finally:
-        for generation in generations[len(done) :]:
-            generation.cancel()
-    return done
+
+    def run(generation: Generation) -> Completion:
+        try:
+            completion = generation.run()
+        except BaseException:
+            for other in generations:
+                other.cancel()
+            raise
+        metrics.completed(completion)
+        return completion
+
+    if len(generations) == 1:
+        return [run(generations[0])]
+    # Side by side, so that each frees its slot the moment its own stop string is there.
+    with ThreadPoolExecutor(len(generations)) as pool:
+        running = [pool.submit(run, generation) for generation in generations]
+    errors = [error for future in running if (error := future.exception()) is not None]
+    # The one that failed first took the others down; they only say that they were given up.
+    for error in sorted(errors, key=lambda error: isinstance(error, ClientGone)):
+        raise error
+    return [future.result() for future in running]
+
+
+def _stream(generation: Generation, metrics: Metrics) -> Response:
+    """The streamed answer. The first piece is awaited: what fails before it has a status."""
+    pieces = generation.pieces()
+    first = next(pieces, "")
+    events = _events(generation, chain([first], pieces), metrics)
+    response = sse.response(stream_with_context(events))
+    response.call_on_close(generation.cancel)  # also when no event was ever asked for
+    return response
 
 
 def _answer(body: PromptBody, completions: list[Completion]) -> dict[str, Any]:
@@ -94,13 +119,14 @@ def _answer(body: PromptBody, completions: list[Completion]) -> dict[str, Any]:
     }
 
 
-def _events(generation: Generation, metrics: Metrics) -> Iterator[bytes]:
+def _events(generation: Generation, pieces: Iterable[str], metrics: Metrics) -> Iterator[bytes]:
     """The stream's events; after a failure an error event, and then a broken body."""
     try:
-        for piece in generation.pieces():
-            yield sse.event({"response": piece})
+        for piece in pieces:
+            if piece:
+                yield sse.event({"response": piece})
     except ClientGone:
-        return
+        raise sse.BrokenBody from None
     except RequestError as error:
         yield sse.failure(error)
         raise sse.BrokenBody from error
@@ -158,15 +184,8 @@ def _gone_check() -> Callable[[], bool]:
     after sending counts as gone: HTTP clients do not do that.
     """
     connection: socket.socket | None = request.environ.get("gunicorn.socket")
-
-    def gone() -> bool:
-        if connection is None:
-            return False
-        try:
-            return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError:
-            return True
-
-    return gone
+    if connection is None:
+        return lambda: False
+    poller = select.poll()  # not by reading: bytes behind the request would hide its end
+    poller.register(connection, _HANGUP)
+    return lambda: bool(poller.poll(0))

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ _SCALARS = {  # GGUF's value type -> NumPy's little-endian dtype
 _STRING, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 4
 _DEFAULT_ALIGNMENT = 32
+_LAST_PIECE_TYPE = 6  # SentencePiece: normal, unknown, control, user defined, unused, byte
 _CHUNK_BYTES = 1 << 18  # dequantise this much at a time: it stays in the CPU's caches
 
 
@@ -205,9 +206,17 @@ class GgufWeights:
             )
         except KeyError as error:
             raise ModelLoadError(f"{self.path}: no tokenizer in it ({error})") from None
-        if not len(pieces) == len(scores) == len(types):
-            raise ModelLoadError(f"{self.path}: its tokenizer's arrays differ in length")
-        return pieces, np.asarray(scores).tolist(), np.asarray(types).tolist()
+        try:
+            scores, types = np.asarray(scores, np.float64), np.asarray(types, np.int64)
+        except (TypeError, ValueError):
+            raise ModelLoadError(f"{self.path}: its tokenizer's arrays hold no numbers") from None
+        if not (isinstance(pieces, list) and all(isinstance(piece, str) for piece in pieces)):
+            raise ModelLoadError(f"{self.path}: its tokenizer's pieces are no strings")
+        if not len(pieces) == scores.size == types.size or types.min(initial=1) < 1:
+            raise ModelLoadError(f"{self.path}: its tokenizer's arrays do not fit together")
+        if types.max(initial=1) > _LAST_PIECE_TYPE:
+            raise ModelLoadError(f"{self.path}: a tokenizer piece is of unknown type")
+        return pieces, scores.tolist(), types.tolist()
 
     def read(self, leaf: str) -> npt.NDArray[np.generic]:
         if leaf == "embedder/embedding":
@@ -245,46 +254,79 @@ _LEAVES: dict[str, Callable[[_Read], npt.NDArray[np.float32]]] = {
 }
 
 
+# Which norms each architecture has: on q and k, and behind the blocks.
+_NORMS_OF = {"gemma": (False, False), "gemma2": (False, True), "gemma3": (True, True)}
+
+
 def _config(file: GgufFile) -> GemmaConfig:
     """The architecture from the metadata; what it leaves out, from the released row."""
     architecture = file.metadata.get("general.architecture")
-    if architecture not in ("gemma", "gemma2", "gemma3"):
+    if architecture not in _NORMS_OF:
         raise ModelLoadError(f"{file.path}: not a Gemma 1, 2 or 3: architecture {architecture!r}")
-
-    def number(key: str) -> Any:
-        value = file.metadata.get(f"{architecture}.{key}")
-        if value is not None and not (isinstance(value, int | float) and 0 < value < 2**31):
-            raise ModelLoadError(f"{file.path}: {architecture}.{key} is {value!r}")
-        return value
-
-    def needed(key: str) -> int:
-        value = number(key)
-        if not isinstance(value, int):
-            raise ModelLoadError(f"{file.path}: {architecture}.{key} is {value!r}")
-        return value
-
+    number = _Numbers(file, architecture)
+    layers = number.whole("block_count")
+    blocks = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
+    if blocks != {str(i) for i in range(min(layers, len(blocks) + 1))}:
+        raise ModelLoadError(
+            f"{file.path}: {architecture}.block_count is {layers}, but it has {len(blocks)} blocks"
+        )
     if "token_embd.weight" not in file.tensors:
         raise ModelLoadError(f"{file.path}: no tensor token_embd.weight")
-    heads = needed("attention.head_count")
-    config = config_for(
-        Shape(
-            layers=needed("block_count"),
-            width=needed("embedding_length"),
-            heads=heads,
-            kv_heads=number("attention.head_count_kv") or heads,
-            head_dim=number("attention.key_length") or needed("embedding_length") // heads,
-            hidden=needed("feed_forward_length"),
-            vocab=file.tensors["token_embd.weight"].shape[0],
-            qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
-            post_norms="blk.0.post_ffw_norm.weight" in file.tensors,
-        )
+    heads = number.whole("attention.head_count")
+    shape = Shape(
+        layers=layers,
+        width=number.whole("embedding_length"),
+        heads=heads,
+        kv_heads=number.whole("attention.head_count_kv", heads),
+        head_dim=number.whole("attention.key_length", number.whole("embedding_length") // heads),
+        hidden=number.whole("feed_forward_length"),
+        vocab=file.tensors["token_embd.weight"].shape[0],
+        qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
+        post_norms="blk.0.post_ffw_norm.weight" in file.tensors,
     )
-    stated = {
-        "context_length": number("context_length"),
-        "window": number("attention.sliding_window") if config.window else None,
-        "attention_softcap": number("attn_logit_softcapping"),
-        "final_softcap": number("final_logit_softcapping"),
-        "global_rope_base": number("rope.freq_base"),
-        "global_rope_factor": number("rope.scaling.factor"),
-    }
-    return replace(config, **{key: value for key, value in stated.items() if value is not None})
+    if (shape.qk_norm, shape.post_norms) != _NORMS_OF[architecture]:
+        raise ModelLoadError(f"{file.path}: its norms are not those of {architecture}")
+    try:
+        config = config_for(shape)
+    except ValueError as error:
+        raise ModelLoadError(f"{file.path}: {error}") from None
+    return replace(
+        config,
+        context_length=number.whole("context_length", config.context_length),
+        window=config.window and number.whole("attention.sliding_window", config.window),
+        attention_softcap=number.real("attn_logit_softcapping", config.attention_softcap),
+        final_softcap=number.real("final_logit_softcapping", config.final_softcap),
+        global_rope_base=number.real("rope.freq_base", config.global_rope_base),
+        global_rope_factor=number.real("rope.scaling.factor", config.global_rope_factor),
+        norm_eps=number.real("attention.layer_norm_rms_epsilon", config.norm_eps),
+    )
+
+
+_Default = TypeVar("_Default", float, float | None)
+
+
+class _Numbers:
+    """The architecture's numbers in the metadata, each checked to be a sensible one."""
+
+    def __init__(self, file: GgufFile, architecture: str) -> None:
+        self._file, self._architecture = file, architecture
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A count from 1 on; without a default it must be there."""
+        value = self._file.metadata.get(f"{self._architecture}.{key}", default)
+        if type(value) is not int or not 1 <= value < 2**31:
+            raise self._wrong(key, value)
+        return value
+
+    def real(self, key: str, default: _Default) -> _Default:
+        """A positive number."""
+        value = self._file.metadata.get(f"{self._architecture}.{key}", default)
+        if value is not None and not (type(value) in (int, float) and 0 < value < 1e12):
+            raise self._wrong(key, value)
+        checked: _Default = value
+        return checked
+
+    def _wrong(self, key: str, value: object) -> ModelLoadError:
+        return ModelLoadError(
+            f"{self._file.path}: {self._architecture}.{key} is {str(value)[:100]}"
+        )

@@ -37,7 +37,10 @@ class OrbaxWeights:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._tensors = _restore(path)
-        self.config = config_for(self._shape())
+        try:
+            self.config = config_for(self._shape())
+        except ValueError as error:
+            raise ModelLoadError(f"{path}: not a Gemma 1, 2 or 3: {error}") from None
 
     def read(self, leaf: str) -> Array:
         if leaf == "embedder/embedding":
@@ -110,8 +113,8 @@ class OrbaxWeights:
             head_dim=head_dim,
             hidden=hidden,
             vocab=vocab,
-            qk_norm="layer_0/attn/_query_norm/scale" in self._tensors,
-            post_norms="layer_0/post_attention_norm/scale" in self._tensors,
+            qk_norm=any(name.endswith("/attn/_query_norm/scale") for name in self._tensors),
+            post_norms=any(name.endswith("/post_attention_norm/scale") for name in self._tensors),
         )
 
 

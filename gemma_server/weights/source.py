@@ -52,6 +52,8 @@ def load_leaves(
             array = source.read(path)
         except KeyError as error:
             raise ModelLoadError(f"{source.path}: no tensor {error} (for {path})") from None
+        except (ValueError, NotImplementedError) as error:
+            raise ModelLoadError(f"{source.path}: {path} cannot be read: {error}") from None
         if array.shape != tuple(leaf.shape):
             raise ModelLoadError(
                 f"{source.path}: {path} has shape {list(array.shape)}, "

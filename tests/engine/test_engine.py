@@ -10,7 +10,7 @@ from gemma_server.engine.engine import Engine
 from gemma_server.engine.fake import FakeRunner, fake_tokenizer
 from gemma_server.engine.request import Cancelled, Failed, Finished, Handle, Request, Token
 from gemma_server.engine.scheduler import Limits, Scheduler
-from gemma_server.errors import GenerationFailed, Overloaded
+from gemma_server.errors import GenerationFailed, InvalidRequest, Overloaded
 
 TOKENIZER = fake_tokenizer()
 
@@ -85,9 +85,14 @@ def test_cancelling_from_another_thread_frees_the_slot_quickly() -> None:
 
 def test_several_requests_are_queued_all_or_none() -> None:
     engine = make_engine(FakeRunner(1, step_s=0.01), slots=1, max_queue=2)
+    with pytest.raises(InvalidRequest, match="at most 3"):  # waiting would never help
+        engine.submit([make_request("a") for _ in range(4)])
+    [busy] = engine.submit([make_request("a" * 400)])
+    assert isinstance(busy.next_event(5), Token)
     with pytest.raises(Overloaded):
-        engine.submit([make_request("a" * 100) for _ in range(4)])
-    assert (engine.active, engine.waiting) == (0, 0)
+        engine.submit([make_request("a" * 100) for _ in range(3)])
+    assert (engine.active, engine.waiting) == (1, 0)
+    engine.cancel(busy)
     assert len(engine.submit([make_request("a") for _ in range(3)])) == 3
     engine.stop()
 

@@ -123,3 +123,17 @@ def test_a_row_that_is_not_finite_is_marked_and_others_are_not(
     drawn = _draw(logits, _sampling(2, temperature=temperature))
     assert drawn[0] == -1
     assert drawn[1] >= 0
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 3e-38, 1e-20, 1e-3])
+def test_a_tiny_temperature_is_as_good_as_greedy(temperature: float) -> None:
+    logits = np.stack([_logits(seed) * 10 for seed in range(8)])
+    drawn = _draw(logits, _sampling(8, temperature=temperature, top_k=40, top_p=0.9))
+    np.testing.assert_array_equal(drawn, logits.argmax(axis=-1))
+
+
+def test_tokens_equal_to_the_last_one_kept_stay() -> None:
+    logits = np.zeros(VOCAB)
+    logits[[3, 9, 27]] = 2.0
+    drawn = _draw(np.tile(logits, (500, 1)), _sampling(500, top_k=2))
+    assert set(drawn.tolist()) == {3, 9, 27}

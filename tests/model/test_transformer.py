@@ -141,6 +141,21 @@ def test_neighbours_do_not_change_a_single_bit(case: Any) -> None:
     np.testing.assert_array_equal(answers[0], answers[1])
 
 
+@pytest.mark.parametrize("block", [BLOCK, LENGTH])
+def test_what_a_slot_held_before_cannot_poison_it(case: Any, block: int) -> None:
+    """Numbers that are not finite, left behind by another text, must not spread."""
+    import jax
+
+    name, weights, params = case
+    model = Model(name, params, block=block)
+    model.feed([1], [_text(name, seed=11)], [0])
+    model._cache = jax.tree.map(lambda rows: rows.at[1, :, 10:].set(np.nan), model._cache)
+    ids = _text(name, seed=12, length=10)
+    expected = oracle.logits(oracle.PRESETS[name], weights, ids)
+    [got] = model.feed([1], [ids], [0])
+    np.testing.assert_allclose(got, expected, atol=TOLERANCE)
+
+
 def test_gguf_and_orbax_give_the_same_tree(case: Any, tmp_path: Path) -> None:
     name, weights, params = case
     import jax

@@ -1,5 +1,6 @@
 """The real server over real sockets: answers, connections, and clients that misbehave."""
 
+import json
 import signal
 import socket
 import threading
@@ -18,8 +19,10 @@ from tests.server.sidecar import (
     Stream,
     ask,
     raw_answer,
+    read_answer,
     send,
     serve_slowly,
+    serve_with_runner,
 )
 from tests.web.conftest import error_inside, wait_until
 
@@ -351,3 +354,44 @@ def test_clients_that_leave_and_clients_that_stay_do_not_disturb_each_other(
     for thread in threads:
         thread.join(15)
     assert answers == ["stay"] * 3
+
+
+def test_a_body_that_stalls_is_408_and_no_error_of_ours(start: Start) -> None:
+    patched = "import gemma_server.worker as worker\nworker.SOCKET_TIMEOUT_S = 1\n"
+    command, code, *flags = serve_with_runner("Real")
+    server = start(command, patched + code, *flags)
+    head = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    for rest in (b"Content-Length: 100\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"):
+        with server.open_socket(head + rest) as connection:
+            answer = raw_answer(connection)
+        assert answer.status == 408
+        assert answer.error["code"] == "request_timeout"
+    assert "Traceback" not in server.stderr
+
+
+def test_bytes_behind_a_request_do_not_hide_that_its_client_left(start: Start) -> None:
+    server = start(*serve_slowly(0.05, "--slots", "1"))
+    body = json.dumps({"prompt": "x" * 400, "sampling_steps": 400}).encode()
+    head = f"POST /prompt HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    request = head.encode() + b"Content-Type: application/json\r\n\r\n" + body + b"\r\n"
+    with server.open_socket(request):
+        wait_until(lambda: server.load()[0] == 1)
+    wait_until(lambda: server.load()[0] == 0, 1.0)
+
+
+def test_a_refusal_without_reading_a_large_body_closes_the_connection(server: Server) -> None:
+    answer = server.ask("POST", "/nowhere", {"prompt": "x" * 200_000})
+    assert answer.status == 404
+    assert answer.headers["Connection"] == "close"
+
+
+def test_each_prompt_of_a_list_frees_its_slot_at_its_own_stop_string(start: Start) -> None:
+    server = start(*serve_slowly(0.02, "--slots", "2"))
+    connection = server.connect()
+    send(connection, "POST", "/prompt", {"prompt": ["x" * 200, "ab" * 100], "stop": "b"})
+    wait_until(lambda: server.load()[0] == 2)
+    wait_until(lambda: server.load()[0] == 1, 1.5)
+    answer = read_answer(connection.getresponse())
+    connection.close()
+    assert answer.json["response"] == ["x" * 128, "a"]
+    assert answer.json["finish_reason"] == ["length", "stop"]

@@ -21,7 +21,7 @@ def test_a_string_answers_a_string_with_usage_and_timings(sidecar: Sidecar) -> N
         # <bos> and five letters; five letters and <eos>
         "usage": {"prompt_tokens": 6, "completion_tokens": 6, "cached_tokens": 0},
     }
-    assert list(timings) == ["decode_ms", "prefill_ms", "queue_ms"]
+    assert list(timings) == ["queue_ms", "prefill_ms", "decode_ms"]
     assert all(isinstance(value, float) and 0 <= value < 5000 for value in timings.values())
 
 

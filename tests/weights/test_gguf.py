@@ -139,3 +139,39 @@ def test_another_model_is_refused_by_its_name(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(ModelLoadError, match="'llama'"):
         _open(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("block_count", 4),
+        ("block_count", 20_000),
+        ("context_length", 300.5),
+        ("attention.head_count_kv", 3),
+        ("attention.key_length", 15),
+        ("attention.sliding_window", 0),
+        ("rope.freq_base", float("nan")),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_by_its_name(
+    good: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: float
+) -> None:
+    file = GgufFile(good)
+    metadata = {**file.metadata, f"gemma3.{key}": value}
+    monkeypatch.setattr(
+        "gemma_server.weights.gguf._Header.parse", lambda self: (metadata, file.tensors)
+    )
+    with pytest.raises(ModelLoadError, match=rf"{key}|sizes"):
+        _open(good)
+
+
+def test_norms_of_another_generation_are_refused(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = GgufFile(good)
+    tensors = {name: tensor for name, tensor in file.tensors.items() if "attn_q_norm" not in name}
+    monkeypatch.setattr(
+        "gemma_server.weights.gguf._Header.parse", lambda self: (file.metadata, tensors)
+    )
+    with pytest.raises(ModelLoadError, match="norms"):
+        _open(good)
