@@ -175,7 +175,7 @@ def _load(settings: Settings, model: Any) -> None:
 def _settings(flags: dict[str, Any]) -> Settings:
     try:
         settings = load_settings(**flags)
-        settings.check_files()
+        settings.api_keys()
     except UsageError as error:
         _fail(str(error), EXIT_USAGE)
     return settings

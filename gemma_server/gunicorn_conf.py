@@ -9,7 +9,7 @@ import sys
 from gunicorn.arbiter import Arbiter
 
 from gemma_server.errors import GemmaServerError, UsageError
-from gemma_server.settings import load_settings
+from gemma_server.settings import check_address, load_settings
 from gemma_server.worker import SidecarWorker, check_gunicorn
 
 _HEALTH_THREADS = 16  # so that /readyz and refusals are answered when every place is taken
@@ -22,7 +22,7 @@ def _usage_error(error: GemmaServerError) -> None:
 
 try:
     _settings = load_settings()
-    _settings.check_files()
+    _settings.api_keys()
 except UsageError as error:
     _usage_error(error)
 
@@ -43,12 +43,21 @@ proc_name = "gemma-server"
 loglevel = "warning"
 
 
+def _ignore_signal() -> None:
+    """What gunicorn's signals for more workers and new binaries do here."""
+
+
 def on_starting(server: Arbiter) -> None:
     """Refuse what cannot work, before anything is forked."""
     try:
         check_gunicorn(server.cfg)
+        check_address(_settings)
     except UsageError as error:
         _usage_error(error)
+    # A second worker would load a second model: a reload would do that, and so would TTIN. A
+    # closed terminal (HUP) ends the server as TERM does.
+    server.handle_hup = server.handle_term
+    server.handle_ttin = server.handle_ttou = server.handle_usr2 = _ignore_signal
 
 
 def post_worker_init(worker: SidecarWorker) -> None:

@@ -4,8 +4,11 @@ A flag beats the environment, which beats the default. The flag of `max_queue` i
 its variable `GEMMA_MAX_QUEUE`; only the model's two keep the names that people already use.
 """
 
+import contextlib
+import errno
 import ipaddress
 import os
+import socket
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -120,20 +123,6 @@ class Settings(BaseSettings):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
-    def check_files(self) -> None:
-        """Look at the files that the settings name, before anything is started.
-
-        Raises:
-            UsageError: the key file is of no use, or `uds` cannot become a socket.
-        """
-        self.api_keys()
-        if self.uds is None:
-            return
-        if not self.uds.absolute().parent.is_dir():
-            raise UsageError(f"--uds {self.uds}: there is no such directory")
-        if self.uds.exists() and not self.uds.is_socket():
-            raise UsageError(f"--uds {self.uds}: a file is in its place; remove it first")
-
     def api_keys(self) -> tuple[str, ...]:
         """The keys in `api_key_file`; none without one.
 
@@ -169,6 +158,41 @@ def load_settings(**flags: Any) -> Settings:
             where = f"{flag_name(name)} ({variable_name(name)}): " if name else ""
             problems.append(where + item["msg"].removeprefix("Value error, "))
         raise UsageError("; ".join(problems)) from None
+
+
+def check_address(settings: Settings) -> None:
+    """Look whether the server can listen where it should, to say so in one line if not.
+
+    Raises:
+        UsageError: another server is there, or the address cannot be used.
+    """
+    if settings.uds is None:
+        _check_port(settings.host, settings.port)
+        return
+    path = settings.uds
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--uds {path}: there is no such directory")
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise UsageError(f"--uds {path}: a file is in its place; remove it first")
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+        probe.settimeout(1)
+        probe.connect(str(path))  # fails when its server is gone: then it will be replaced
+        raise UsageError(f"--uds {path}: another server listens there")
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError as error:
+            hint = "; is gemma-server already running?" if error.errno == errno.EADDRINUSE else ""
+            raise UsageError(
+                f"cannot listen on --host {host} --port {port}: {error.strerror}{hint}"
+            ) from None
 
 
 def flag_name(setting: str) -> str:

@@ -104,6 +104,14 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
             conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         super().enqueue_req(conn)
 
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Take new connections or not; a worker that ends closes its listeners at once, lest the
+        kernel go on accepting for it."""
+        super().set_accept_enabled(enabled)
+        if not self.alive:
+            for listener in self.sockets:
+                listener.close()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: refuse new work, let the rest finish, and end what takes too long."""
         if self.alive and self.model is not None:

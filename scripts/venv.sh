@@ -21,7 +21,13 @@ find_python() {
     fail "needs Python 3.11 or newer; install it, or set PYTHON to it"
 }
 
-inputs=$(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum)
+# A moved copy needs a new environment: paths are written into it.
+inputs="$(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum) $root"
+if [ -e "$venv" ] && ! { "$venv/bin/python" -c 'import pip' 2>/dev/null &&
+    [ "$(cat "$venv/.root" 2>/dev/null || echo "$root")" = "$root" ]; }; then
+    echo "gemma-server: .venv was made elsewhere, or its Python is gone; making it anew" >&2
+    rm -rf "$venv"
+fi
 missing=
 for extra in "$@"; do
     stamp=$venv/.installed-$extra
@@ -39,7 +45,9 @@ if [ ! -x "$venv/bin/python" ]; then
         fail "$python cannot make a virtual environment; on Debian: apt-get install python3-venv"
     }
 fi
-echo "gemma-server: installing [$missing] into .venv, once; this takes a minute or two" >&2
+echo "$root" >"$venv/.root"
+echo "gemma-server: installing [$missing] into .venv, once: some 500 MB to download (more with" \
+    "CUDA), 1.1 GB on disk; this takes a minute or more" >&2
 quiet=$([ -t 2 ] || echo --quiet)
 # shellcheck disable=SC2086  # $quiet is one word or none
 "$venv/bin/python" -m pip install $quiet --disable-pip-version-check \

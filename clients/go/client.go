@@ -46,6 +46,9 @@ type config struct {
 	httpClient *http.Client
 }
 
+// maxTimeoutMs is the longest X-Request-Timeout-Ms that the server takes.
+const maxTimeoutMs = 1_000_000_000
+
 // Option changes how [New] builds a [Client].
 type Option func(*config)
 
@@ -251,7 +254,7 @@ func (c *Client) send(ctx context.Context, method, path, accept string, body []b
 		req.Header.Set("Content-Type", "application/json")
 	}
 	if deadline, ok := ctx.Deadline(); ok {
-		left := max(1, time.Until(deadline).Milliseconds())
+		left := min(max(1, time.Until(deadline).Milliseconds()), maxTimeoutMs)
 		req.Header.Set("X-Request-Timeout-Ms", strconv.FormatInt(left, 10))
 	}
 	resp, err := c.http.Do(req)

@@ -61,10 +61,10 @@ func TestRequestOnTheWire(t *testing.T) {
 		stream bool
 		want   string
 	}{
-		{"least", Request{Prompt: "a"}, false, `{"prompt": "a", "sampling_steps": 128}`},
-		{"stream", Request{Prompt: "a"}, true, `{"prompt": "a", "sampling_steps": 128, "stream": true}`},
+		{"least", Request{Prompt: "a"}, false, `{"prompt": "a"}`},
+		{"stream", Request{Prompt: "a"}, true, `{"prompt": "a", "stream": true}`},
 		{"zeros", Request{Prompt: "", Seed: Ptr[uint64](0), Stop: []string{}}, false,
-			`{"prompt": "", "sampling_steps": 128, "seed": 0}`},
+			`{"prompt": "", "seed": 0}`},
 		{"negative steps are the server's to refuse", Request{SamplingSteps: -1}, false, `{"prompt": "", "sampling_steps": -1}`},
 		{"all", Request{"é<&>\n", 7, 0.5, 40, 0.9, 0.1, Ptr[uint64](1 << 63), []string{"x", ""}, true}, true,
 			`{"prompt": "é<&>\n", "sampling_steps": 7, "temperature": 0.5, "top_k": 40, "top_p": 0.9, "min_p": 0.1,

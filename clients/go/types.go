@@ -8,9 +8,6 @@ import (
 	"unicode/utf8"
 )
 
-// DefaultSamplingSteps is what a [Request] with SamplingSteps 0 asks for.
-const DefaultSamplingSteps = 128
-
 // Request is one prompt and how to sample its answer. Only Prompt is needed.
 //
 // A field left at its zero value is not sent, and the server's default holds.
@@ -21,9 +18,9 @@ const DefaultSamplingSteps = 128
 type Request struct {
 	// Prompt is the text to continue. It must be valid UTF-8.
 	Prompt string `json:"prompt"`
-	// SamplingSteps is the most tokens to generate. The server wants it in
-	// every request, so 0 is sent as [DefaultSamplingSteps].
-	SamplingSteps int `json:"sampling_steps"`
+	// SamplingSteps is the most tokens to generate; 0 leaves it to the server,
+	// whose default is 128 or its own limit, whichever is less.
+	SamplingSteps int `json:"sampling_steps,omitempty"`
 	// Temperature flattens the distribution; at 0 the likeliest token always
 	// wins, and TopK, TopP, MinP and Seed do nothing.
 	Temperature float64 `json:"temperature,omitempty"`
@@ -57,9 +54,6 @@ func (r Request) encode(stream bool) ([]byte, error) {
 			return nil, fmt.Errorf("gemma: the stop text %q is not valid UTF-8", s)
 		}
 	}
-	if r.SamplingSteps == 0 {
-		r.SamplingSteps = DefaultSamplingSteps
-	}
 	body, err := json.Marshal(struct {
 		Request
 		Stream bool `json:"stream,omitempty"`
@@ -76,7 +70,7 @@ type FinishReason string
 // The values of [FinishReason].
 const (
 	FinishStop   FinishReason = "stop"   // the model or a stop text ended it
-	FinishLength FinishReason = "length" // it reached SamplingSteps
+	FinishLength FinishReason = "length" // it reached SamplingSteps, or the context is full
 )
 
 // Response is the whole answer to a prompt.

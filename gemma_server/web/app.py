@@ -3,11 +3,12 @@
 import re
 import uuid
 
-from flask import Flask, Request, Response, g, request
+from flask import Flask, Response, g, request
 
 from gemma_server.served import ServedModel
 from gemma_server.settings import Settings, is_loopback
 from gemma_server.web import errors, native, ops
+from gemma_server.web.body import discard_body
 from gemma_server.web.guard import Guard
 from gemma_server.web.metrics import Metrics
 
@@ -34,9 +35,8 @@ def make_app(model: ServedModel, settings: Settings) -> Flask:
     @app.after_request
     def end(response: Response) -> Response:
         response.headers["X-Request-Id"] = g.request_id
-        if _has_body(request) and not g.get("body_read"):
-            # What follows on the connection is the rest of that body, not a request.
-            response.headers["Connection"] = "close"
+        if not g.get("body_read"):
+            discard_body()
         route = request.url_rule.rule if request.url_rule else "unknown"
         metrics.answered(route, response.status_code)
         return response
@@ -45,7 +45,3 @@ def make_app(model: ServedModel, settings: Settings) -> Flask:
     app.register_blueprint(ops.blueprint(model, metrics))
     errors.register(app)
     return app
-
-
-def _has_body(request: Request) -> bool:
-    return bool(request.content_length) or "Transfer-Encoding" in request.headers

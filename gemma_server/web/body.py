@@ -1,5 +1,6 @@
 """Request bodies: read within a limit, parsed as JSON, checked by a schema."""
 
+import contextlib
 import json
 import math
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ValidationError
 from werkzeug.exceptions import (
     BadRequest,
+    HTTPException,
     RequestEntityTooLarge,
     RequestTimeout,
     UnsupportedMediaType,
@@ -41,8 +43,18 @@ def read_body(schema: type[Schema]) -> Schema:
         raise _explain(error) from None
 
 
+def discard_body() -> None:
+    """Read away a body that nobody asked for, so that the connection can be used again.
+
+    One that is too large or cannot be read stays where it is: then the server closes.
+    """
+    with contextlib.suppress(HTTPException, ClientGone):
+        _read_bytes()
+
+
 def _read_bytes() -> bytes:
     """The whole body; one byte beyond the limit is enough to refuse it, chunked or not."""
+    g.body_read = True
     blocks, left = [], MAX_BODY_BYTES + 1
     try:
         if (request.content_length or 0) > MAX_BODY_BYTES:
@@ -58,7 +70,6 @@ def _read_bytes() -> bytes:
         raise BadRequest(f"the body is not well-formed HTTP: {error}"[:300]) from None
     if left == 0:
         raise RequestEntityTooLarge(f"the body has more than {MAX_BODY_BYTES} bytes")
-    g.body_read = True
     return b"".join(blocks)
 
 

@@ -76,8 +76,6 @@ def _request_error(error: RequestError) -> Response:
     headers = {}
     if isinstance(error, Overloaded | NotReady):
         headers["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, NotReady) and error.code == "draining":
-        headers["Connection"] = "close"
     return _respond(body_of(error), status, headers)
 
 
@@ -95,7 +93,7 @@ def _http_error(error: HTTPException) -> Response:
 
 def _client_gone(error: ClientGone) -> Response:
     body = error_body("client_closed", "the client went away", None, g.request_id)
-    return _respond(body, _CLIENT_GONE, {"Connection": "close"})
+    return _respond(body, _CLIENT_GONE)
 
 
 def _bug(error: Exception) -> Response:

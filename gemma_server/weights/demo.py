@@ -38,6 +38,7 @@ def _assemble(target: Path) -> None:
     digest = hashlib.sha256()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
         with partial.open("wb") as out:
             for path in chunk_paths():
                 with path.open("rb") as piece:
@@ -55,6 +56,17 @@ def _assemble(target: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what starts that were cut short left behind; their process is gone."""
+    for path in target.parent.glob(f"{target.name}.*.partial"):
+        try:
+            os.kill(int(path.suffixes[-2][1:]), 0)
+        except (ProcessLookupError, ValueError):
+            path.unlink(missing_ok=True)
+        except PermissionError:
+            continue  # somebody else's, at work
 
 
 def _sha256(path: Path) -> str:

@@ -172,7 +172,6 @@ def test_a_body_over_one_mebibyte_is_413(sidecar: Sidecar, path: str) -> None:
     assert sidecar.post(fits, path).status_code == (200 if path == "/echo" else 400)
     response = sidecar.post(fits + b" ", path)
     assert_error(response, 413, "request_entity_too_large")
-    assert response.headers["Connection"] == "close"
 
 
 @pytest.mark.parametrize("path", ["/prompt", "/echo"])

@@ -30,7 +30,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	flags.SetOutput(stderr)
 	addr := flags.String("addr", "127.0.0.1:20200", "`host:port` of the server")
 	uds := flags.String("uds", "", "`path` of the server's Unix socket; wins over -addr")
-	steps := flags.Int("steps", gemma.DefaultSamplingSteps, "most tokens to generate")
+	steps := flags.Int("steps", 0, "most tokens to generate; 0 leaves it to the server")
 	flags.Usage = func() {
 		fmt.Fprintln(stderr, "usage: ask [flags] [prompt ...]\nThe prompt is the standard input where no argument gives it.")
 		flags.PrintDefaults()
@@ -40,8 +40,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	} else if err != nil {
 		return 2
 	}
-	if *steps < 1 {
-		fmt.Fprintln(stderr, "ask: -steps must be at least 1")
+	if *steps < 0 {
+		fmt.Fprintln(stderr, "ask: -steps must not be negative")
 		return 2
 	}
 

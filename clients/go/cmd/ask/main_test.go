@@ -62,13 +62,13 @@ func TestRequest(t *testing.T) {
 		name, stdin string
 		args        []string
 		prompt      string
-		steps       float64
+		steps       any
 	}{
-		{"arguments", "not this", []string{"why is", "it so?"}, "why is it so?", 128},
-		{"steps", "", []string{"-steps", "7", "a", "-b"}, "a -b", 7},
-		{"standard input", "line 1\nline 2\n", nil, "line 1\nline 2", 128},
-		{"carriage return", "a\r\n", nil, "a", 128},
-		{"only the last line end goes", " a\n\n", nil, " a\n", 128},
+		{"arguments", "not this", []string{"why is", "it so?"}, "why is it so?", nil},
+		{"steps", "", []string{"-steps", "7", "a", "-b"}, "a -b", 7.0},
+		{"standard input", "line 1\nline 2\n", nil, "line 1\nline 2", nil},
+		{"carriage return", "a\r\n", nil, "a", nil},
+		{"only the last line end goes", " a\n\n", nil, " a\n", nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			code, stdout, stderr := ask(tc.stdin, append([]string{"-addr", addr}, tc.args...)...)
@@ -207,7 +207,7 @@ func TestNoServer(t *testing.T) {
 func TestUsage(t *testing.T) {
 	for _, args := range [][]string{
 		{"-nope", "x"},
-		{"-steps", "0", "x"},
+		{"-steps", "-1", "x"},
 		{"-steps", "many", "x"},
 		{""},
 		{},
