@@ -186,6 +186,12 @@ def _gone_check() -> Callable[[], bool]:
     connection: socket.socket | None = request.environ.get("gunicorn.socket")
     if connection is None:
         return lambda: False
-    poller = select.poll()  # not by reading: bytes behind the request would hide its end
-    poller.register(connection, _HANGUP)
-    return lambda: bool(poller.poll(0))
+
+    def gone() -> bool:
+        # Not by reading: bytes behind the request would hide its end. A poll object of its own,
+        # since the prompts of a list ask from several threads.
+        poller = select.poll()
+        poller.register(connection, _HANGUP)
+        return bool(poller.poll(0))
+
+    return gone
