@@ -8,7 +8,7 @@ import pytest
 
 from gemma_server.engine.request import Cancelled, SamplingOptions, Token
 from gemma_server.weights.demo import demo_checkpoint
-from gemma_server.weights.gguf import GgufFile
+from gemma_server.weights.gguf_file import GgufFile
 from tests.oracle import gemma as oracle
 from tests.real import RealModel, load_real_model
 

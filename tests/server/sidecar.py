@@ -19,6 +19,7 @@ READY = re.compile(
     r"gemma-server ready: (?:http://127\.0\.0\.1:(\d+)|unix:(\S+)) "
     r"\([^,\n]+, [^,\n]+, \d+\.\d s\)\n"
 )
+LONG = "x" * 1000  # a prompt that a slow server answers for long
 SERVE = ("-m", "gemma_server", "serve", "--fake", "--port", "0")
 GUNICORN = ("-m", "gunicorn")
 BY_HAND = (*GUNICORN, "-c", "python:gemma_server.gunicorn_conf", "gemma_server.worker:create_app()")
@@ -305,3 +306,28 @@ def raw_answer(connection: socket.socket) -> Answer:
     response.begin()
     with response:
         return read_answer(response)
+
+
+def assert_refused(returncode: int, expected: int, stderr: str, *words: str) -> None:
+    """It ended with this code, and said why in one line that has the words."""
+    assert returncode == expected, stderr
+    assert "Traceback" not in stderr
+    reasons = [line for line in stderr.splitlines() if all(word in line for word in words)]
+    assert len(reasons) == 1, stderr
+    assert len(reasons[0]) < 400
+
+
+def free_port() -> int:
+    """A TCP port that nobody uses now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def listens(port: int) -> bool:
+    """Whether somebody takes connections there."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionError:
+        return False
+    return True

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.weights.gguf import GgufFile, GgufWeights
+from gemma_server.weights.gguf import GgufWeights
+from gemma_server.weights.gguf_file import GgufFile
 from tests.oracle.gemma import PRESETS
 from tests.tiny import tiny_weights, write_gguf
 
@@ -159,7 +160,7 @@ def test_a_number_that_cannot_be_is_refused_by_its_name(
     file = GgufFile(good)
     metadata = {**file.metadata, f"gemma3.{key}": value}
     monkeypatch.setattr(
-        "gemma_server.weights.gguf._Header.parse", lambda self: (metadata, file.tensors)
+        "gemma_server.weights.gguf_file._Header.parse", lambda self: (metadata, file.tensors)
     )
     with pytest.raises(ModelLoadError, match=rf"{key}|sizes"):
         _open(good)
@@ -171,7 +172,7 @@ def test_norms_of_another_generation_are_refused(
     file = GgufFile(good)
     tensors = {name: tensor for name, tensor in file.tensors.items() if "attn_q_norm" not in name}
     monkeypatch.setattr(
-        "gemma_server.weights.gguf._Header.parse", lambda self: (file.metadata, tensors)
+        "gemma_server.weights.gguf_file._Header.parse", lambda self: (file.metadata, tensors)
     )
     with pytest.raises(ModelLoadError, match="norms"):
         _open(good)

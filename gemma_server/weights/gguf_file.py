@@ -1,0 +1,181 @@
+"""GGUF files: a checked reader of the header, and tensors dequantised with the `gguf` package.
+
+Layout: github.com/ggml-org/ggml, docs/gguf.md. A header is hostile until proven otherwise: every
+count, length, offset and product in it is checked against the file's size before it is used.
+"""
+
+import math
+import mmap
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gemma_server.errors import ModelLoadError
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_SCALARS = {  # GGUF's value type -> NumPy's little-endian dtype
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?",
+    10: "<u8", 11: "<i8", 12: "<f8",
+}  # fmt: skip
+_STRING, _ARRAY = 8, 9
+_MAX_DIMENSIONS = 4
+_DEFAULT_ALIGNMENT = 32
+_CHUNK_BYTES = 1 << 18  # dequantise this much at a time: it stays in the CPU's caches
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies. `shape` is in NumPy's order (GGUF stores it reversed)."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int  # ggml's number
+    start: int
+    nbytes: int
+
+
+class GgufFile:
+    """An opened GGUF file: `metadata` by key, `tensors` by name.
+
+    Raises:
+        ModelLoadError: not a GGUF file, an unknown version, or a header that its size belies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                size = file.seek(0, 2)
+                if size < len(_MAGIC):
+                    raise ModelLoadError(f"{path}: not a GGUF file (it has {size} bytes)")
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise ModelLoadError(f"{path}: cannot be read: {error.strerror}") from None
+        self.metadata, self.tensors = _Header(path, self._data).parse()
+
+    def read(self, name: str) -> npt.NDArray[np.float32]:
+        """The tensor's values in f32, in its shape. Raises KeyError for an unknown name."""
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        tensor = self.tensors[name]
+        rows = math.prod(tensor.shape[:-1])
+        raw = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.start).reshape(rows, -1)
+        out = _aligned_empty(rows, tensor.shape[-1])
+        step = max(1, _CHUNK_BYTES // max(1, raw.shape[1]))
+        kind = GGMLQuantizationType(tensor.type)
+        for row in range(0, rows, step):
+            out[row : row + step] = dequantize(raw[row : row + step], kind)
+        return out.reshape(tensor.shape)
+
+
+def _aligned_empty(rows: int, columns: int) -> npt.NDArray[np.float32]:
+    """An array that begins on a cache line: jax takes such memory over on a CPU, uncopied."""
+    size = rows * columns
+    line = 64 // np.dtype(np.float32).itemsize
+    spare = np.empty(size + line, np.float32)
+    start = (-spare.ctypes.data // 4) % line
+    return spare[start : start + size].reshape(rows, columns)
+
+
+class _Header:
+    """A cursor over the header that never reads beyond the file."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self._path = path
+        self._data = data
+        self._at = 0
+
+    def parse(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        if self._take(4) != _MAGIC:
+            raise ModelLoadError(f"{self._path}: not a GGUF file")
+        version = self._number("<I")
+        if version not in _VERSIONS:
+            raise self._damaged(f"GGUF version {version}, this reader knows {_VERSIONS}")
+        tensor_count, pair_count = self._number("<Q"), self._number("<Q")
+        metadata: dict[str, Any] = {}
+        for _ in range(self._checked(pair_count, 13, "metadata entries")):
+            key = self._string()
+            metadata[key] = self._value(self._number("<I"))
+        found = [self._tensor_info() for _ in range(self._checked(tensor_count, 24, "tensors"))]
+        alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+            raise self._damaged(f"alignment {alignment!r} is no power of two")
+        base = -(-self._at // alignment) * alignment
+        tensors: dict[str, Tensor] = {}
+        for tensor in found:
+            tensor = replace(tensor, start=base + tensor.start)
+            if tensor.start + tensor.nbytes > len(self._data):
+                raise self._damaged(
+                    f"tensor {tensor.name} ends at byte {tensor.start + tensor.nbytes}, "
+                    f"but the file has {len(self._data)}: it is cut short"
+                )
+            if tensor.name in tensors:
+                raise self._damaged(f"tensor {tensor.name} occurs twice")
+            tensors[tensor.name] = tensor
+        return metadata, tensors
+
+    def _tensor_info(self) -> Tensor:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        name = self._string()
+        dimensions = self._number("<I")
+        if not 1 <= dimensions <= _MAX_DIMENSIONS:
+            raise self._damaged(f"tensor {name} has {dimensions} dimensions")
+        shape = tuple(self._number("<Q") for _ in range(dimensions))[::-1]
+        kind, offset = self._number("<I"), self._number("<Q")
+        try:
+            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        except (KeyError, ValueError):
+            raise self._damaged(f"tensor {name} is of unknown type {kind}") from None
+        if 0 in shape or shape[-1] % block:
+            raise self._damaged(f"tensor {name} has shape {list(shape)} in blocks of {block}")
+        return Tensor(name, shape, kind, offset, math.prod(shape) // block * block_bytes)
+
+    def _value(self, kind: int, *, nested: bool = False) -> Any:
+        if kind == _STRING:
+            return self._string()
+        if kind in _SCALARS:
+            return self._scalars(kind, 1)[0].item()
+        if kind != _ARRAY or nested:
+            raise self._damaged(f"unknown metadata type {kind} at byte {self._at}")
+        item, count = self._number("<I"), self._number("<Q")
+        if item == _STRING:
+            return [self._string() for _ in range(self._checked(count, 8, "strings"))]
+        if item in _SCALARS:
+            return self._scalars(item, count)
+        return [self._value(item, nested=True) for _ in range(self._checked(count, 8, "items"))]
+
+    def _scalars(self, kind: int, count: int) -> npt.NDArray[Any]:
+        dtype = np.dtype(_SCALARS[kind])
+        raw = self._take(self._checked(count, dtype.itemsize, "numbers") * dtype.itemsize)
+        return np.frombuffer(raw, dtype)
+
+    def _string(self) -> str:
+        return self._take(self._number("<Q")).decode("utf-8", errors="replace")
+
+    def _number(self, form: str) -> int:
+        number: int = struct.unpack(form, self._take(struct.calcsize(form)))[0]
+        return number
+
+    def _checked(self, count: int, least_bytes: int, what: str) -> int:
+        """`count`, when that many things of at least `least_bytes` can still follow."""
+        if count * least_bytes > len(self._data) - self._at:
+            raise self._damaged(f"{count} {what} announced at byte {self._at}, more than fit")
+        return count
+
+    def _take(self, count: int) -> bytes:
+        end = self._at + count
+        if end > len(self._data):
+            raise self._damaged(f"ends within its header: {count} bytes wanted at {self._at}")
+        taken = self._data[self._at : end]
+        self._at = end
+        return taken
+
+    def _damaged(self, what: str) -> ModelLoadError:
+        return ModelLoadError(f"{self._path}: damaged GGUF file: {what}")

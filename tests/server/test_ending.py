@@ -1,0 +1,224 @@
+"""How the server ends: signals, drains, and processes that are killed."""
+
+import http.client
+import os
+import signal
+import socket
+import time
+
+import pytest
+
+from tests.server.conftest import Start
+from tests.server.sidecar import (
+    LONG,
+    Server,
+    ask,
+    free_port,
+    is_our_server,
+    listens,
+    read_answer,
+    send,
+    serve_slowly,
+    serve_with_runner,
+)
+from tests.web.conftest import error_inside, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+def _gone(server: Server) -> bool:
+    try:
+        server.open_socket().close()
+    except ConnectionError:
+        return True
+    return False
+
+
+def test_sigterm_while_idle_ends_quickly_with_code_0(start: Start) -> None:
+    server = start()
+    kept_alive = server.connect()
+    assert ask(kept_alive, "GET", "/healthz").status == 200
+    server.signal(signal.SIGTERM)
+    assert server.wait(5) == 0
+    kept_alive.close()
+    assert "Traceback" not in server.stderr
+
+
+def test_sigint_while_idle_ends_quickly_with_code_0(start: Start) -> None:
+    server = start()
+    server.signal(signal.SIGINT)
+    assert server.wait(5) == 0
+    assert "Traceback" not in server.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_ends_it_cleanly_too(
+    start: Start, number: signal.Signals
+) -> None:
+    server = start()
+    worker = server.worker
+    os.kill(worker, number)  # as a terminal does for Ctrl-C
+    server.signal(number)
+    assert server.wait(5) == 0
+    assert not is_our_server(worker)
+    assert "Traceback" not in server.stderr
+
+
+def test_sigint_cuts_a_stream_but_never_silently(start: Start) -> None:
+    server = start(*serve_slowly(0.05))
+    stream = server.stream(LONG)
+    next(stream.events())
+    server.signal(signal.SIGINT)
+    stream.broken()
+    assert server.wait(5) == 0
+
+
+def test_sigterm_while_loading_ends_quickly_and_is_no_failure(start: Start) -> None:
+    server = start(*serve_with_runner("lambda slots: time.sleep(60)"), ready=False)
+    wait_until(lambda: "starting" in server.stderr, timeout_s=20)
+    server.signal(signal.SIGTERM)
+    assert server.wait(5) == 0
+    assert server.stdout == ""
+    assert "cannot load" not in server.stderr
+    assert "Traceback" not in server.stderr
+
+
+def test_a_load_that_ends_while_the_server_drains_is_no_failure(start: Start) -> None:
+    port = free_port()
+    args = serve_with_runner("lambda slots: time.sleep(2) or Real(slots)", "--port", str(port))
+    server = start(*args, ready=False)
+    wait_until(lambda: listens(port), timeout_s=20)
+    # A request that is still on its way in keeps the worker until the load is over.
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(b"POST /echo HTTP/1.1\r\nHost: localhost\r\n")
+        time.sleep(0.3)
+        server.signal(signal.SIGTERM)
+        time.sleep(2.5)
+    assert server.wait() == 0
+    assert server.stdout == ""
+    assert "Traceback" not in server.stderr
+
+
+def test_sigterm_lets_streams_and_answers_finish_and_takes_no_more(start: Start) -> None:
+    server = start(*serve_slowly(0.05, "--slots", "1"))
+    text = "finish me, all of it: " + "z" * 20
+    kept_alive = server.connect()
+    assert ask(kept_alive, "GET", "/readyz").status == 200
+    stream = server.stream(text)
+    waiting = server.connect()
+    send(waiting, "POST", "/prompt", {"prompt": "waited in the line"})
+    wait_until(lambda: server.load() == (1, 1))
+    server.signal(signal.SIGTERM)
+    time.sleep(0.3)
+    # A new connection is refused, or told; so is one that was there before.
+    try:
+        assert server.ask("GET", "/readyz").json["status"] == "draining"
+        assert server.prompt("more").error["code"] == "draining"
+    except ConnectionError:
+        pass
+    try:
+        ready = ask(kept_alive, "GET", "/readyz")
+        assert (ready.status, ready.json["status"]) == (503, "draining")
+    except (ConnectionError, http.client.HTTPException):
+        pass
+    kept_alive.close()
+    assert stream.text() == text
+    assert read_answer(waiting.getresponse()).json["response"] == "waited in the line"
+    waiting.close()
+    assert server.wait() == 0
+    assert "Traceback" not in server.stderr
+
+
+def test_what_outlasts_the_drain_timeout_is_cut_and_told(start: Start) -> None:
+    server = start(*serve_slowly(0.05, "--drain-timeout", "4"))
+    stream = server.stream(LONG)
+    waiting = server.connect()
+    send(waiting, "POST", "/prompt", {"prompt": LONG})
+    wait_until(lambda: server.load()[0] == 2)
+    began = time.monotonic()
+    server.signal(signal.SIGTERM)
+    *pieces, failure = stream.broken()
+    assert len(pieces) > 10
+    assert error_inside(failure, stream.request_id)["code"] == "draining"
+    answer = read_answer(waiting.getresponse())
+    waiting.close()
+    assert (answer.status, answer.error["code"]) == (503, "draining")
+    assert server.wait(10) == 0
+    assert 1 < time.monotonic() - began < 8
+
+
+@pytest.mark.parametrize("seconds", ["1", "2"])
+def test_the_shortest_drain_timeouts_still_tell_a_stream(start: Start, seconds: str) -> None:
+    server = start(*serve_slowly(0.05, "--drain-timeout", seconds))
+    stream = server.stream(LONG)
+    next(stream.events())
+    server.signal(signal.SIGTERM)
+    documents = stream.broken()
+    assert error_inside(documents[-1], stream.request_id)
+    assert server.wait() == 0
+
+
+def test_a_killed_master_takes_its_worker_along(start: Start) -> None:
+    server = start()
+    worker = server.worker
+    server.signal(signal.SIGKILL)
+    server.wait()
+    wait_until(lambda: not is_our_server(worker), timeout_s=10)
+    assert _gone(server)
+
+
+def test_a_killed_worker_breaks_its_stream_and_a_new_one_answers(start: Start) -> None:
+    server = start(*serve_slowly(0.02))
+    stream = server.stream(LONG)
+    next(stream.events())
+    first = server.worker
+    os.kill(first, signal.SIGKILL)
+    stream.broken()
+    server.wait_ready(times=2)
+    assert server.worker != first
+    assert server.prompt("again").json["response"] == "again"
+
+
+def test_an_engine_that_dies_breaks_its_stream_and_a_new_worker_answers(start: Start) -> None:
+    server = start(*serve_with_runner("functools.partial(Real, step_s=0.02, fail_at=20)"))
+    stream = server.stream("x" * 100)
+    stream.broken()
+    server.wait_ready(times=2)
+    assert server.prompt("again").json["response"] == "again"
+    assert server.process.poll() is None
+
+
+def test_sighup_ends_the_server_as_sigterm_does(start: Start) -> None:
+    """A closed terminal must not leave a server behind, nor load a second model."""
+    server = start()
+    server.signal(signal.SIGHUP)
+    assert server.wait() == 0
+
+
+@pytest.mark.parametrize("name", ["SIGTTIN", "SIGTTOU", "SIGUSR2"])
+def test_signals_for_more_workers_change_nothing(start: Start, name: str) -> None:
+    server = start()
+    first = server.worker
+    server.signal(signal.Signals[name])
+    time.sleep(1.5)  # gunicorn looks at its signals once a second
+    assert server.worker == first  # and fails where there are two
+    assert server.prompt("still").json["response"] == "still"
+
+
+def test_new_connections_are_refused_while_draining(start: Start) -> None:
+    server = start(*serve_slowly(0.05))
+    stream = server.stream(LONG)
+    next(stream.events())
+    server.signal(signal.SIGTERM)
+
+    def refused() -> bool:
+        try:
+            server.open_socket().close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    wait_until(refused, timeout_s=3)
+    assert server.process.poll() is None
+    stream.close()
+    assert server.wait() == 0
