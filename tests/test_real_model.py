@@ -11,6 +11,7 @@ from gemma_server.weights.demo import demo_checkpoint
 from gemma_server.weights.gguf_file import GgufFile
 from tests.oracle import gemma as oracle
 from tests.real import RealModel, load_real_model
+from tests.tiny import GGUF_NORMS
 
 pytestmark = pytest.mark.real_model
 
@@ -69,14 +70,6 @@ def _flat_weights(file: GgufFile) -> dict[str, dict[str, Any]]:
     def heads(name: str, count: int) -> Any:
         return file.read(name).reshape(count, c.head_dim, c.width).transpose(0, 2, 1)
 
-    norms = {
-        "pre_attention_norm": "attn_norm",
-        "post_attention_norm": "post_attention_norm",
-        "pre_ffw_norm": "ffn_norm",
-        "post_ffw_norm": "post_ffw_norm",
-        "attn/_query_norm": "attn_q_norm",
-        "attn/_key_norm": "attn_k_norm",
-    }
     flat: dict[str, dict[str, Any]] = {
         "transformer/embedder": {"input_embedding": file.read("token_embd.weight")},
         "transformer/final_norm": {"scale": file.read("output_norm.weight") - 1},
@@ -91,7 +84,7 @@ def _flat_weights(file: GgufFile) -> dict[str, dict[str, Any]]:
         gating = [file.read(f"{blk}.ffn_{name}.weight") for name in ("gate", "up")]
         flat[f"{layer}/mlp/gating_einsum"] = {"w": np.stack(gating)}
         flat[f"{layer}/mlp/linear"] = {"w": file.read(f"{blk}.ffn_down.weight").T}
-        for ours, theirs in norms.items():
+        for ours, theirs in GGUF_NORMS.items():
             flat[f"{layer}/{ours}"] = {"scale": file.read(f"{blk}.{theirs}.weight") - 1}
     return flat
 

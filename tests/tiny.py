@@ -12,6 +12,16 @@ from gemma_server.model.config import GemmaConfig
 from gemma_server.weights.source import WeightSource, load_leaves
 from tests.oracle.gemma import PRESETS, OracleConfig, random_weights
 
+# Kaggle's names of a layer's norms -> llama.cpp's.
+GGUF_NORMS = {
+    "pre_attention_norm": "attn_norm",
+    "post_attention_norm": "post_attention_norm",
+    "pre_ffw_norm": "ffn_norm",
+    "post_ffw_norm": "post_ffw_norm",
+    "attn/_query_norm": "attn_q_norm",
+    "attn/_key_norm": "attn_k_norm",
+}
+
 Weights = dict[str, dict[str, npt.NDArray[np.float32]]]
 
 
@@ -106,14 +116,6 @@ def _gguf_tensors(oracle: OracleConfig, weights: Weights) -> dict[str, npt.NDArr
         "token_embd.weight": flat["embedder"]["input_embedding"],
         "output_norm.weight": 1 + flat["final_norm"]["scale"],
     }
-    norms = {
-        "pre_attention_norm": "attn_norm",
-        "post_attention_norm": "post_attention_norm",
-        "pre_ffw_norm": "ffn_norm",
-        "post_ffw_norm": "post_ffw_norm",
-        "attn/_query_norm": "attn_q_norm",
-        "attn/_key_norm": "attn_k_norm",
-    }
     for i in range(oracle.layers):
         layer = {
             name.removeprefix(f"layer_{i}/"): leaf
@@ -137,7 +139,7 @@ def _gguf_tensors(oracle: OracleConfig, weights: Weights) -> dict[str, npt.NDArr
             "ffn_down": layer["mlp/linear"]["w"].T,
         }
         matrices |= {
-            theirs: 1 + layer[ours]["scale"] for ours, theirs in norms.items() if ours in layer
+            theirs: 1 + layer[ours]["scale"] for ours, theirs in GGUF_NORMS.items() if ours in layer
         }
         tensors |= {f"blk.{i}.{key}.weight": value for key, value in matrices.items()}
     return tensors
