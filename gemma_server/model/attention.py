@@ -75,7 +75,8 @@ def attend(
     q = q.reshape(rows, new, kv_heads, group, head_dim).transpose(0, 2, 1, 3, 4)
     q = q.reshape(rows, kv_heads, new * group, head_dim)
     q_at = jnp.repeat(positions, group, axis=1)[:, None, :, None]  # [B, 1, T*G, 1]
-    newest = q_at.max(axis=2, keepdims=True)  # [B, 1, 1, 1]
+    real = jnp.where(q_at < length, q_at, -1)
+    newest = real.max(axis=2, keepdims=True)  # [B, 1, 1, 1], padding apart
 
     def add_block(
         index: jax.Array | int, carry: tuple[jax.Array, jax.Array, jax.Array]
