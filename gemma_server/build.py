@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gemma_server.checkpoint import Checkpoint, open_checkpoint
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.fake import FakeRunner, fake_tokenizer
 from gemma_server.engine.plan import Runner
@@ -16,11 +17,8 @@ from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
 from gemma_server.served import LoadedModel, ServedModel
 from gemma_server.settings import Settings
-from gemma_server.text.tokenizer import Tokenizer, model_from_pieces
 from gemma_server.weights.demo import demo_checkpoint
-from gemma_server.weights.gguf import GgufWeights
-from gemma_server.weights.orbax import OrbaxWeights
-from gemma_server.weights.source import WeightSource, load_leaves
+from gemma_server.weights.source import Progress, load_leaves
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OnDeath = Callable[[BaseException], None]
-# Embedding tables may have a few rows more than the tokenizer has pieces: Kaggle's Gemma 1 and 2
-# have 128, Hugging Face's larger Gemma 3 have 64.
-_PADDING_ROWS = 256
 
 
 def load_model(settings: Settings, model: ServedModel, on_death: OnDeath) -> None:
@@ -61,14 +56,9 @@ def _load_fake(settings: Settings, model: ServedModel, on_death: OnDeath) -> Loa
 def _load_gemma(settings: Settings, model: ServedModel, on_death: OnDeath) -> LoadedModel:
     began = time.monotonic()
     model.at("opening the checkpoint")
-    source = _open(settings)
-    tokenizer = _tokenizer(settings, source)
-    config = source.config
-    if not tokenizer.vocab_size <= config.vocab <= tokenizer.vocab_size + _PADDING_ROWS:
-        raise ModelLoadError(
-            f"the tokenizer has {tokenizer.vocab_size} pieces, but {source.path} embeds "
-            f"{config.vocab}: they do not belong together"
-        )
+    path = settings.model_checkpoint or demo_checkpoint(settings.cache_dir)
+    checkpoint = open_checkpoint(path, settings.model_tokenizer)
+    config = checkpoint.config
 
     model.at("starting the device")
     _use_compile_cache(settings.cache_dir / "jax")
@@ -84,11 +74,11 @@ def _load_gemma(settings: Settings, model: ServedModel, on_death: OnDeath) -> Lo
     programs = Programs(config, slots=settings.slots, context_length=context_length, dtype=dtype)
 
     # Compiling needs the shapes alone, so it shares the time with reading the weights.
-    progress = _SharedProgress(model, "compiling and loading weights", parts=2)
+    progress = _Progress(model)
     compiler = ThreadPoolExecutor(1, "compiler")
     try:
-        compiling = compiler.submit(programs.compile, progress.part(0))
-        params = _put_on_device(source, dtype, progress.part(1))
+        compiling = compiler.submit(programs.compile, progress.compiled)
+        params = put_on_device(checkpoint, dtype, progress.loaded)
         compiling.result()
     finally:
         compiler.shutdown(wait=False)  # bad weights are told at once, not after compiling
@@ -97,7 +87,7 @@ def _load_gemma(settings: Settings, model: ServedModel, on_death: OnDeath) -> Lo
     runner.warm_up()
     return LoadedModel(
         name=settings.model_name or config.name,
-        tokenizer=tokenizer,
+        tokenizer=checkpoint.tokenizer,
         engine=_start(runner, _limits(settings, context_length, CHUNKS[-1]), on_death),
         device=_describe(device),
         load_s=time.monotonic() - began,
@@ -116,52 +106,30 @@ def _context_length(settings: Settings, config: GemmaConfig) -> int:
     return min(settings.context_length, config.context_length)
 
 
-class _SharedProgress:
-    """One stage made of parts that go on side by side, all of the same weight."""
+class _Progress:
+    """Compiling and loading weights go on side by side and are shown as one stage."""
 
-    def __init__(self, model: ServedModel, stage: str, *, parts: int) -> None:
-        self._model, self._stage = model, stage
-        self._done = [0.0] * parts
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
+        self._compiled, self._loaded = 0.0, 0.0  # shares done
+        self._began = time.monotonic()
+        self._detail = ""
 
-    def part(self, index: int) -> Callable[[float], None]:
-        """What one part reports its share to."""
+    def compiled(self, share: float) -> None:
+        """So much of the compiling is done."""
+        self._compiled = share
+        self._show()
 
-        def report(done: float) -> None:
-            self._done[index] = done
-            self._model.at(self._stage, sum(self._done) / len(self._done))
+    def loaded(self, done: int, total: int) -> None:
+        """So many bytes of the weights are there."""
+        self._loaded = done / total
+        rate = done / max(1e-3, time.monotonic() - self._began)
+        self._detail = f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB, {rate / 1e6:,.0f} MB/s"
+        self._show()
 
-        return report
-
-
-def _open(settings: Settings) -> WeightSource:
-    path = settings.model_checkpoint or demo_checkpoint(settings.cache_dir)
-    if path.is_dir():
-        return OrbaxWeights(path)
-    if path.is_file():
-        return GgufWeights(path)
-    raise ModelLoadError(f"MODEL_CHECKPOINT {path}: no such file or directory")
-
-
-def _tokenizer(settings: Settings, source: WeightSource) -> Tokenizer:
-    """The tokenizer that the settings name, else the one that came with the weights."""
-    if settings.model_tokenizer is not None:
-        path = settings.model_tokenizer
-    elif isinstance(source, GgufWeights):
-        return Tokenizer(model_from_pieces(*source.tokenizer_pieces))
-    else:
-        beside = [source.path / "tokenizer.model", source.path.parent / "tokenizer.model"]
-        found = [path for path in beside if path.is_file()]
-        if not found:
-            raise ModelLoadError(
-                f"{source.path} brings no tokenizer: set MODEL_TOKENIZER to its tokenizer.model"
-            )
-        path = found[0]
-    try:
-        return Tokenizer(path.read_bytes())
-    except OSError as error:
-        raise ModelLoadError(f"MODEL_TOKENIZER {path}: {error.strerror}") from None
-    except ModelLoadError as error:
-        raise ModelLoadError(f"MODEL_TOKENIZER {path}: {error}") from None
+    def _show(self) -> None:
+        share = (self._compiled + self._loaded) / 2
+        self._model.at("compiling and loading weights", share, self._detail)
 
 
 def _use_compile_cache(path: Path) -> None:
@@ -191,19 +159,17 @@ def _dtype(name: str, platform: str) -> "DTypeLike":
     return jnp.dtype(name)
 
 
-def _put_on_device(
-    source: WeightSource, dtype: "DTypeLike", progress: Callable[[float], None]
-) -> "Params":
+def put_on_device(checkpoint: Checkpoint, dtype: "DTypeLike", progress: Progress) -> "Params":
     """The parameter tree on the device; one leaf at a time, so that the host holds only that."""
     import jax
     from flax.traverse_util import flatten_dict, unflatten_dict
 
     from gemma_server.model.transformer import abstract_params
 
-    abstract = flatten_dict(abstract_params(source.config, dtype), sep="/")
+    abstract = flatten_dict(abstract_params(checkpoint.config, dtype), sep="/")
     leaves = {
         path: jax.device_put(array, may_alias=True).block_until_ready()
-        for path, array in load_leaves(source, abstract, progress)
+        for path, array in load_leaves(checkpoint.weights, abstract, progress)
     }
     params: Params = unflatten_dict(leaves, sep="/")
     return params

@@ -1,11 +1,12 @@
-"""The command line: `gemma-server serve` and `gemma-server generate`."""
+"""The command line: `gemma-server serve`, `generate`, `inspect` and `convert`."""
 
 import math
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
 from pydantic.fields import FieldInfo
@@ -19,6 +20,10 @@ from gemma_server.settings import (
     load_settings,
     variable_name,
 )
+
+if TYPE_CHECKING:
+    from gemma_server.checkpoint import Checkpoint
+    from gemma_server.text.tokenizer import Tokenizer
 
 EXIT_USAGE, EXIT_LOAD = 2, 3
 _ONLY_SERVE = ("host", "port", "uds", "max_queue", "max_queue_tokens", "api_key_file")
@@ -118,6 +123,8 @@ class _Number(click.FloatRange):
     default=None,
     help="the same seed gives the same text",
 )
+@click.option("--chat", is_flag=True, help="ask an instruction-tuned model, in its own template")
+@click.option("--system", default=None, help="what the model shall be told first; implies --chat")
 @_settings_options(without=(*_ONLY_SERVE, "slots", "max_steps", "drain_timeout", "model_name"))
 def generate(
     prompt: str,
@@ -127,9 +134,11 @@ def generate(
     top_p: float,
     min_p: float,
     seed: int | None,
+    chat: bool,
+    system: str | None,
     **flags: Any,
 ) -> None:
-    """Load the model, continue PROMPT on standard output, and end."""
+    """Load the model, continue PROMPT or answer it (--chat) on standard output, and end."""
     # With as many slots as the server has: then its compiled programs serve here too.
     settings = _settings(flags)
     from gemma_server.engine.request import Request, SamplingOptions, random_seed
@@ -143,7 +152,7 @@ def generate(
     _load(settings, model)
     loaded = model.require_ready()
     try:
-        ids = tuple(loaded.tokenizer.encode(prompt))
+        ids = _encode(loaded.tokenizer, prompt, chat, system)
         request = Request(ids, steps, sampling, loaded.tokenizer.stop_ids)
         [handle] = loaded.engine.submit([request])
         generation = Generation(loaded.engine, loaded.tokenizer, handle)
@@ -153,6 +162,70 @@ def generate(
         _fail(str(error), 1)
     click.echo()
     loaded.engine.stop()
+
+
+_tokenizer_option = click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    envvar="MODEL_TOKENIZER",
+    help="its tokenizer.model or tokenizer.json, where it brings none [env MODEL_TOKENIZER]",
+)
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@_tokenizer_option
+def inspect(path: Path, tokenizer: Path | None) -> None:
+    """Say what the checkpoint at PATH is and needs, without loading it."""
+    from gemma_server.inspection import describe
+
+    click.echo(describe(_open(path, tokenizer)))
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="auto loses nothing: bfloat16 if all of SOURCE is, else float32",
+)
+@_tokenizer_option
+def convert(source: Path, target: Path, dtype: str, tokenizer: Path | None) -> None:
+    """Write the checkpoint SOURCE as the new directory TARGET, which starts fastest."""
+    from gemma_server.conversion import convert, lossless_dtype
+    from gemma_server.startup import ByteProgress
+
+    checkpoint = _open(source, tokenizer)
+    dtype = lossless_dtype(checkpoint) if dtype == "auto" else dtype
+    try:
+        with ByteProgress(f"converting to {dtype}") as progress:
+            convert(checkpoint, target, dtype, progress)
+    except UsageError as error:
+        _fail(str(error), EXIT_USAGE)
+    except ModelLoadError as error:
+        _fail(f"cannot convert: {error}", EXIT_LOAD)
+    click.echo(f"wrote {target}; serve it: gemma-server serve --model-checkpoint {target}")
+
+
+def _open(path: Path, tokenizer: Path | None) -> "Checkpoint":
+    from gemma_server.checkpoint import open_checkpoint
+
+    try:
+        return open_checkpoint(path, tokenizer)
+    except ModelLoadError as error:
+        _fail(str(error), EXIT_LOAD)
+
+
+def _encode(tokenizer: "Tokenizer", prompt: str, chat: bool, system: str | None) -> tuple[int, ...]:
+    from gemma_server.text.chat import Message, encode_chat
+
+    if not chat and system is None:
+        return tuple(tokenizer.encode(prompt))
+    told = [] if system is None else [Message("system", system)]
+    return tuple(encode_chat(tokenizer, [*told, Message("user", prompt)]))
 
 
 def _load(settings: Settings, model: Any) -> None:
@@ -181,7 +254,7 @@ def _settings(flags: dict[str, Any]) -> Settings:
     return settings
 
 
-def _fail(message: str, code: int) -> Any:
+def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"gemma-server: {message}", err=True)
     sys.exit(code)
 

@@ -30,6 +30,7 @@ class ServedModel:
         self.name = name
         self.stage = "starting"
         self.progress: float | None = None  # share of the stage that is done, when known
+        self.detail = ""  # how much of how much, and how fast
         self._loaded: LoadedModel | None = None
         self._draining = False
 
@@ -45,9 +46,9 @@ class ServedModel:
         """The model once it has loaded, also while it drains."""
         return self._loaded
 
-    def at(self, stage: str, progress: float | None = None) -> None:
+    def at(self, stage: str, progress: float | None = None, detail: str = "") -> None:
         """Say what loading is doing now."""
-        self.stage, self.progress = stage, progress
+        self.stage, self.progress, self.detail = stage, progress, detail
 
     def ready(self, loaded: LoadedModel) -> None:
         """The model can answer from now on, under its own name."""

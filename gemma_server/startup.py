@@ -6,12 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 
 from gemma_server.served import LoadedModel, ServedModel
 from gemma_server.settings import Settings
 
 _LOOK_S = 0.1
+_LINE_S = 10.0  # between two lines about a stage that takes long
 
 
 def report_progress(model: ServedModel) -> None:
@@ -24,6 +33,31 @@ def report_progress(model: ServedModel) -> None:
         _draw_bar(model, console)
     else:
         _print_stages(model)
+
+
+class ByteProgress:
+    """A bar on standard error for work that is counted in bytes; call it with done and total."""
+
+    def __init__(self, what: str) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task(what, total=None)
+
+    def __enter__(self) -> "ByteProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many of all bytes are done."""
+        self._bar.update(self._task, completed=done, total=total)
 
 
 def announce(settings: Settings, loaded: LoadedModel, sockets: Sequence[Any]) -> None:
@@ -51,14 +85,16 @@ def _draw_bar(model: ServedModel, console: Console) -> None:
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
+        TextColumn("{task.fields[detail]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task(model.stage, total=None)
+        bar = progress.add_task(model.stage, total=None, detail="")
         while model.status == "loading":
             progress.update(
                 bar,
                 description=model.stage,
+                detail=model.detail,
                 total=None if model.progress is None else 1.0,
                 completed=model.progress or 0.0,
             )
@@ -66,9 +102,20 @@ def _draw_bar(model: ServedModel, console: Console) -> None:
 
 
 def _print_stages(model: ServedModel) -> None:
-    shown = ""
+    shown, shown_at = "", time.monotonic()
+    detail = ""
     while model.status == "loading":
         if model.stage != shown:
-            shown = model.stage
-            print(f"gemma-server: {shown}", file=sys.stderr, flush=True)
+            _print_line(detail)  # how the last stage ended
+            _print_line(model.stage)
+            shown, shown_at, detail = model.stage, time.monotonic(), ""
+        elif model.progress is not None and time.monotonic() - shown_at > _LINE_S:
+            _print_line(f"{model.stage}, {model.progress:.0%} {model.detail}")
+            shown_at = time.monotonic()
+        detail = model.detail
         time.sleep(_LOOK_S)
+
+
+def _print_line(text: str) -> None:
+    if text:
+        print(f"gemma-server: {text}", file=sys.stderr, flush=True)

@@ -25,15 +25,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "served": {"engine", "text"},
     "web": {"web", "engine", "text", "settings", "served", "generation"},
     "startup": {"served", "settings"},
-    "build": {"weights", "engine", "engine.runner", "text", "settings", "model", "served"},
+    "checkpoint": {"weights", "text", "model.config"},
+    "inspection": {"checkpoint", "model.config", "settings"},
+    "conversion": {"checkpoint", "weights", "model"},
+    "build": {
+        "checkpoint", "weights", "engine", "engine.runner", "text", "settings", "model", "served",
+    },
     "worker": {"build", "web", "startup", "served", "settings", "engine"},
     "gunicorn_conf": {"worker", "settings"},
-    "cli": {"build", "startup", "served", "generation", "engine", "settings"},
+    "cli": {
+        "build", "checkpoint", "conversion", "inspection",
+        "startup", "served", "generation", "engine", "settings", "text",
+    },
     "__main__": {"cli"},
     "__init__": set(),
 }
 JAX_ALLOWED = ("model", "engine.runner", "engine.compilations")
-JAX_ALLOWED_WITHIN_FUNCTIONS = ("build", "weights.orbax")
+JAX_ALLOWED_WITHIN_FUNCTIONS = ("build", "conversion")
 
 
 def modules() -> dict[str, Path]:

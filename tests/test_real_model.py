@@ -11,7 +11,7 @@ from gemma_server.weights.demo import demo_checkpoint
 from gemma_server.weights.gguf_file import GgufFile
 from tests.oracle import gemma as oracle
 from tests.real import RealModel, load_real_model
-from tests.tiny import GGUF_NORMS
+from tests.tiny import GGUF_NORMS, read_tensor
 
 pytestmark = pytest.mark.real_model
 
@@ -68,24 +68,24 @@ def _flat_weights(file: GgufFile) -> dict[str, dict[str, Any]]:
     c = _CONFIG
 
     def heads(name: str, count: int) -> Any:
-        return file.read(name).reshape(count, c.head_dim, c.width).transpose(0, 2, 1)
+        return read_tensor(file, name).reshape(count, c.head_dim, c.width).transpose(0, 2, 1)
 
     flat: dict[str, dict[str, Any]] = {
-        "transformer/embedder": {"input_embedding": file.read("token_embd.weight")},
-        "transformer/final_norm": {"scale": file.read("output_norm.weight") - 1},
+        "transformer/embedder": {"input_embedding": read_tensor(file, "token_embd.weight")},
+        "transformer/final_norm": {"scale": read_tensor(file, "output_norm.weight") - 1},
     }
     for i in range(c.layers):
         blk, layer = f"blk.{i}", f"transformer/layer_{i}"
-        out = file.read(f"{blk}.attn_output.weight")
+        out = read_tensor(file, f"{blk}.attn_output.weight")
         flat[f"{layer}/attn/q_einsum"] = {"w": heads(f"{blk}.attn_q.weight", c.heads)}
         kv = [heads(f"{blk}.attn_{name}.weight", c.kv_heads) for name in "kv"]
         flat[f"{layer}/attn/kv_einsum"] = {"w": np.stack(kv)}
         flat[f"{layer}/attn/attn_vec_einsum"] = {"w": out.T.reshape(c.heads, c.head_dim, c.width)}
-        gating = [file.read(f"{blk}.ffn_{name}.weight") for name in ("gate", "up")]
+        gating = [read_tensor(file, f"{blk}.ffn_{name}.weight") for name in ("gate", "up")]
         flat[f"{layer}/mlp/gating_einsum"] = {"w": np.stack(gating)}
-        flat[f"{layer}/mlp/linear"] = {"w": file.read(f"{blk}.ffn_down.weight").T}
+        flat[f"{layer}/mlp/linear"] = {"w": read_tensor(file, f"{blk}.ffn_down.weight").T}
         for ours, theirs in GGUF_NORMS.items():
-            flat[f"{layer}/{ours}"] = {"scale": file.read(f"{blk}.{theirs}.weight") - 1}
+            flat[f"{layer}/{ours}"] = {"scale": read_tensor(file, f"{blk}.{theirs}.weight") - 1}
     return flat
 
 

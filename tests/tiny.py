@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from gemma_server.engine.fake import fake_pieces
 from gemma_server.model.config import GemmaConfig
+from gemma_server.weights.gguf_file import GgufFile
 from gemma_server.weights.source import WeightSource, load_leaves
 from tests.oracle.gemma import PRESETS, OracleConfig, random_weights
 
@@ -60,11 +61,11 @@ def tiny_config(name: str, context_length: int = 512) -> GemmaConfig:
     )
 
 
-def write_orbax(path: Path, weights: Mapping[str, Any]) -> Path:
-    """Save the flat tree as Orbax does, and so as Kaggle ships it."""
+def write_orbax(path: Path, weights: Mapping[str, Any], **options: bool) -> Path:
+    """Save the tree as Orbax does; the flat one is how Kaggle ships it."""
     import orbax.checkpoint as ocp
 
-    ocp.PyTreeCheckpointer().save(path, weights)
+    ocp.PyTreeCheckpointer(**options).save(path, weights)
     return path
 
 
@@ -145,6 +146,13 @@ def _gguf_tensors(oracle: OracleConfig, weights: Weights) -> dict[str, npt.NDArr
     return tensors
 
 
+def read_tensor(file: GgufFile, name: str) -> npt.NDArray[np.float32]:
+    """A tensor of a GGUF file in f32."""
+    out = np.empty(file.tensors[name].shape, np.float32)
+    file.copy(name, out)
+    return out
+
+
 def load_params(source: WeightSource, config: GemmaConfig) -> dict[str, Any]:
     """The runner's parameter tree in f32."""
     import jax.numpy as jnp
@@ -153,7 +161,7 @@ def load_params(source: WeightSource, config: GemmaConfig) -> dict[str, Any]:
     from gemma_server.model.transformer import abstract_params
 
     abstract = flatten_dict(abstract_params(config, jnp.float32), sep="/")
-    leaves = load_leaves(source, abstract, lambda done: None)
+    leaves = load_leaves(source, abstract, lambda done, total: None)
     params: dict[str, Any] = unflatten_dict(
         {path: jnp.asarray(array) for path, array in leaves}, sep="/"
     )

@@ -41,6 +41,20 @@ class GemmaConfig:
     global_rope_factor: float = 1.0
     norm_eps: float = 1e-6
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that do not fit together."""
+        sizes = {
+            "layers": self.layers,
+            "width": self.width,
+            "heads": self.heads,
+            "kv_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "hidden": self.hidden,
+            "vocab": self.vocab,
+        }
+        if min(sizes.values()) < 1 or self.head_dim % 2 or self.heads % self.kv_heads:
+            raise ValueError(f"no Gemma has these sizes: {sizes}")
+
     def layer_kind(self, layer: int) -> LayerKind:
         """The attention of layer `layer` (from 0)."""
         if (layer + 1) % self.global_every == 0:
@@ -55,6 +69,11 @@ class GemmaConfig:
         norms = (4 if self.post_norms else 2) * self.width
         per_layer = attention + 3 * self.width * self.hidden + norms
         return self.layers * per_layer + (self.vocab + 1) * self.width
+
+    @property
+    def cached_numbers_per_token(self) -> int:
+        """Numbers that the KV cache keeps for one token."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
 
 
 def _row(name: str, sizes: tuple[int, int, int, int, int, int], **rest: object) -> GemmaConfig:
@@ -142,13 +161,11 @@ def config_for(shape: Shape) -> GemmaConfig:
             return replace(row, vocab=shape.vocab)
     if not family:
         raise ValueError("it has the norms of no Gemma generation")
-    if min(sizes.values()) < 1 or shape.head_dim % 2 or shape.heads % shape.kv_heads:
-        raise ValueError(f"no Gemma has these sizes: {sizes}")
     nearest = family[0]
     return replace(
         nearest,
         name=f"{nearest.name.rsplit('-', 1)[0]}-{shape.layers}x{shape.width}",
-        query_scale=shape.head_dim**-0.5,
+        query_scale=max(1, shape.head_dim) ** -0.5,
         vocab=shape.vocab,
         qk_norm=shape.qk_norm,
         post_norms=shape.post_norms,

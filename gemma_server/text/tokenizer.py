@@ -4,11 +4,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 import sentencepiece
+from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2 as model_pb
 
 from gemma_server.errors import InvalidRequest, ModelLoadError
 
 TURN_MARKERS = ("<start_of_turn>", "<end_of_turn>")
+# CodeGemma's, for filling in the middle; it ends its answers with any of them.
+CODE_MARKERS = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|file_separator|>")
 _SPACE = "\u2581"  # what SentencePiece writes for a space within a piece
 _BYTE, _CONTROL, _UNKNOWN = 6, 3, 2  # SentencePiece's ModelProto.SentencePiece.Type
 _BPE = 2  # TrainerSpec.ModelType
@@ -24,21 +27,36 @@ class Tokenizer:
     def __init__(self, model: bytes) -> None:
         self._pieces = sentencepiece.SentencePieceProcessor()
         try:
-            self._pieces.LoadFromSerializedProto(model)
-        except RuntimeError as error:
+            self._pieces.LoadFromSerializedProto(_with_markers_as_control(model))
+        except (RuntimeError, DecodeError) as error:
             raise ModelLoadError(f"not a SentencePiece tokenizer: {error}") from None
         self.vocab_size: int = self._pieces.GetPieceSize()
         self.bos_id: int = self._pieces.bos_id()
         self.eos_id: int = self._pieces.eos_id()
         if min(self.bos_id, self.eos_id) < 0:
             raise ModelLoadError("not a Gemma tokenizer: it has no <bos> or no <eos>")
-        self._markers = {marker: self._id_of(marker) for marker in TURN_MARKERS}
+        self.start_of_turn_id, self.end_of_turn_id = map(self._id_of, TURN_MARKERS)
+        code = {marker: self._id_of(marker) for marker in CODE_MARKERS if self._has(marker)}
+        turns = zip(TURN_MARKERS, (self.start_of_turn_id, self.end_of_turn_id), strict=True)
+        self._markers = dict(turns) | code
         self._split = re.compile("(" + "|".join(map(re.escape, self._markers)) + ")")
-        self.stop_ids = frozenset({self.eos_id, self._markers["<end_of_turn>"]})
+        self.stop_ids = frozenset({self.eos_id, self.end_of_turn_id, *code.values()})
 
     def encode(self, text: str) -> list[int]:
-        """`<bos>`, then the text's ids. Turn markers become their tokens; `<bos>` in the text
-        stays text.
+        """`<bos>`, then the text's ids. Turn markers become their tokens, and CodeGemma's theirs;
+        `<bos>` in the text stays text.
+
+        Raises:
+            InvalidRequest: the text is not valid Unicode (a lone surrogate).
+        """
+        ids = [self.bos_id]
+        for part in self._split.split(text):
+            marker = self._markers.get(part)
+            ids.extend(self.encode_literal(part) if marker is None else [marker])
+        return ids
+
+    def encode_literal(self, text: str) -> list[int]:
+        """The text's ids alone; whatever it says, no marker among them.
 
         Raises:
             InvalidRequest: the text is not valid Unicode (a lone surrogate).
@@ -50,10 +68,7 @@ class Tokenizer:
                 f"the text has a lone surrogate at character {error.start}: not valid Unicode",
                 param="prompt",
             ) from None
-        ids = [self.bos_id]
-        for part in self._split.split(text):
-            marker = self._markers.get(part)
-            ids.extend(self._pieces.EncodeAsIds(part) if marker is None else [marker])
+        ids: list[int] = self._pieces.EncodeAsIds(text)
         return ids
 
     def piece_bytes(self, token_id: int) -> bytes:
@@ -76,11 +91,26 @@ class Tokenizer:
         """The text of the ids; bytes that are no UTF-8 become U+FFFD."""
         return b"".join(map(self.piece_bytes, token_ids)).decode("utf-8", errors="replace")
 
+    def _has(self, piece: str) -> bool:
+        found: str = self._pieces.IdToPiece(self._pieces.PieceToId(piece))
+        return found == piece
+
     def _id_of(self, piece: str) -> int:
-        token_id: int = self._pieces.PieceToId(piece)
-        if self._pieces.IdToPiece(token_id) != piece:
+        if not self._has(piece):
             raise ModelLoadError(f"not a Gemma tokenizer: it has no piece {piece}")
+        token_id: int = self._pieces.PieceToId(piece)
         return token_id
+
+
+def _with_markers_as_control(model: bytes) -> bytes:
+    """Google's own files have markers as user-defined pieces, which any text could spell."""
+    proto = model_pb.ModelProto()  # type: ignore[attr-defined]  # generated at run time
+    proto.ParseFromString(model)
+    for piece in proto.pieces:
+        if piece.piece in TURN_MARKERS or piece.piece in CODE_MARKERS:
+            piece.type = _CONTROL
+    serialized: bytes = proto.SerializeToString()
+    return serialized
 
 
 def model_from_pieces(

@@ -1,16 +1,18 @@
 """A Gemma in a GGUF file: its architecture from the metadata, its tensors under our names."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig, Shape, config_for
 from gemma_server.weights.gguf_file import GgufFile
+from gemma_server.weights.numbers import Numbers
+from gemma_server.weights.source import EMBEDDING, Array, Rows
 
 _LAST_PIECE_TYPE = 6  # SentencePiece: normal, unknown, control, user defined, unused, byte
 
@@ -22,10 +24,23 @@ class GgufWeights:
         ModelLoadError: the file is damaged or not a Gemma 1, 2 or 3.
     """
 
+    format = "GGUF"
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = GgufFile(path)
         self.config = _config(self._file)
+
+    @property
+    def tensors(self) -> Collection[str]:
+        return self._file.tensors.keys()
+
+    @property
+    def stored(self) -> Mapping[str, int]:
+        stored: Counter[str] = Counter()
+        for tensor in self._file.tensors.values():
+            stored[tensor.type_name] += tensor.nbytes
+        return stored
 
     @property
     def tokenizer_pieces(self) -> tuple[list[str], list[float], list[int]]:
@@ -49,42 +64,41 @@ class GgufWeights:
             raise ModelLoadError(f"{self.path}: a tokenizer piece is of unknown type")
         return pieces, scores.tolist(), types.tolist()
 
-    def read(self, leaf: str) -> npt.NDArray[np.generic]:
-        if leaf == "embedder/embedding":
-            return self._file.read("token_embd.weight")
-        if leaf == "final_norm/scale":
-            return self._file.read("output_norm.weight") - np.float32(1)
-        layer, _, rest = leaf.partition("/")
-        prefix = f"blk.{layer.removeprefix('layer_')}."
-        return _LEAVES[rest](lambda name: self._file.read(f"{prefix}{name}.weight"))
+    def rows(self, leaf: str) -> Sequence[Rows]:
+        copy = self._copy_norm if leaf.endswith("/scale") else self._file.copy
+        return [
+            Rows(name, self._file.tensors[name].shape, partial(copy, name))
+            for name in _stored_names(leaf)
+        ]
+
+    def _copy_norm(self, name: str, out: Array) -> None:
+        # GGUF stores 1 + w for Gemma 1 to 3 (llama.cpp's converter adds it).
+        self._file.copy(name, out)
+        out -= 1
 
 
-_Read = Callable[[str], npt.NDArray[np.float32]]
+def _stored_names(leaf: str) -> list[str]:
+    """The tensors that a leaf is made of. Names: ggml-org/llama.cpp, gguf-py/gguf/constants.py."""
+    if leaf in _OUTSIDE_BLOCKS:
+        return [_OUTSIDE_BLOCKS[leaf]]
+    layer, _, rest = leaf.partition("/")
+    block = layer.removeprefix("layer_")
+    return [f"blk.{block}.{name}.weight" for name in _IN_BLOCKS[rest]]
 
 
-def _norm(name: str) -> Callable[[_Read], npt.NDArray[np.float32]]:
-    # GGUF stores 1 + w for Gemma 1 to 3 (llama.cpp's converter adds it).
-    return lambda read: read(name) - np.float32(1)
-
-
-def _fused(*names: str) -> Callable[[_Read], npt.NDArray[np.float32]]:
-    return lambda read: np.concatenate([read(name) for name in names])
-
-
-_LEAVES: dict[str, Callable[[_Read], npt.NDArray[np.float32]]] = {
-    "attention/qkv/kernel": _fused("attn_q", "attn_k", "attn_v"),
-    "attention/output/kernel": _fused("attn_output"),
-    "attention/query_norm/scale": _norm("attn_q_norm"),
-    "attention/key_norm/scale": _norm("attn_k_norm"),
-    "feed_forward/gate_up/kernel": _fused("ffn_gate", "ffn_up"),
-    "feed_forward/down/kernel": _fused("ffn_down"),
-    "pre_attention_norm/scale": _norm("attn_norm"),
-    "post_attention_norm/scale": _norm("post_attention_norm"),
-    "pre_feed_forward_norm/scale": _norm("ffn_norm"),
-    "post_feed_forward_norm/scale": _norm("post_ffw_norm"),
+_OUTSIDE_BLOCKS = {EMBEDDING: "token_embd.weight", "final_norm/scale": "output_norm.weight"}
+_IN_BLOCKS = {
+    "attention/qkv/kernel": ("attn_q", "attn_k", "attn_v"),
+    "attention/output/kernel": ("attn_output",),
+    "attention/query_norm/scale": ("attn_q_norm",),
+    "attention/key_norm/scale": ("attn_k_norm",),
+    "feed_forward/gate_up/kernel": ("ffn_gate", "ffn_up"),
+    "feed_forward/down/kernel": ("ffn_down",),
+    "pre_attention_norm/scale": ("attn_norm",),
+    "post_attention_norm/scale": ("post_attention_norm",),
+    "pre_feed_forward_norm/scale": ("ffn_norm",),
+    "post_feed_forward_norm/scale": ("post_ffw_norm",),
 }
-
-
 # Which norms each architecture has: on q and k, and behind the blocks.
 _NORMS_OF = {"gemma": (False, False), "gemma2": (False, True), "gemma3": (True, True)}
 
@@ -94,33 +108,12 @@ def _config(file: GgufFile) -> GemmaConfig:
     architecture = file.metadata.get("general.architecture")
     if architecture not in _NORMS_OF:
         raise ModelLoadError(f"{file.path}: not a Gemma 1, 2 or 3: architecture {architecture!r}")
-    number = _Numbers(file, architecture)
-    layers = number.whole("block_count")
-    blocks = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
-    if blocks != {str(i) for i in range(min(layers, len(blocks) + 1))}:
-        raise ModelLoadError(
-            f"{file.path}: {architecture}.block_count is {layers}, but it has {len(blocks)} blocks"
-        )
-    if "token_embd.weight" not in file.tensors:
-        raise ModelLoadError(f"{file.path}: no tensor token_embd.weight")
-    heads = number.whole("attention.head_count")
-    shape = Shape(
-        layers=layers,
-        width=number.whole("embedding_length"),
-        heads=heads,
-        kv_heads=number.whole("attention.head_count_kv", heads),
-        head_dim=number.whole("attention.key_length", number.whole("embedding_length") // heads),
-        hidden=number.whole("feed_forward_length"),
-        vocab=file.tensors["token_embd.weight"].shape[0],
-        qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
-        post_norms="blk.0.post_ffw_norm.weight" in file.tensors,
-    )
-    if (shape.qk_norm, shape.post_norms) != _NORMS_OF[architecture]:
-        raise ModelLoadError(f"{file.path}: its norms are not those of {architecture}")
-    try:
-        config = config_for(shape)
-    except ValueError as error:
-        raise ModelLoadError(f"{file.path}: {error}") from None
+    number = Numbers(file.metadata, str(file.path), f"{architecture}.")
+    _refuse_split(file)
+    config = _released(file, _shape(file, number), architecture)
+    scaling = file.metadata.get(f"{architecture}.rope.scaling.type", "linear")
+    if scaling not in ("linear", "none"):
+        raise number.wrong("rope.scaling.type", "only linear is supported")
     return replace(
         config,
         context_length=number.whole("context_length", config.context_length),
@@ -128,36 +121,52 @@ def _config(file: GgufFile) -> GemmaConfig:
         attention_softcap=number.real("attn_logit_softcapping", config.attention_softcap),
         final_softcap=number.real("final_logit_softcapping", config.final_softcap),
         global_rope_base=number.real("rope.freq_base", config.global_rope_base),
+        local_rope_base=_local_rope_base(number, config),
         global_rope_factor=number.real("rope.scaling.factor", config.global_rope_factor),
         norm_eps=number.real("attention.layer_norm_rms_epsilon", config.norm_eps),
     )
 
 
-_Default = TypeVar("_Default", float, float | None)
-
-
-class _Numbers:
-    """The architecture's numbers in the metadata, each checked to be a sensible one."""
-
-    def __init__(self, file: GgufFile, architecture: str) -> None:
-        self._file, self._architecture = file, architecture
-
-    def whole(self, key: str, default: int | None = None) -> int:
-        """A count from 1 on; without a default it must be there."""
-        value = self._file.metadata.get(f"{self._architecture}.{key}", default)
-        if type(value) is not int or not 1 <= value < 2**31:
-            raise self._wrong(key, value)
-        return value
-
-    def real(self, key: str, default: _Default) -> _Default:
-        """A positive number."""
-        value = self._file.metadata.get(f"{self._architecture}.{key}", default)
-        if value is not None and not (type(value) in (int, float) and 0 < value < 1e12):
-            raise self._wrong(key, value)
-        checked: _Default = value
-        return checked
-
-    def _wrong(self, key: str, value: object) -> ModelLoadError:
-        return ModelLoadError(
-            f"{self._file.path}: {self._architecture}.{key} is {str(value)[:100]}"
+def _refuse_split(file: GgufFile) -> None:
+    count = file.metadata.get("split.count", 1)
+    if count != 1:
+        raise ModelLoadError(
+            f"{file.path}: one of {str(count)[:20]} parts; join them: llama-gguf-split --merge"
         )
+
+
+def _shape(file: GgufFile, number: Numbers) -> Shape:
+    layers = number.whole("block_count")
+    blocks = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
+    if blocks != {str(i) for i in range(min(layers, len(blocks) + 1))}:
+        raise number.wrong("block_count", f"it has {len(blocks)} blocks")
+    if "token_embd.weight" not in file.tensors:
+        raise ModelLoadError(f"{file.path}: no tensor token_embd.weight")
+    width, heads = number.whole("embedding_length"), number.whole("attention.head_count")
+    return Shape(
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=number.whole("attention.head_count_kv", heads),
+        head_dim=number.whole("attention.key_length", width // heads),
+        hidden=number.whole("feed_forward_length"),
+        vocab=file.tensors["token_embd.weight"].shape[0],
+        qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
+        post_norms="blk.0.post_ffw_norm.weight" in file.tensors,
+    )
+
+
+def _released(file: GgufFile, shape: Shape, architecture: str) -> GemmaConfig:
+    if (shape.qk_norm, shape.post_norms) != _NORMS_OF[architecture]:
+        raise ModelLoadError(f"{file.path}: its norms are not those of {architecture}")
+    try:
+        return config_for(shape)
+    except ValueError as error:
+        raise ModelLoadError(f"{file.path}: {error}") from None
+
+
+def _local_rope_base(number: Numbers, config: GemmaConfig) -> float:
+    """Files say it since llama.cpp's converter writes `freq_base_swa`; before, it was implied."""
+    if config.qk_norm:  # the only generation whose layers have two bases
+        return number.real("rope.freq_base_swa", config.local_rope_base)
+    return number.real("rope.freq_base", config.local_rope_base)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_server.errors import ModelLoadError
+from gemma_server.weights.pointer import refuse_pointer
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -38,6 +39,13 @@ class Tensor:
     start: int
     nbytes: int
 
+    @property
+    def type_name(self) -> str:
+        """ggml's name of the type, such as Q4_K."""
+        from gguf import GGMLQuantizationType
+
+        return GGMLQuantizationType(self.type).name
+
 
 class GgufFile:
     """An opened GGUF file: `metadata` by key, `tensors` by name.
@@ -58,29 +66,30 @@ class GgufFile:
             raise ModelLoadError(f"{path}: cannot be read: {error.strerror}") from None
         self.metadata, self.tensors = _Header(path, self._data).parse()
 
-    def read(self, name: str) -> npt.NDArray[np.float32]:
-        """The tensor's values in f32, in its shape. Raises KeyError for an unknown name."""
+    def copy(self, name: str, out: npt.NDArray[Any]) -> None:
+        """Write the tensor's values into `out`, of its shape or fewer rows, in `out`'s dtype.
+
+        Raises:
+            KeyError: there is no such tensor.
+        """
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
         tensor = self.tensors[name]
+        kind = GGMLQuantizationType(tensor.type)
         rows = math.prod(tensor.shape[:-1])
         raw = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.start).reshape(rows, -1)
-        out = _aligned_empty(rows, tensor.shape[-1])
-        step = max(1, _CHUNK_BYTES // max(1, raw.shape[1]))
-        kind = GGMLQuantizationType(tensor.type)
-        for row in range(0, rows, step):
-            out[row : row + step] = dequantize(raw[row : row + step], kind)
-        return out.reshape(tensor.shape)
+        flat = out.reshape(-1, tensor.shape[-1])
+        step = max(1, _CHUNK_BYTES // raw.shape[1])
+        for row in range(0, len(flat), step):
+            stop = min(row + step, len(flat))
+            flat[row:stop] = dequantize(raw[row:stop], kind)
+        self._forget(tensor)
 
-
-def _aligned_empty(rows: int, columns: int) -> npt.NDArray[np.float32]:
-    """An array that begins on a cache line: jax takes such memory over on a CPU, uncopied."""
-    size = rows * columns
-    line = 64 // np.dtype(np.float32).itemsize
-    spare = np.empty(size + line, np.float32)
-    start = (-spare.ctypes.data // 4) % line
-    return spare[start : start + size].reshape(rows, columns)
+    def _forget(self, tensor: Tensor) -> None:
+        """Give the pages of a tensor back: the file shall not stay in memory beside its values."""
+        start = tensor.start // mmap.PAGESIZE * mmap.PAGESIZE
+        self._data.madvise(mmap.MADV_DONTNEED, start, tensor.start + tensor.nbytes - start)
 
 
 class _Header:
@@ -93,6 +102,7 @@ class _Header:
 
     def parse(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if self._take(4) != _MAGIC:
+            refuse_pointer(self._path)
             raise ModelLoadError(f"{self._path}: not a GGUF file")
         version = self._number("<I")
         if version not in _VERSIONS:
@@ -108,6 +118,7 @@ class _Header:
             raise self._damaged(f"alignment {alignment!r} is no power of two")
         base = -(-self._at // alignment) * alignment
         tensors: dict[str, Tensor] = {}
+        end = base
         for tensor in found:
             tensor = replace(tensor, start=base + tensor.start)
             if tensor.start + tensor.nbytes > len(self._data):
@@ -118,6 +129,9 @@ class _Header:
             if tensor.name in tensors:
                 raise self._damaged(f"tensor {tensor.name} occurs twice")
             tensors[tensor.name] = tensor
+            end = max(end, tensor.start + tensor.nbytes)
+        if len(self._data) - end >= alignment:  # a last tensor may be padded
+            raise self._damaged(f"{len(self._data) - end} bytes follow its last tensor")
         return metadata, tensors
 
     def _tensor_info(self) -> Tensor:

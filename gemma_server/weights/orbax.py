@@ -1,22 +1,33 @@
-"""Orbax checkpoints in the flat layout that Kaggle releases Gemma's Flax weights in.
+"""A Gemma in an Orbax checkpoint with DeepMind's names, in any of the layouts it comes in.
 
-Names and shapes: google-deepmind/gemma, `gemma/gm/ckpts/_checkpoint.py` and `_compat.py`. The tree
-is one dict whose keys are slash-joined paths, such as `transformer/layer_0/attn/q_einsum`.
+Names, shapes and layouts: google-deepmind/gemma, `gemma/gm/ckpts/_checkpoint.py` and `_compat.py`:
+
+    flat      transformer/layer_0/attn/q_einsum . w         Kaggle's releases
+    nested    layer_0 . attn . q_einsum . w                 what `save_params` writes
+    stacked   transformer/stacked_layers/attention_type_0/attn/q_einsum . w   [layers, ...]
+    training  params . layer_0 ..., beside opt_state, step and collections
+
+Joined with slashes they differ in a prefix alone, once stacks are taken apart.
 """
 
+import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+import tensorstore as ts
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import Shape, config_for
+from gemma_server.weights.orbax_arrays import open_arrays
+from gemma_server.weights.source import EMBEDDING, Array, Rows
 
-Array = npt.NDArray[np.generic]
-
+_TABLE = "embedder/input_embedding"
+_STACKED = re.compile(r"stacked_layers/attention_type_(\d+)/(.*)")
+_NOT_TEXT = re.compile(r"(^|/)(vision_encoder|SigLiP\w*|mm_\w+|audio_\w+)/")
+_NOT_WEIGHTS = re.compile(r"(^|/)(opt_state|collections|ema\w*)/")
 _NORMS = {
     "pre_attention_norm/scale": "pre_attention_norm/scale",
     "post_attention_norm/scale": "post_attention_norm/scale",
@@ -28,81 +39,88 @@ _NORMS = {
 
 
 class OrbaxWeights:
-    """A Gemma in a flat Orbax directory, as a `WeightSource`.
+    """A Gemma in an Orbax directory, as a `WeightSource`.
 
     Raises:
         ModelLoadError: the directory is no Orbax checkpoint, is damaged, or holds no Gemma.
     """
 
+    format = "Orbax"
+
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._tensors = _restore(path)
+        self._arrays = _unstacked(_text_model(path, open_arrays(path)))
         try:
             self.config = config_for(self._shape())
         except ValueError as error:
             raise ModelLoadError(f"{path}: not a Gemma 1, 2 or 3: {error}") from None
 
-    def read(self, leaf: str) -> Array:
-        if leaf == "embedder/embedding":
-            return self._tensors["embedder/input_embedding"]
+    @property
+    def tensors(self) -> Collection[str]:
+        return self._arrays.keys()
+
+    @property
+    def stored(self) -> Mapping[str, int]:
+        return stored_bytes(self._arrays.values())
+
+    def rows(self, leaf: str) -> Sequence[Rows]:
+        if leaf == EMBEDDING:
+            return [self._as_is(_TABLE)]
         if leaf == "final_norm/scale":
-            return self._tensors["final_norm/scale"]
+            return [self._as_is(leaf)]
         layer, _, rest = leaf.partition("/")
         if rest in _NORMS:
-            return self._tensors[f"{layer}/{_NORMS[rest]}"]
+            return [self._as_is(f"{layer}/{_NORMS[rest]}")]
         match rest:
             case "attention/qkv/kernel":
-                return self._qkv(layer)
+                return self._qkv(f"{layer}/attn")
             case "attention/output/kernel":
-                out = self._tensors[f"{layer}/attn/attn_vec_einsum/w"]  # [N, H, D]
-                return out.reshape(-1, out.shape[-1]).T
+                name = f"{layer}/attn/attn_vec_einsum/w"  # [N, H, D]
+                return [_turned(name, self._arrays[name], (2, 0, 1), columns=2)]
             case "feed_forward/gate_up/kernel":
-                gating = self._gating(layer)  # [2, F, D]
-                return gating.reshape(-1, gating.shape[-1])
+                return [self._gating(layer)]
             case "feed_forward/down/kernel":
-                return self._of_linear(f"{layer}/mlp/linear").T  # from [F, D]
+                name = f"{layer}/mlp/linear/w"  # [F, D]
+                return [_turned(name, self._arrays[name], (1, 0))]
         raise KeyError(leaf)
 
-    def _qkv(self, layer: str) -> Array:
-        """Rows of q, then k, then v: [(N + 2K) * H, D] from [heads, D, H] each."""
-        if f"{layer}/attn/qkv_einsum/w" in self._tensors:
-            parts = list(self._tensors[f"{layer}/attn/qkv_einsum/w"])
+    def _as_is(self, name: str) -> Rows:
+        array = self._arrays[name]
+        return Rows(name, array.shape, partial(copy_array, array))
+
+    def _qkv(self, attention: str) -> list[Rows]:
+        """q, k and v, each [heads, D, H], as rows of [heads * H, D]."""
+        name = f"{attention}/qkv_einsum/w"
+        if name in self._arrays:
+            parts = [(name, self._arrays[name][i]) for i in range(3)]
         else:
-            parts = [
-                self._tensors[f"{layer}/attn/q_einsum/w"],
-                *self._tensors[f"{layer}/attn/kv_einsum/w"],
-            ]
-        return np.concatenate(
-            [part.transpose(0, 2, 1).reshape(-1, part.shape[1]) for part in parts]
-        )
+            q, kv = f"{attention}/q_einsum/w", f"{attention}/kv_einsum/w"
+            parts = [(q, self._arrays[q]), *((kv, self._arrays[kv][i]) for i in range(2))]
+        return [_turned(name, part, (0, 2, 1)) for name, part in parts]
 
-    def _gating(self, layer: str) -> Array:
-        """[2, F, D], which Gemma 1 and the small Gemma 2 store as [2, D, F]."""
-        gating = self._of_linear(f"{layer}/mlp/gating_einsum")
-        hidden = self._of_linear(f"{layer}/mlp/linear").shape[0]
-        return gating if gating.shape[1] == hidden else gating.transpose(0, 2, 1)
-
-    def _of_linear(self, name: str) -> Array:
-        """The feed-forward's leaves are bare arrays in some releases, under `w` in others."""
-        bare = self._tensors.get(name)
-        return bare if bare is not None else self._tensors[f"{name}/w"]
+    def _gating(self, layer: str) -> Rows:
+        """[2, F, D] as rows of [2F, D]; Gemma 1 and the small Gemma 2 store [2, D, F]."""
+        name = f"{layer}/mlp/gating_einsum/w"
+        gating = self._arrays[name]
+        hidden = self._arrays[f"{layer}/mlp/linear/w"].shape[0]
+        return _turned(name, gating, (0, 1, 2) if gating.shape[1] == hidden else (0, 2, 1))
 
     def _shape(self) -> Shape:
         """The model's sizes, read from its first layer's tensors."""
         layers = {
-            int(match[1]) for name in self._tensors if (match := re.match(r"layer_(\d+)/", name))
+            int(match[1]) for name in self._arrays if (match := re.match(r"layer_(\d+)/", name))
         }
         if layers != set(range(len(layers))) or not layers:
-            raise ModelLoadError(f"{self.path}: not a Gemma in the flat layout: no layer_0 to N")
+            raise ModelLoadError(f"{self.path}: not a Gemma: its layers are not layer_0 to N")
         try:
-            vocab, width = self._tensors["embedder/input_embedding"].shape
-            if "layer_0/attn/qkv_einsum/w" in self._tensors:
-                _, heads, _, head_dim = self._tensors["layer_0/attn/qkv_einsum/w"].shape
+            vocab, width = self._arrays[_TABLE].shape
+            if "layer_0/attn/qkv_einsum/w" in self._arrays:
+                _, heads, _, head_dim = self._arrays["layer_0/attn/qkv_einsum/w"].shape
                 kv_heads = heads
             else:
-                heads, _, head_dim = self._tensors["layer_0/attn/q_einsum/w"].shape
-                kv_heads = self._tensors["layer_0/attn/kv_einsum/w"].shape[1]
-            hidden = self._of_linear("layer_0/mlp/linear").shape[0]
+                heads, _, head_dim = self._arrays["layer_0/attn/q_einsum/w"].shape
+                kv_heads = self._arrays["layer_0/attn/kv_einsum/w"].shape[1]
+            hidden = self._arrays["layer_0/mlp/linear/w"].shape[0]
         except (KeyError, ValueError, IndexError) as error:
             raise ModelLoadError(f"{self.path}: not a Gemma: {error}") from None
         return Shape(
@@ -113,37 +131,69 @@ class OrbaxWeights:
             head_dim=head_dim,
             hidden=hidden,
             vocab=vocab,
-            qk_norm=any(name.endswith("/attn/_query_norm/scale") for name in self._tensors),
-            post_norms=any(name.endswith("/post_attention_norm/scale") for name in self._tensors),
+            qk_norm=any(name.endswith("/attn/_query_norm/scale") for name in self._arrays),
+            post_norms=any(name.endswith("/post_attention_norm/scale") for name in self._arrays),
         )
 
 
-def _restore(path: Path) -> dict[str, Array]:
-    """Every tensor of the checkpoint by its slash-joined name below `transformer/`."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    try:
-        checkpointer = ocp.PyTreeCheckpointer()
-        metadata = checkpointer.metadata(path.absolute()).item_metadata
-        if metadata is None:
-            raise ValueError("no tree of arrays in it")
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
-        tree = checkpointer.restore(path.absolute(), restore_args=args)
-    except Exception as error:  # orbax and tensorstore raise many kinds for a damaged directory
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelLoadError(
-            f"{path}: not a readable Orbax checkpoint: {reason[0][:300]}"
-        ) from None
-    return dict(_flat(tree))
+def copy_array(array: ts.TensorStore, out: Array) -> None:
+    """Write the array, or its first rows, into `out`, in `out`'s dtype."""
+    part = ts.cast(array[: out.shape[0]], ts.dtype(out.dtype))
+    ts.array(out).write(part).result()  # shares `out`'s memory
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Array]]:
-    found: list[tuple[str, Array]] = []
-    for key, value in tree.items():
-        name = f"{prefix}/{key}" if prefix else key
-        if isinstance(value, Mapping):
-            found += _flat(value, name)
-        else:
-            found.append((name.removeprefix("transformer/"), np.asarray(value)))
+def stored_bytes(arrays: Collection[ts.TensorStore]) -> Counter[str]:
+    """Bytes by dtype, uncompressed."""
+    stored: Counter[str] = Counter()
+    for array in arrays:
+        stored[array.dtype.name] += array.size * array.dtype.numpy_dtype.itemsize
+    return stored
+
+
+def _turned(name: str, array: ts.TensorStore, axes: tuple[int, ...], *, columns: int = 1) -> Rows:
+    """The array with its axes permuted, then read as a matrix.
+
+    The last axis is the matrix's columns or, with `columns` 2, the last two are.
+    """
+    turned = array.transpose(axes)
+    split = len(axes) - columns
+    shape = (math.prod(turned.shape[:split]), math.prod(turned.shape[split:]))
+    return Rows(name, shape, lambda out: copy_array(turned, out.reshape(turned.shape)))
+
+
+def _text_model(path: Path, arrays: Mapping[str, ts.TensorStore]) -> dict[str, ts.TensorStore]:
+    """The text model's arrays without whatever stands before their names."""
+    tables = [
+        name
+        for name in arrays
+        if f"/{name}".endswith(f"/{_TABLE}") and not _NOT_WEIGHTS.search(name)
+    ]
+    if len(tables) != 1:
+        what = "no array" if not tables else f"{len(tables)} arrays"
+        raise ModelLoadError(f"{path}: not a Gemma: {what} {_TABLE} in it")
+    prefix = tables[0].removesuffix(_TABLE)
+    return {
+        _with_leaf(name.removeprefix(prefix)): array
+        for name, array in arrays.items()
+        if name.startswith(prefix) and not _NOT_TEXT.search(name) and not _NOT_WEIGHTS.search(name)
+    }
+
+
+def _with_leaf(name: str) -> str:
+    """The feed-forward's leaves are bare arrays in some releases, under `w` in others."""
+    return f"{name}/w" if name.endswith(("/mlp/linear", "/mlp/gating_einsum")) else name
+
+
+def _unstacked(arrays: Mapping[str, ts.TensorStore]) -> dict[str, ts.TensorStore]:
+    """Every layer's arrays under its own name: stack p holds layers p, p + P, p + 2P, ..."""
+    matches = {name: _STACKED.match(name) for name in arrays}
+    period = 1 + max((int(match[1]) for match in matches.values() if match), default=0)
+    found = {}
+    for name, array in arrays.items():
+        match = matches[name]
+        if match is None:
+            found[name] = array
+            continue
+        for index in range(array.shape[0] if array.rank else 0):
+            found[f"layer_{index * period + int(match[1])}/{match[2]}"] = array[index]
     return found

@@ -1,14 +1,20 @@
 """What every checkpoint format offers, and the one loop that turns it into the tree."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
+
+Array: TypeAlias = npt.NDArray[Any]
+
+EMBEDDING = "embedder/embedding"
+_NAMED_AT_MOST = 4  # tensors in one error message
 
 
 class Leaf(Protocol):
@@ -20,45 +26,126 @@ class Leaf(Protocol):
     def dtype(self) -> npt.DTypeLike: ...
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What one stored tensor gives to a leaf.
+
+    `copy` writes it into an array of `shape` and any float dtype, straight from the file; into
+    an array of fewer rows it writes the first of them.
+    """
+
+    tensor: str  # its name in the file
+    shape: tuple[int, ...]
+    copy: Callable[[Array], None]
+
+
 class WeightSource(Protocol):
     """An opened checkpoint: its architecture, and its tensors under the runner's names.
 
-    `read` takes a leaf's path such as `layer_3/attention/qkv/kernel` and returns it fused and
-    two-dimensional, [out, in], whatever the file's own layout; it raises KeyError for a path that
-    the checkpoint has nothing for.
+    `rows` takes a leaf's path such as `layer_3/attention/qkv/kernel` and says which tensors its
+    rows come from, in order, turned to [out, in] whatever the file's own layout; it raises
+    KeyError for a path that the checkpoint has nothing for. Nothing is read before `copy`.
     """
 
     path: Path
     config: GemmaConfig
+    format: str  # for a person
 
-    def read(self, leaf: str) -> npt.NDArray[np.generic]: ...
+    @property
+    def tensors(self) -> Collection[str]:
+        """Names of all stored tensors that belong to the text model."""
+
+    @property
+    def stored(self) -> Mapping[str, int]:
+        """How many bytes of them are stored as which type."""
+
+    def rows(self, leaf: str) -> Sequence[Rows]: ...
 
 
-Progress = Callable[[float], None]  # called with the share done, 0 to 1
+Progress = Callable[[int, int], None]  # called with the bytes done, and those of all leaves
 
 
 def load_leaves(
     source: WeightSource, abstract: Mapping[str, Leaf], progress: Progress
-) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
-    """Yield every leaf of the flat abstract tree, checked and in its dtype, one at a time.
+) -> Iterator[tuple[str, Array]]:
+    """Yield every leaf of the flat abstract tree in its dtype, one at a time.
+
+    All names and shapes are checked before the first value is read. The embedding may have more
+    rows than its leaf: tables are padded, and the padding is left out.
 
     Raises:
-        ModelLoadError: a tensor is missing or has another shape; the text names it.
+        ModelLoadError: a tensor is missing, has another shape, has no place in the tree, or
+            cannot be read; the text names it.
     """
-    total = sum(int(np.prod(leaf.shape)) for leaf in abstract.values())
+    plan = {path: _rows_for(source, path, tuple(leaf.shape)) for path, leaf in abstract.items()}
+    _refuse_strays(source, {part.tensor for parts in plan.values() for part in parts})
+    total = sum(_nbytes(leaf) for leaf in abstract.values())
     done = 0
     for path, leaf in abstract.items():
-        try:
-            array = source.read(path)
-        except KeyError as error:
-            raise ModelLoadError(f"{source.path}: no tensor {error} (for {path})") from None
-        except (ValueError, NotImplementedError) as error:
-            raise ModelLoadError(f"{source.path}: {path} cannot be read: {error}") from None
-        if array.shape != tuple(leaf.shape):
-            raise ModelLoadError(
-                f"{source.path}: {path} has shape {list(array.shape)}, "
-                f"but {source.config.name} needs {list(leaf.shape)}"
-            )
-        yield path, np.ascontiguousarray(array.astype(leaf.dtype, copy=False))
-        done += array.size
-        progress(done / total)
+        out = _aligned_empty(tuple(leaf.shape), np.dtype(leaf.dtype))
+        start = 0
+        for part in plan[path]:
+            rows = out[start : start + part.shape[0]]
+            _copy(source, part, rows)
+            start += len(rows)
+            done += rows.nbytes
+            progress(done, total)
+        yield path, out
+
+
+def _rows_for(source: WeightSource, path: str, shape: tuple[int, ...]) -> Sequence[Rows]:
+    """The leaf's rows, once they are known to make up its shape."""
+    try:
+        parts = source.rows(path)
+    except KeyError as error:
+        raise ModelLoadError(f"{source.path}: no tensor {error} (for {path})") from None
+    sizes = _fused_sizes(source.config, path) or shape[:1]
+    counts = tuple(part.shape[0] for part in parts)
+    fits = counts in (sizes, (sum(sizes),)) or (path == EMBEDDING and counts[0] >= shape[0])
+    if not fits or any(part.shape[1:] != shape[1:] for part in parts):
+        found = " and ".join(f"{part.tensor} {list(part.shape)}" for part in parts)
+        wanted = " and ".join(str([size, *shape[1:]]) for size in sizes)
+        raise ModelLoadError(
+            f"{source.path}: {path} is made of {found}, but {source.config.name} needs {wanted}"
+        )
+    return parts
+
+
+def _fused_sizes(config: GemmaConfig, path: str) -> tuple[int, ...]:
+    """The rows of each matrix in a fused leaf; none for a leaf that is one matrix."""
+    if path.endswith("attention/qkv/kernel"):
+        kv = config.kv_heads * config.head_dim
+        return config.heads * config.head_dim, kv, kv
+    if path.endswith("feed_forward/gate_up/kernel"):
+        return config.hidden, config.hidden
+    return ()
+
+
+def _refuse_strays(source: WeightSource, used: Collection[str]) -> None:
+    """A bias or an adapter that were left out would change the answers in silence."""
+    strays = sorted(set(source.tensors) - set(used))
+    if strays:
+        more = f" and {len(strays) - _NAMED_AT_MOST} more" if len(strays) > _NAMED_AT_MOST else ""
+        raise ModelLoadError(
+            f"{source.path}: {source.config.name} has no place for the tensors "
+            f"{', '.join(strays[:_NAMED_AT_MOST])}{more}"
+        )
+
+
+def _copy(source: WeightSource, part: Rows, out: Array) -> None:
+    try:
+        part.copy(out)
+    except (ValueError, NotImplementedError, OSError) as error:
+        raise ModelLoadError(f"{source.path}: {part.tensor} cannot be read: {error}") from None
+
+
+def _nbytes(leaf: Leaf) -> int:
+    return int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An array that begins on a cache line: jax takes such memory over on a CPU, uncopied."""
+    nbytes = int(np.prod(shape)) * dtype.itemsize
+    spare = np.empty(nbytes + 64, np.uint8)
+    start = -spare.ctypes.data % 64
+    return spare[start : start + nbytes].view(dtype).reshape(shape)

@@ -1,0 +1,81 @@
+"""A checkpoint as it is served: weights, the tokenizer that goes with them, one architecture."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gemma_server.errors import ModelLoadError
+from gemma_server.model.config import GemmaConfig
+from gemma_server.text.tokenizer import Tokenizer, model_from_pieces
+from gemma_server.text.tokenizer_json import model_from_json
+from gemma_server.weights.gguf import GgufWeights
+from gemma_server.weights.open import open_weights
+from gemma_server.weights.pointer import refuse_pointer
+from gemma_server.weights.source import WeightSource
+
+logger = logging.getLogger(__name__)
+
+# Embedding tables may have a few rows more than the tokenizer has pieces: Kaggle's Gemma 1 and 2
+# have 128, Hugging Face's larger Gemma 3 have 64.
+_PADDING_ROWS = 256
+_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint; no weight has been read yet."""
+
+    weights: WeightSource
+    config: GemmaConfig  # its vocabulary is the tokenizer's, without the table's padding
+    tokenizer: Tokenizer
+    tokenizer_model: bytes  # SentencePiece's serialised form
+    tokenizer_from: Path
+
+
+def open_checkpoint(path: Path, tokenizer: Path | None = None) -> Checkpoint:
+    """Open the checkpoint at `path` with its own tokenizer, or the one given. Imports no jax.
+
+    Raises:
+        ModelLoadError: one of them is missing or damaged, or they do not belong together.
+    """
+    weights = open_weights(path)
+    where, model = _tokenizer_model(weights, tokenizer)
+    try:
+        opened = Tokenizer(model)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{where}: {error}") from None
+    rows, pieces = weights.config.vocab, opened.vocab_size
+    if not pieces <= rows <= pieces + _PADDING_ROWS:
+        raise ModelLoadError(
+            f"the tokenizer {where} has {pieces} pieces, but {weights.path} embeds {rows}: "
+            "they do not belong together"
+        )
+    if rows > pieces:
+        logger.info("%d rows of the embedding have no token: left out", rows - pieces)
+    return Checkpoint(weights, replace(weights.config, vocab=pieces), opened, model, where)
+
+
+def _tokenizer_model(weights: WeightSource, given: Path | None) -> tuple[Path, bytes]:
+    """Where the tokenizer is, and its SentencePiece model."""
+    if given is None and isinstance(weights, GgufWeights):
+        return weights.path, model_from_pieces(*weights.tokenizer_pieces)
+    path = given or _tokenizer_beside(weights.path)
+    try:
+        refuse_pointer(path)
+        data = path.read_bytes()
+        return path, model_from_json(data) if path.suffix == ".json" else data
+    except OSError as error:
+        raise ModelLoadError(f"MODEL_TOKENIZER {path}: {error.strerror}") from None
+    except ModelLoadError as error:
+        raise ModelLoadError(f"MODEL_TOKENIZER {path}: {error}") from None
+
+
+def _tokenizer_beside(path: Path) -> Path:
+    """The tokenizer in the checkpoint's directory, else the one next to it, as Kaggle has it."""
+    for directory in (path, path.parent):
+        for name in _TOKENIZER_FILES:
+            if (directory / name).is_file():
+                return directory / name
+    raise ModelLoadError(
+        f"{path} brings no tokenizer: set MODEL_TOKENIZER to its tokenizer.model or tokenizer.json"
+    )

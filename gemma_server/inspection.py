@@ -1,0 +1,60 @@
+"""What a checkpoint is and what it needs, told from its headers alone."""
+
+from gemma_server.checkpoint import Checkpoint
+from gemma_server.model.config import GemmaConfig
+from gemma_server.settings import Settings
+
+_BYTES_OF = {"float32": 4, "bfloat16": 2}
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """A table for a person. Nothing is loaded; jax is not imported."""
+    config = checkpoint.config
+    stored = sorted(checkpoint.weights.stored.items(), key=lambda item: -item[1])
+    return _table(
+        {
+            "model": f"{config.name}, {config.parameters / 1e6:,.0f} million parameters",
+            "format": checkpoint.weights.format,
+            "stored as": ", ".join(f"{kind} {_size(nbytes)}" for kind, nbytes in stored),
+            "layers": f"{config.layers} of width {config.width}, feed-forward {config.hidden}",
+            "heads": f"{config.heads} for queries, {config.kv_heads} for keys and values, "
+            f"of width {config.head_dim}",
+            "context": _context(config),
+            "tokenizer": _tokenizer(checkpoint),
+            "weights take": _each_dtype(config.parameters),
+            "cache takes": _cache(config),
+        }
+    )
+
+
+def _context(config: GemmaConfig) -> str:
+    text = f"{config.context_length:,} tokens"
+    if config.window is None:
+        return text
+    return f"{text}; {config.window:,} in all layers but every {config.global_every}th"
+
+
+def _tokenizer(checkpoint: Checkpoint) -> str:
+    tokenizer = checkpoint.tokenizer
+    stops = ", ".join(map(str, sorted(tokenizer.stop_ids)))
+    return f"{checkpoint.tokenizer_from.name}, {tokenizer.vocab_size:,} pieces, ends at {stops}"
+
+
+def _cache(config: GemmaConfig) -> str:
+    slots, tokens = (Settings.model_fields[name].default for name in ("slots", "context_length"))
+    tokens = min(tokens, config.context_length)
+    each = _each_dtype(config.cached_numbers_per_token * slots * tokens)
+    return f"{each}, for {slots} slots of {tokens:,} tokens (--slots, --context-length)"
+
+
+def _each_dtype(numbers: int) -> str:
+    return ", ".join(f"{_size(numbers * size)} in {dtype}" for dtype, size in _BYTES_OF.items())
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e10 else f"{nbytes / 1e6:,.0f} MB"
+
+
+def _table(rows: dict[str, str]) -> str:
+    width = max(map(len, rows)) + 2
+    return "\n".join(f"{name:<{width}}{text}" for name, text in rows.items())

@@ -1,0 +1,68 @@
+"""Hugging Face's tokenizer.json turned back into the SentencePiece model that it was made from.
+
+Gemma's file is a BPE over SentencePiece's pieces: spaces are U+2581, unknown characters fall back
+to bytes, and merges stand in the order of SentencePiece's scores. Format: huggingface/tokenizers.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from gemma_server.errors import ModelLoadError
+from gemma_server.text.tokenizer import model_from_pieces
+
+_NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # SentencePiece's piece types
+_NOT_TEXT = "<image_soft_token>"  # stands behind the vocabulary, often without an embedding
+
+
+def model_from_json(data: bytes) -> bytes:
+    """The SentencePiece model of a tokenizer.json.
+
+    Raises:
+        ModelLoadError: it is no tokenizer.json, or not of Gemma's kind; the text says why.
+    """
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ModelLoadError(f"not JSON: {str(error)[:200]}") from None
+    try:
+        _refuse_other_kinds(found["model"])
+        added = found.get("added_tokens", [])
+        return _build(found["model"]["vocab"], found["model"]["merges"], added)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"{type(error).__name__} {str(error)[:200]}"
+        raise ModelLoadError(f"not a tokenizer.json: {reason}") from None
+
+
+def _refuse_other_kinds(model: Mapping[str, Any]) -> None:
+    if model.get("type", "BPE") != "BPE" or not model.get("byte_fallback"):
+        raise ModelLoadError("not a Gemma tokenizer: not a BPE with byte fallback")
+
+
+def _build(vocab: Mapping[str, int], merges: list[Any], added: list[Mapping[str, Any]]) -> bytes:
+    ids = {piece: index for piece, index in vocab.items() if piece != _NOT_TEXT}
+    special = {token["content"]: bool(token["special"]) for token in added}
+    ids |= {token["content"]: token["id"] for token in added if token["content"] != _NOT_TEXT}
+    pieces = sorted(ids, key=ids.__getitem__)
+    if [ids[piece] for piece in pieces] != list(range(len(pieces))):
+        raise ModelLoadError("its ids are not 0 to N, each once")
+    ranks = _ranks(merges)
+    # A piece that no merge makes, a single character, never competes: any score will do.
+    scores = [-float(ranks.get(piece, 0)) for piece in pieces]
+    return model_from_pieces(pieces, scores, [_type(piece, special) for piece in pieces])
+
+
+def _ranks(merges: list[Any]) -> dict[str, int]:
+    """The place of the first merge that makes each piece. Merges are pairs, once "a b" strings."""
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(merges):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        ranks.setdefault(left + right, rank)
+    return ranks
+
+
+def _type(piece: str, special: Mapping[str, bool]) -> int:
+    if piece in special:
+        return _CONTROL if special[piece] else _USER_DEFINED
+    is_byte = len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
+    return _BYTE if is_byte else _NORMAL

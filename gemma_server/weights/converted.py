@@ -1,0 +1,76 @@
+"""A checkpoint that `gemma-server convert` wrote: the runner's own tree, ready to be copied.
+
+It is an Orbax directory whose arrays have the tree's names and layout, with two files beside
+them: `gemma-server.json`, the architecture, and `tokenizer.model`.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from gemma_server.errors import ModelLoadError
+from gemma_server.model.config import GemmaConfig
+from gemma_server.weights.orbax import copy_array, stored_bytes
+from gemma_server.weights.orbax_arrays import open_arrays
+from gemma_server.weights.safetensors_dir import read_json
+from gemma_server.weights.source import Rows
+
+DESCRIPTION = "gemma-server.json"
+_FORMAT = 1
+
+
+class ConvertedWeights:
+    """A converted checkpoint, as a `WeightSource`.
+
+    Raises:
+        ModelLoadError: the directory is damaged.
+    """
+
+    format = "converted by gemma-server"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = _read_config(path / DESCRIPTION)
+        self._arrays = open_arrays(path)
+        layers = {name.partition("/")[0] for name in self._arrays if name.startswith("layer_")}
+        if len(layers) != self.config.layers:
+            raise ModelLoadError(
+                f"{path}: {DESCRIPTION} says {self.config.layers} layers, it has {len(layers)}"
+            )
+
+    @property
+    def tensors(self) -> Collection[str]:
+        return self._arrays.keys()
+
+    @property
+    def stored(self) -> Mapping[str, int]:
+        return stored_bytes(self._arrays.values())
+
+    def rows(self, leaf: str) -> Sequence[Rows]:
+        array = self._arrays[leaf]
+        return [Rows(leaf, array.shape, partial(copy_array, array))]
+
+
+def write_config(path: Path, config: GemmaConfig) -> None:
+    """Write the architecture into a converted checkpoint's directory."""
+    description = {"format": _FORMAT, "config": asdict(config)}
+    (path / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _read_config(path: Path) -> GemmaConfig:
+    description = read_json(path)
+    if description.get("format") != _FORMAT:
+        raise ModelLoadError(
+            f"{path}: format {str(description.get('format'))[:20]}, this version reads {_FORMAT}; "
+            "convert the original again"
+        )
+    try:
+        return TypeAdapter(GemmaConfig).validate_python(description.get("config"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "it"
+        raise ModelLoadError(f"{path}: config: {field}: {first['msg']}") from None

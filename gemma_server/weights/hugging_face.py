@@ -1,0 +1,263 @@
+"""A Gemma in a Hugging Face directory: config.json and safetensors files.
+
+Names and numbers: huggingface/transformers, `models/gemma*/configuration_*.py` and
+`modeling_*.py`. The text part of the multimodal Gemma 3 is read like a Gemma of its own.
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gemma_server.errors import ModelLoadError
+from gemma_server.model.config import GemmaConfig, Shape, config_for
+from gemma_server.weights.numbers import Numbers
+from gemma_server.weights.safetensors_dir import SafetensorsDir, StoredTensor, read_json
+from gemma_server.weights.source import EMBEDDING, Rows
+
+_TABLE = "embed_tokens.weight"
+# Beside the text model, or copies of what it has: the tied output layer, rotary tables.
+_BESIDE = re.compile(r"(^|\.)(vision_tower|multi_modal_projector|lm_head|rotary_emb)\.")
+_OUTSIDE_LAYERS = {EMBEDDING: _TABLE, "final_norm/scale": "norm.weight"}
+_IN_LAYERS = {
+    "attention/qkv/kernel": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention/output/kernel": ("self_attn.o_proj",),
+    "attention/query_norm/scale": ("self_attn.q_norm",),
+    "attention/key_norm/scale": ("self_attn.k_norm",),
+    "feed_forward/gate_up/kernel": ("mlp.gate_proj", "mlp.up_proj"),
+    "feed_forward/down/kernel": ("mlp.down_proj",),
+    "pre_attention_norm/scale": ("input_layernorm",),
+    "post_attention_norm/scale": ("post_attention_layernorm",),
+    "pre_feed_forward_norm/scale": ("pre_feedforward_layernorm",),
+    "post_feed_forward_norm/scale": ("post_feedforward_layernorm",),
+}
+# Gemma 1 has one norm between attention and feed-forward, under the name of what it follows.
+_GEMMA1_LAYERS = {**_IN_LAYERS, "pre_feed_forward_norm/scale": ("post_attention_layernorm",)}
+# Which norms each type has: on q and k, and behind the blocks.
+_NORMS_OF = {"gemma": (False, False), "gemma2": (False, True), "gemma3_text": (True, True)}
+_SERVED = (*_NORMS_OF, "gemma3")
+
+
+class HuggingFaceWeights:
+    """A Gemma in a Hugging Face directory, as a `WeightSource`.
+
+    Raises:
+        ModelLoadError: a file is missing or damaged, or they hold no Gemma 1, 2 or 3.
+    """
+
+    format = "Hugging Face"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        model = _text_config(path / "config.json")
+        self._files = SafetensorsDir(path)
+        prefix = _prefix(self._files)
+        self._tensors = {
+            name.removeprefix(prefix): name
+            for name in self._files.tensors
+            if not _BESIDE.search(name)
+        }
+        self.config = _config(path / "config.json", model, self._shapes())
+        self._in_layers = _IN_LAYERS if self.config.post_norms else _GEMMA1_LAYERS
+
+    @property
+    def tensors(self) -> Collection[str]:
+        return self._tensors.values()
+
+    @property
+    def stored(self) -> Mapping[str, int]:
+        return self._files.stored(self._tensors.values())
+
+    def rows(self, leaf: str) -> Sequence[Rows]:
+        names = [self._tensors[name] for name in self._stored_names(leaf)]
+        return [
+            Rows(name, self._files.tensors[name].shape, partial(self._files.copy, name))
+            for name in names
+        ]
+
+    def _stored_names(self, leaf: str) -> list[str]:
+        if leaf in _OUTSIDE_LAYERS:
+            return [_OUTSIDE_LAYERS[leaf]]
+        layer, _, rest = leaf.partition("/")
+        block = layer.removeprefix("layer_")
+        return [f"layers.{block}.{name}.weight" for name in self._in_layers[rest]]
+
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        found: dict[str, StoredTensor] = self._files.tensors
+        return {name: found[stored].shape for name, stored in self._tensors.items()}
+
+
+def _text_config(path: Path) -> Mapping[str, Any]:
+    """The numbers of the text model in config.json.
+
+    Raises:
+        ModelLoadError: it is not a Gemma that this server can run; the text says why.
+    """
+    found = read_json(path)
+    kind = found.get("model_type")
+    if kind not in _SERVED:
+        raise ModelLoadError(f"{path}: not a Gemma 1, 2 or 3: model_type {str(kind)[:100]!r}")
+    text = found.get("text_config", found) if kind == "gemma3" else found
+    if not isinstance(text, dict):
+        raise ModelLoadError(f"{path}: text_config is no object")
+    if kind == "gemma3":
+        text = {**text, "model_type": "gemma3_text"}
+    for where in (found, text):
+        _refuse_what_changes_the_numbers(path, where)
+    return text
+
+
+def _refuse_what_changes_the_numbers(path: Path, found: Mapping[str, Any]) -> None:
+    for name, usual in (
+        ("quantization_config", None),
+        ("attention_bias", False),
+        ("tie_word_embeddings", True),
+        ("use_bidirectional_attention", False),
+    ):
+        value = found.get(name, usual)
+        if value != usual and value is not None:
+            raise ModelLoadError(f"{path}: {name} is {str(value)[:100]}: not supported")
+    # Gemma 1 says "gelu" in hidden_act and means its tanh form, as the other key shows.
+    activation = found.get("hidden_activation") or "gelu_pytorch_tanh"
+    if activation != "gelu_pytorch_tanh":
+        raise ModelLoadError(f"{path}: hidden_activation is {str(activation)[:100]}")
+
+
+def _prefix(files: SafetensorsDir) -> str:
+    """What stands before the text model's names: nothing, `model.`, `language_model.model.`."""
+    tables = [name for name in files.tensors if name == _TABLE or name.endswith(f".{_TABLE}")]
+    if len(tables) == 1:
+        return tables[0].removesuffix(_TABLE)
+    what = "no tensor" if not tables else f"{len(tables)} tensors"
+    raise ModelLoadError(f"{files.path}: {what} {_TABLE} in its safetensors files{_hint(files)}")
+
+
+def _hint(files: SafetensorsDir) -> str:
+    if (files.path / "adapter_config.json").exists():
+        return "; it is an adapter: merge it into its base model first"
+    if any(files.path.glob("*.bin")) or any(files.path.glob("*.pt*")):
+        return "; pickled weights are never read: convert them to safetensors first"
+    return ""
+
+
+def _config(path: Path, model: Mapping[str, Any], shapes: Mapping[str, Any]) -> GemmaConfig:
+    """The architecture: sizes from the tensors, checked against the file; the rest from it."""
+    number = Numbers(model, str(path))
+    shape = _shape(path, number, shapes)
+    kind = model["model_type"]
+    if (shape.qk_norm, shape.post_norms) != _NORMS_OF.get(kind):
+        raise ModelLoadError(f"{path}: model_type is {kind}, but the norms are another Gemma's")
+    try:
+        row = config_for(shape)
+    except ValueError as error:
+        raise ModelLoadError(f"{path}: {error}") from None
+    window = row.window and number.whole("sliding_window", row.window)
+    config = replace(
+        row,
+        context_length=number.whole("max_position_embeddings", row.context_length),
+        query_scale=number.real("query_pre_attn_scalar", row.query_scale**-2) ** -0.5,
+        window=window,
+        attention_softcap=number.real("attn_logit_softcapping", row.attention_softcap),
+        final_softcap=number.real("final_logit_softcapping", row.final_softcap),
+        norm_eps=number.real("rms_norm_eps", row.norm_eps),
+        global_every=_global_every(number, model, row),
+    )
+    return _with_rope(path, model, config)
+
+
+def _shape(path: Path, number: Numbers, shapes: Mapping[str, Any]) -> Shape:
+    layers = number.whole("num_hidden_layers")
+    blocks = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
+    if blocks != {str(i) for i in range(min(layers, len(blocks) + 1))}:
+        raise number.wrong("num_hidden_layers", f"it has {len(blocks)} layers")
+    head_dim = number.whole("head_dim", 256)  # the default of every Gemma's configuration
+    try:
+        vocab, width = shapes[_TABLE]
+        q_rows, _ = shapes["layers.0.self_attn.q_proj.weight"]
+        k_rows, _ = shapes["layers.0.self_attn.k_proj.weight"]
+        hidden, _ = shapes["layers.0.mlp.gate_proj.weight"]
+    except (KeyError, ValueError) as error:
+        raise ModelLoadError(f"{path.parent}: not a Gemma: {error}") from None
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_attention_heads": q_rows // head_dim,
+        "num_key_value_heads": k_rows // head_dim,
+    }
+    for name, size in sizes.items():
+        if number.whole(name, max(1, size)) != size:
+            raise number.wrong(name, f"its tensors have {size}")
+    return Shape(
+        layers=layers,
+        width=width,
+        heads=sizes["num_attention_heads"],
+        kv_heads=sizes["num_key_value_heads"],
+        head_dim=head_dim,
+        hidden=hidden,
+        vocab=vocab,
+        qk_norm="layers.0.self_attn.q_norm.weight" in shapes,
+        post_norms="layers.0.post_feedforward_layernorm.weight" in shapes,
+    )
+
+
+def _global_every(number: Numbers, model: Mapping[str, Any], row: GemmaConfig) -> int:
+    """The period of global layers, said as a number or layer by layer."""
+    types = model.get("layer_types")
+    if types is None or row.window is None:
+        name = "_sliding_window_pattern"
+        name = name if name in model else "sliding_window_pattern"
+        return number.whole(name, row.global_every)
+    if not isinstance(types, list) or len(types) != row.layers:
+        raise number.wrong("layer_types", f"it has {row.layers} layers")
+    full = [kind == "full_attention" for kind in types]
+    every = full.index(True) + 1 if any(full) else row.layers + 1
+    if full != [(i + 1) % every == 0 for i in range(row.layers)]:
+        raise number.wrong("layer_types", "only periodic global layers are supported")
+    return every
+
+
+def _with_rope(path: Path, model: Mapping[str, Any], config: GemmaConfig) -> GemmaConfig:
+    """Rotary bases and factor; what the file does not say stays as it is in the released row."""
+    everywhere, local = _rope_parameters(path, model)
+    number, local_number = Numbers(everywhere, str(path)), Numbers(local, str(path))
+    base = number.real("rope_theta", config.global_rope_base)
+    if local_number.real("factor", 1.0) != 1.0:
+        raise local_number.wrong("factor", "local layers cannot be scaled")
+    return replace(
+        config,
+        global_rope_base=base,
+        local_rope_base=local_number.real(
+            "rope_theta", config.local_rope_base if config.qk_norm else base
+        ),
+        global_rope_factor=number.real("factor", config.global_rope_factor),
+    )
+
+
+def _rope_parameters(
+    path: Path, model: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Those of the global and of the local layers, each with rope_theta and factor if said.
+
+    transformers 5 writes `rope_parameters`, by kind of layer where there are two; transformers 4
+    `rope_theta`, `rope_local_base_freq`, and `rope_scaling`, which is null for no scaling.
+    """
+    said = model.get("rope_parameters")
+    if isinstance(said, dict):
+        everywhere, local = said.get("full_attention", said), said.get("sliding_attention", {})
+        unscaled = {"factor": 1.0}
+    else:
+        everywhere, local = model.get("rope_scaling") or {}, {}
+        unscaled = {"factor": 1.0} if "rope_scaling" in model else {}
+        if isinstance(everywhere, dict) and "rope_theta" in model:
+            everywhere = {**everywhere, "rope_theta": model["rope_theta"]}
+        if "rope_local_base_freq" in model:
+            local = {"rope_theta": model["rope_local_base_freq"]}
+    for part in (everywhere, local):
+        if not isinstance(part, dict):
+            raise ModelLoadError(f"{path}: its rope parameters are no objects")
+        kind = part.get("rope_type", part.get("type", "default"))
+        if kind not in ("default", "linear"):
+            raise ModelLoadError(f"{path}: rope_type {str(kind)[:100]!r} is not supported")
+    return {**unscaled, **everywhere}, local

@@ -1,0 +1,38 @@
+"""The numbers in a checkpoint's metadata, each checked to be a sensible one."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from gemma_server.errors import ModelLoadError
+
+_Default = TypeVar("_Default", float, float | None)
+
+
+class Numbers:
+    """Numbers by name. `where` is the file, and the prefix of the names, for the errors.
+
+    Every method raises ModelLoadError for a value that cannot be; the text names it.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
+        self._values, self._where, self._prefix = values, where, prefix
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        """A count from 1 on; without a default it must be there."""
+        value = self._values.get(self._prefix + name, default)
+        if type(value) is not int or not 1 <= value < 2**31:
+            raise self.wrong(name)
+        return value
+
+    def real(self, name: str, default: _Default) -> _Default:
+        """A positive number, or None where the default may be None."""
+        value = self._values.get(self._prefix + name, default)
+        if value is not None and not (type(value) in (int, float) and 0 < value < 1e12):
+            raise self.wrong(name)
+        checked: _Default = value
+        return checked
+
+    def wrong(self, name: str, why: str = "") -> ModelLoadError:
+        """The error for a value that cannot be."""
+        shown = str(self._values.get(self._prefix + name))[:100]
+        return ModelLoadError(f"{self._where}: {self._prefix}{name} is {shown}{why and f': {why}'}")
