@@ -31,7 +31,8 @@ def _context(config: GemmaConfig) -> str:
     text = f"{config.context_length:,} tokens"
     if config.window is None:
         return text
-    return f"{text}; {config.window:,} in all layers but every {config.global_every}th"
+    local = f"{config.window:,} in local layers, 1 layer in {config.global_every} is global"
+    return f"{text}; {local}"
 
 
 def _tokenizer(checkpoint: Checkpoint) -> str:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from gemma_server.engine.fake import fake_pieces
 from gemma_server.model.config import GemmaConfig
+from gemma_server.text.tokenizer import model_from_pieces
 from gemma_server.weights.gguf_file import GgufFile
 from gemma_server.weights.source import WeightSource, load_leaves
 from tests.oracle.gemma import PRESETS, OracleConfig, random_weights
@@ -30,6 +31,20 @@ def tiny_weights(name: str, *, seed: int = 0) -> Weights:
     """Random weights of a preset, in Kaggle's flat layout."""
     transposed = name not in ("gemma1-mqa", "gemma1-mha")
     return random_weights(PRESETS[name], np.random.default_rng(seed), gating_transposed=transposed)
+
+
+def tiny_pieces(vocab: int) -> tuple[list[str], list[float], list[int]]:
+    """One token per byte and the control tokens, filled up to `vocab` pieces: text, score, type."""
+    pieces, scores, types = fake_pieces()
+    extra = vocab - len(pieces)
+    pieces += [f"extra{index}" for index in range(extra)]
+    return pieces, scores + [0.0] * extra, types + [1] * extra
+
+
+def write_tokenizer(path: Path, vocab: int) -> Path:
+    """Write the tokenizer of `tiny_pieces` as a SentencePiece model."""
+    path.write_bytes(model_from_pieces(*tiny_pieces(vocab)))
+    return path
 
 
 def tiny_config(name: str, context_length: int = 512) -> GemmaConfig:
@@ -70,14 +85,14 @@ def write_orbax(path: Path, weights: Mapping[str, Any], **options: bool) -> Path
 
 
 def write_gguf(path: Path, name: str, weights: Weights) -> Path:
-    """Write the weights as llama.cpp's converter would, in f32, with the fake tokenizer."""
+    """Write the weights as llama.cpp's converter would, in f32, with its tokenizer."""
     import gguf
 
     oracle = PRESETS[name]
     architecture = {"gemma1": "gemma", "gemma2": "gemma2", "gemma3": "gemma3"}[name[:6]]
     writer = gguf.GGUFWriter(path, architecture)
     _write_metadata(writer, oracle)
-    pieces, scores, types = fake_pieces()
+    pieces, scores, types = tiny_pieces(oracle.vocab)
     writer.add_tokenizer_model("llama")
     writer.add_token_list(pieces)
     writer.add_token_scores(scores)

@@ -13,7 +13,9 @@ TURN_MARKERS = ("<start_of_turn>", "<end_of_turn>")
 # CodeGemma's, for filling in the middle; it ends its answers with any of them.
 CODE_MARKERS = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|file_separator|>")
 _SPACE = "\u2581"  # what SentencePiece writes for a space within a piece
-_BYTE, _CONTROL, _UNKNOWN = 6, 3, 2  # SentencePiece's ModelProto.SentencePiece.Type
+_CONTROL_PIECES = ("<pad>", "<eos>", "<bos>")
+# SentencePiece's ModelProto.SentencePiece.Type
+_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
 _BPE = 2  # TrainerSpec.ModelType
 
 
@@ -119,7 +121,8 @@ def model_from_pieces(
     """A SentencePiece BPE model as Gemma's: identity normaliser, byte fallback, digits split.
 
     `types` are SentencePiece's own numbers, which GGUF keeps. GGUF writes spaces in user-defined
-    pieces as they are; within a model they are U+2581.
+    pieces as they are; within a model they are U+2581. Its converter also types `<mask>` and
+    `<unused1>` as control; in Google's own model they are pieces that a text may spell.
     """
     if "<unk>" not in pieces:
         raise ModelLoadError("not a Gemma tokenizer: it has no piece <unk>")
@@ -135,6 +138,7 @@ def model_from_pieces(
     normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
     for index, (piece, score, kind) in enumerate(zip(pieces, scores, types, strict=True)):
         kind = _UNKNOWN if index == unknown else kind
+        kind = _USER_DEFINED if kind == _CONTROL and piece not in _CONTROL_PIECES else kind
         literal = piece if kind in (_BYTE, _CONTROL) else piece.replace(" ", _SPACE)
         model.pieces.add(piece=literal, score=score, type=kind)
     serialized: bytes = model.SerializeToString()

@@ -12,6 +12,7 @@ from gemma_server.errors import ModelLoadError
 from gemma_server.text.tokenizer import model_from_pieces
 
 _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # SentencePiece's piece types
+_TAB_BYTE = "<0x09>"
 _NOT_TEXT = "<image_soft_token>"  # stands behind the vocabulary, often without an embedding
 
 
@@ -41,6 +42,8 @@ def _refuse_other_kinds(model: Mapping[str, Any]) -> None:
 
 def _build(vocab: Mapping[str, int], merges: list[Any], added: list[Mapping[str, Any]]) -> bytes:
     ids = {piece: index for piece, index in vocab.items() if piece != _NOT_TEXT}
+    if _TAB_BYTE not in ids and "\t" in ids:
+        ids[_TAB_BYTE] = ids.pop("\t")  # the file of Gemma 1 and 2 has renamed this one byte
     special = {token["content"]: bool(token["special"]) for token in added}
     ids |= {token["content"]: token["id"] for token in added if token["content"] != _NOT_TEXT}
     pieces = sorted(ids, key=ids.__getitem__)

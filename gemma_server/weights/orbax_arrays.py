@@ -35,7 +35,8 @@ def open_arrays(path: Path) -> dict[str, ts.TensorStore]:
 
 def is_orbax(path: Path) -> bool:
     """Whether the directory looks like one that Orbax wrote."""
-    return (path / "manifest.ocdbt").is_file() or any(path.glob("*/.zarray"))
+    written = any((path / name).is_file() for name in ("manifest.ocdbt", "_METADATA"))
+    return written or any(path.glob("*/.zarray"))
 
 
 def _open(path: Path) -> dict[str, ts.TensorStore]:

@@ -1,16 +1,26 @@
 """Real checkpoints of tiny models, served by the real server, against the oracle's text."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from gemma_server.engine.fake import fake_pieces, fake_tokenizer
-from gemma_server.text.tokenizer import model_from_pieces
+from gemma_server.text.tokenizer import Tokenizer, model_from_pieces
+from tests.hf import write_hf
 from tests.oracle import gemma as oracle
+from tests.oracle.gemma import PRESETS
 from tests.server.conftest import Start
 from tests.server.sidecar import run
-from tests.tiny import Weights, tiny_weights, write_gguf, write_orbax
+from tests.text.test_tokenizer_json import as_json
+from tests.tiny import (
+    Weights,
+    tiny_pieces,
+    tiny_weights,
+    write_gguf,
+    write_orbax,
+    write_tokenizer,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -29,19 +39,26 @@ PROMPT = "A prompt of some length, longer than a window and a chunk: 0123456789"
 STEPS = 16
 
 
-def _tokenizer_file(path: Path, extra: int = 0) -> Path:
-    pieces, scores, types = fake_pieces()
-    pieces += [f"extra{index}" for index in range(extra)]
-    path.write_bytes(model_from_pieces(pieces, scores + [0.0] * extra, types + [1] * extra))
-    return path
-
-
 def _orbax(name: str, weights: Weights, folder: Path) -> dict[str, str]:
     """The two variables of the article's run script."""
     return {
         "MODEL_CHECKPOINT": str(write_orbax(folder / "checkpoint", weights)),
-        "MODEL_TOKENIZER": str(_tokenizer_file(folder / "tokenizer.model")),
+        "MODEL_TOKENIZER": str(write_tokenizer(folder / "tokenizer.model", PRESETS[name].vocab)),
     }
+
+
+def _hugging_face(name: str, weights: Weights, folder: Path) -> dict[str, str]:
+    """With the tokenizer in its other form."""
+    path = write_hf(folder / "hf", name, weights, shards=2)
+    (path / "tokenizer.json").write_text(json.dumps(as_json(*tiny_pieces(PRESETS[name].vocab))))
+    return {"MODEL_CHECKPOINT": str(path)}
+
+
+def _converted(name: str, weights: Weights, folder: Path) -> dict[str, str]:
+    source = _hugging_face(name, weights, folder)["MODEL_CHECKPOINT"]
+    target = folder / "converted"
+    assert run(folder, ("-m", "gemma_server", "convert", source, str(target)), {}).returncode == 0
+    return {"MODEL_CHECKPOINT": str(target)}
 
 
 def _gguf(name: str, weights: Weights, folder: Path) -> dict[str, str]:
@@ -50,7 +67,13 @@ def _gguf(name: str, weights: Weights, folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("name", "write"),
-    [("gemma1-mqa", _orbax), ("gemma1-mha", _orbax), ("gemma3", _gguf), ("gemma3-small", _gguf)],
+    [
+        ("gemma1-mqa", _orbax),
+        ("gemma1-mha", _hugging_face),
+        ("gemma2", _converted),
+        ("gemma3", _gguf),
+        ("gemma3-small", _hugging_face),
+    ],
 )
 def test_the_server_answers_what_the_oracle_would(
     start: Start,
@@ -60,8 +83,8 @@ def test_the_server_answers_what_the_oracle_would(
 ) -> None:
     weights = tiny_weights(name)
     server = start(*SERVE_REAL, env=write(name, weights, tmp_path))
-    tokenizer = fake_tokenizer()
-    ids = oracle.greedy(oracle.PRESETS[name], weights, tokenizer.encode(PROMPT), STEPS)
+    tokenizer = Tokenizer(model_from_pieces(*tiny_pieces(PRESETS[name].vocab)))
+    ids = oracle.greedy(PRESETS[name], weights, tokenizer.encode(PROMPT), STEPS)
     answer = server.prompt(PROMPT, sampling_steps=STEPS, ignore_eos=True)
     assert answer.json["response"] == tokenizer.decode(ids)
     assert answer.json["usage"]["completion_tokens"] == STEPS
@@ -97,7 +120,7 @@ def _refusal(tmp_path: Path, env: dict[str, str]) -> str:
 
 def test_a_tokenizer_that_does_not_belong_is_refused(tmp_path: Path) -> None:
     env = _orbax("gemma1-mqa", tiny_weights("gemma1-mqa"), tmp_path)
-    wrong = _tokenizer_file(tmp_path / "wrong.model", extra=200)
+    wrong = write_tokenizer(tmp_path / "wrong.model", 463)
     line = _refusal(tmp_path, {**env, "MODEL_TOKENIZER": str(wrong)})
     assert "463 pieces" in line
     assert "307" in line
@@ -137,7 +160,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(tmp_path: Path) -> 
     norm = weights["transformer/layer_1/pre_ffw_norm"]
     norm["scale"] = norm["scale"][:-1]
     line = _refusal(tmp_path, _orbax("gemma1-mqa", weights, tmp_path))
-    width = oracle.PRESETS["gemma1-mqa"].width
+    width = PRESETS["gemma1-mqa"].width
     assert "layer_1/pre_feed_forward_norm/scale" in line
     assert f"[{width}]" in line
     assert f"[{width - 1}]" in line
