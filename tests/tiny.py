@@ -86,9 +86,20 @@ def write_orbax(path: Path, weights: Mapping[str, Any], **options: bool) -> Path
 
 def write_gguf(path: Path, name: str, weights: Weights) -> Path:
     """Write the weights as llama.cpp's converter would, in f32, with its tokenizer."""
+    writer = gguf_writer(path, name, PRESETS[name])
+    for tensor, values in gguf_tensors(PRESETS[name], weights).items():
+        writer.add_tensor(tensor, np.ascontiguousarray(values, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def gguf_writer(path: Path, name: str, oracle: OracleConfig) -> Any:
+    """A GGUF writer that has all metadata; `name` begins with the family."""
     import gguf
 
-    oracle = PRESETS[name]
     architecture = {"gemma1": "gemma", "gemma2": "gemma2", "gemma3": "gemma3"}[name[:6]]
     writer = gguf.GGUFWriter(path, architecture)
     _write_metadata(writer, oracle)
@@ -97,13 +108,7 @@ def write_gguf(path: Path, name: str, weights: Weights) -> Path:
     writer.add_token_list(pieces)
     writer.add_token_scores(scores)
     writer.add_token_types(types)
-    for tensor, values in _gguf_tensors(oracle, weights).items():
-        writer.add_tensor(tensor, np.ascontiguousarray(values, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return writer
 
 
 def _write_metadata(writer: Any, oracle: OracleConfig) -> None:
@@ -125,7 +130,7 @@ def _write_metadata(writer: Any, oracle: OracleConfig) -> None:
         writer.add_rope_scaling_factor(max(oracle.rope_factors))
 
 
-def _gguf_tensors(oracle: OracleConfig, weights: Weights) -> dict[str, npt.NDArray[Any]]:
+def gguf_tensors(oracle: OracleConfig, weights: Weights) -> dict[str, npt.NDArray[Any]]:
     """Names and layouts of llama.cpp's converter: matrices [out, in], norms stored as 1 + w."""
     flat = {name.removeprefix("transformer/"): leaf for name, leaf in weights.items()}
     tensors: dict[str, npt.NDArray[Any]] = {
