@@ -1,7 +1,7 @@
 """Tiny Gemmas as Hugging Face directories: config.json and safetensors, as the hub has them.
 
 Names and layouts: huggingface/transformers, `models/gemma*/modeling_gemma*.py`; matrices are
-[out, in], and norms store w of 1 + w as Flax does. scripts/make_goldens.py loads what is written
+[out, in], and norms store w of 1 + w as Flax does. scripts/goldens loads what is written
 here into the real library. No tokenizer is written.
 """
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from gemma_server.build import load_model
 from gemma_server.engine.engine import Engine
@@ -9,6 +12,27 @@ from gemma_server.engine.request import Finished, Handle, Request, SamplingOptio
 from gemma_server.served import LoadedModel, ServedModel
 from gemma_server.settings import Settings, default_cache_dir, load_settings
 from gemma_server.text.tokenizer import Tokenizer
+from gemma_server.weights.gguf_file import GgufFile
+from tests.oracle.gemma import OracleConfig
+from tests.tiny import GGUF_NORMS, read_tensor
+
+REAL = OracleConfig(
+    layers=18,
+    width=640,
+    heads=4,
+    kv_heads=1,
+    head_dim=256,
+    hidden=2048,
+    vocab=262_144,
+    query_scale=256**-0.5,
+    windows=tuple(None if i % 6 == 5 else 512 for i in range(18)),
+    rope_bases=tuple(1e6 if i % 6 == 5 else 1e4 for i in range(18)),
+    rope_factors=(1.0,) * 18,
+    attention_softcap=None,
+    final_softcap=None,
+    qk_norm=True,
+    post_norms=True,
+)
 
 
 @dataclass
@@ -56,3 +80,29 @@ def load_real_model(cache_dir: Path | None = None) -> RealModel:
     model = ServedModel("real")
     load_model(settings, model, fail)
     return RealModel(settings, model.require_ready())
+
+
+def flat_weights(path: Path) -> dict[str, dict[str, Any]]:
+    """The demo file's tensors in the flat layout that the oracle takes."""
+    file, c = GgufFile(path), REAL
+
+    def heads(name: str, count: int) -> Any:
+        return read_tensor(file, name).reshape(count, c.head_dim, c.width).transpose(0, 2, 1)
+
+    flat: dict[str, dict[str, Any]] = {
+        "transformer/embedder": {"input_embedding": read_tensor(file, "token_embd.weight")},
+        "transformer/final_norm": {"scale": read_tensor(file, "output_norm.weight") - 1},
+    }
+    for i in range(c.layers):
+        blk, layer = f"blk.{i}", f"transformer/layer_{i}"
+        out = read_tensor(file, f"{blk}.attn_output.weight")
+        flat[f"{layer}/attn/q_einsum"] = {"w": heads(f"{blk}.attn_q.weight", c.heads)}
+        kv = [heads(f"{blk}.attn_{name}.weight", c.kv_heads) for name in "kv"]
+        flat[f"{layer}/attn/kv_einsum"] = {"w": np.stack(kv)}
+        flat[f"{layer}/attn/attn_vec_einsum"] = {"w": out.T.reshape(c.heads, c.head_dim, c.width)}
+        gating = [read_tensor(file, f"{blk}.ffn_{name}.weight") for name in ("gate", "up")]
+        flat[f"{layer}/mlp/gating_einsum"] = {"w": np.stack(gating)}
+        flat[f"{layer}/mlp/linear"] = {"w": read_tensor(file, f"{blk}.ffn_down.weight").T}
+        for ours, theirs in GGUF_NORMS.items():
+            flat[f"{layer}/{ours}"] = {"scale": read_tensor(file, f"{blk}.{theirs}.weight") - 1}
+    return flat

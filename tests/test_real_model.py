@@ -1,17 +1,13 @@
 """The packaged Gemma 3 270M: real weights, real tokenizer, the engine as it is served."""
 
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import pytest
 
 from gemma_server.engine.request import Cancelled, SamplingOptions, Token
 from gemma_server.weights.demo import demo_checkpoint
-from gemma_server.weights.gguf_file import GgufFile
 from tests.oracle import gemma as oracle
-from tests.real import RealModel, load_real_model
-from tests.tiny import GGUF_NORMS, read_tensor
+from tests.real import REAL, RealModel, flat_weights, load_real_model
 
 pytestmark = pytest.mark.real_model
 
@@ -39,54 +35,9 @@ def test_the_logits_of_real_weights_match_the_oracle(real: RealModel) -> None:
     """Greedy continuation against the float64 Gemma, which reads the same file its own way."""
     prompt = real.tokenizer.encode("The quick brown fox jumps over the lazy dog. 1, 2, 3")
     drawn = real.read(real.submit("The quick brown fox jumps over the lazy dog. 1, 2, 3", 12))
-    weights = _flat_weights(GgufFile(demo_checkpoint(real.settings.cache_dir)))
-    expected = oracle.logits(_CONFIG, weights, [*prompt, *drawn])
+    weights = flat_weights(demo_checkpoint(real.settings.cache_dir))
+    expected = oracle.logits(REAL, weights, [*prompt, *drawn])
     assert expected[len(prompt) - 1 : -1].argmax(axis=-1).tolist() == drawn
-
-
-_CONFIG = oracle.OracleConfig(
-    layers=18,
-    width=640,
-    heads=4,
-    kv_heads=1,
-    head_dim=256,
-    hidden=2048,
-    vocab=262_144,
-    query_scale=256**-0.5,
-    windows=tuple(None if i % 6 == 5 else 512 for i in range(18)),
-    rope_bases=tuple(1e6 if i % 6 == 5 else 1e4 for i in range(18)),
-    rope_factors=(1.0,) * 18,
-    attention_softcap=None,
-    final_softcap=None,
-    qk_norm=True,
-    post_norms=True,
-)
-
-
-def _flat_weights(file: GgufFile) -> dict[str, dict[str, Any]]:
-    """The file's tensors in the flat layout that the oracle takes."""
-    c = _CONFIG
-
-    def heads(name: str, count: int) -> Any:
-        return read_tensor(file, name).reshape(count, c.head_dim, c.width).transpose(0, 2, 1)
-
-    flat: dict[str, dict[str, Any]] = {
-        "transformer/embedder": {"input_embedding": read_tensor(file, "token_embd.weight")},
-        "transformer/final_norm": {"scale": read_tensor(file, "output_norm.weight") - 1},
-    }
-    for i in range(c.layers):
-        blk, layer = f"blk.{i}", f"transformer/layer_{i}"
-        out = read_tensor(file, f"{blk}.attn_output.weight")
-        flat[f"{layer}/attn/q_einsum"] = {"w": heads(f"{blk}.attn_q.weight", c.heads)}
-        kv = [heads(f"{blk}.attn_{name}.weight", c.kv_heads) for name in "kv"]
-        flat[f"{layer}/attn/kv_einsum"] = {"w": np.stack(kv)}
-        flat[f"{layer}/attn/attn_vec_einsum"] = {"w": out.T.reshape(c.heads, c.head_dim, c.width)}
-        gating = [read_tensor(file, f"{blk}.ffn_{name}.weight") for name in ("gate", "up")]
-        flat[f"{layer}/mlp/gating_einsum"] = {"w": np.stack(gating)}
-        flat[f"{layer}/mlp/linear"] = {"w": read_tensor(file, f"{blk}.ffn_down.weight").T}
-        for ours, theirs in GGUF_NORMS.items():
-            flat[f"{layer}/{ours}"] = {"scale": read_tensor(file, f"{blk}.{theirs}.weight") - 1}
-    return flat
 
 
 def test_32_clients_at_once_get_what_each_would_get_alone(real: RealModel) -> None:

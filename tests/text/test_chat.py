@@ -1,4 +1,4 @@
-"""The chat template against the official ones, rendered once by scripts/make_goldens.py."""
+"""The chat template against the official ones, rendered once by scripts/goldens."""
 
 import json
 from pathlib import Path

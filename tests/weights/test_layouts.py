@@ -135,7 +135,7 @@ def test_the_architecture_is_read_from_a_hugging_face_config(tmp_path: Path, nam
             assert getattr(config, field) == pytest.approx(getattr(expected, field)), field
 
 
-# What `save_pretrained` of today's transformers wrote: scripts/make_goldens.py.
+# What `save_pretrained` of today's transformers wrote: scripts/goldens.
 SAVED = json.loads((Path(__file__).parent.parent / "goldens" / "hf_layouts.json").read_text())
 
 

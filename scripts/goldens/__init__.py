@@ -1,0 +1,1 @@
+"""Makes tests/goldens with the Hugging Face library: `python -m scripts.goldens --help`."""
