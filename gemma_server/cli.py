@@ -201,8 +201,8 @@ def convert(source: Path, target: Path, dtype: str, tokenizer: Path | None) -> N
     checkpoint = _open(source, tokenizer)
     dtype = lossless_dtype(checkpoint) if dtype == "auto" else dtype
     try:
-        with ByteProgress(f"converting to {dtype}") as progress:
-            convert(checkpoint, target, dtype, progress)
+        with ByteProgress() as progress:
+            convert(checkpoint, target, dtype, progress, progress.at)
     except UsageError as error:
         _fail(str(error), EXIT_USAGE)
     except ModelLoadError as error:

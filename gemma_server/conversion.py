@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,17 @@ def lossless_dtype(checkpoint: Checkpoint) -> str:
     return "bfloat16" if kinds <= {"bfloat16", "bf16"} else "float32"
 
 
-def convert(checkpoint: Checkpoint, target: Path, dtype: str, progress: Progress) -> None:
+def convert(
+    checkpoint: Checkpoint,
+    target: Path,
+    dtype: str,
+    progress: Progress,
+    at: Callable[[str], None],
+) -> None:
     """Write the checkpoint to the new directory `target`; all of it, or nothing.
 
-    Takes as much memory as the weights in `dtype`, float32 or bfloat16.
+    Takes as much memory as the weights in `dtype`, float32 or bfloat16. `progress` is told of
+    what has been read, `at` what is being done.
 
     Raises:
         UsageError: the target is there already, or cannot be written.
@@ -33,7 +41,10 @@ def convert(checkpoint: Checkpoint, target: Path, dtype: str, progress: Progress
         raise UsageError(f"{target} exists; name a new directory")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        _save(partial, _tree(checkpoint, dtype, progress))
+        at(f"reading as {dtype}")
+        tree = _tree(checkpoint, dtype, progress)
+        at(f"writing {target}")
+        _save(partial, tree)
         write_config(partial, checkpoint.config)
         (partial / "tokenizer.model").write_bytes(checkpoint.tokenizer_model)
         partial.rename(target)

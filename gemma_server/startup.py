@@ -38,15 +38,17 @@ def report_progress(model: ServedModel) -> None:
 class ByteProgress:
     """A bar on standard error for work that is counted in bytes; call it with done and total."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self) -> None:
         self._bar = Progress(
+            SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
+            TimeElapsedColumn(),
             console=Console(stderr=True),
         )
-        self._task = self._bar.add_task(what, total=None)
+        self._task = self._bar.add_task("", total=None)
 
     def __enter__(self) -> "ByteProgress":
         self._bar.start()
@@ -54,6 +56,10 @@ class ByteProgress:
 
     def __exit__(self, *exc_info: object) -> None:
         self._bar.stop()
+
+    def at(self, what: str) -> None:
+        """Say what is being done now."""
+        self._bar.update(self._task, description=what)
 
     def __call__(self, done: int, total: int) -> None:
         """So many of all bytes are done."""

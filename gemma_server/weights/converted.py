@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
 from gemma_server.weights.orbax import copy_array, stored_bytes
-from gemma_server.weights.orbax_arrays import open_arrays
+from gemma_server.weights.orbax_arrays import open_arrays, refuse_other_dtypes
 from gemma_server.weights.safetensors_dir import read_json
 from gemma_server.weights.source import Rows
 
@@ -36,6 +36,7 @@ class ConvertedWeights:
         self.path = path
         self.config = _read_config(path / DESCRIPTION)
         self._arrays = open_arrays(path)
+        refuse_other_dtypes(path, self._arrays)
         layers = {name.partition("/")[0] for name in self._arrays if name.startswith("layer_")}
         if len(layers) != self.config.layers:
             raise ModelLoadError(

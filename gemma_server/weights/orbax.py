@@ -21,7 +21,7 @@ import tensorstore as ts
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import Shape, config_for
-from gemma_server.weights.orbax_arrays import open_arrays
+from gemma_server.weights.orbax_arrays import open_arrays, refuse_other_dtypes
 from gemma_server.weights.source import EMBEDDING, Array, Rows
 
 _TABLE = "embedder/input_embedding"
@@ -49,7 +49,9 @@ class OrbaxWeights:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._arrays = _unstacked(_text_model(path, open_arrays(path)))
+        stored = _text_model(path, open_arrays(path))
+        refuse_other_dtypes(path, stored)
+        self._arrays = _unstacked(stored)
         try:
             self.config = config_for(self._shape())
         except ValueError as error:

@@ -19,7 +19,7 @@ _MOST_COMPRESSION = 64
 
 
 def open_arrays(path: Path) -> dict[str, ts.TensorStore]:
-    """Every array of floats in an Orbax directory, unread, by its path joined with slashes.
+    """Every array in an Orbax directory, unread, by its path joined with slashes.
 
     Raises:
         ModelLoadError: the directory is no Orbax checkpoint, or a damaged one.
@@ -39,6 +39,20 @@ def is_orbax(path: Path) -> bool:
     return written or any(path.glob("*/.zarray"))
 
 
+def refuse_other_dtypes(path: Path, arrays: Mapping[str, ts.TensorStore]) -> None:
+    """Say which of a model's arrays, if any, is no plain float.
+
+    Raises:
+        ModelLoadError: one is not.
+    """
+    for name, array in arrays.items():
+        if array.dtype.name not in _FLOATS:
+            raise ModelLoadError(
+                f"{path}: {name} is stored as {array.dtype.name}; "
+                f"only {', '.join(_FLOATS)} are supported, no quantised weights"
+            )
+
+
 def _open(path: Path) -> dict[str, ts.TensorStore]:
     files: dict[str, Any] = {"driver": "file", "path": f"{path.absolute()}/"}
     base = {"driver": "ocdbt", "base": files} if (path / "manifest.ocdbt").is_file() else files
@@ -53,7 +67,6 @@ def _open(path: Path) -> dict[str, ts.TensorStore]:
                 spec = {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False}
                 opening[name.replace(".", "/")] = ts.open(spec, open=True, read=True)
     arrays = {name: future.result() for name, future in opening.items()}
-    arrays = {name: array for name, array in arrays.items() if array.dtype.name in _FLOATS}
     _check_sizes(path, arrays)
     return arrays
 

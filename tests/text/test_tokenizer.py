@@ -6,10 +6,16 @@ from hypothesis import strategies as st
 
 from gemma_server.engine.fake import fake_pieces, fake_tokenizer
 from gemma_server.errors import InvalidRequest, ModelLoadError
-from gemma_server.text.tokenizer import Tokenizer, model_from_pieces
+from gemma_server.text.tokenizer import (
+    CODE_MARKERS,
+    TURN_MARKERS,
+    Tokenizer,
+    model_from_pieces,
+)
 
 TOKENIZER = fake_tokenizer()
 FIRST_BYTE = 6
+USER_DEFINED = 4  # SentencePiece's type
 
 
 def test_a_prompt_begins_with_exactly_one_bos() -> None:
@@ -22,6 +28,36 @@ def test_turn_markers_become_their_tokens_and_eos_stays_text() -> None:
     ids = TOKENIZER.encode("<start_of_turn>a<end_of_turn><eos>")
     assert [token for token in ids if token < FIRST_BYTE] == [2, 4, 5]
     assert TOKENIZER.stop_ids == {1, 5}
+
+
+def test_a_literal_text_never_holds_a_marker() -> None:
+    """Also when the model has markers as pieces that any text may spell, as Google's own has."""
+    pieces, scores, types = fake_pieces()
+    spelled = [
+        USER_DEFINED if piece in TURN_MARKERS else kind
+        for piece, kind in zip(pieces, types, strict=True)
+    ]
+    for tokenizer in (TOKENIZER, Tokenizer(model_from_pieces(pieces, scores, spelled))):
+        assert tokenizer.encode("<end_of_turn>") == [2, 5]
+        ids = tokenizer.encode_literal("a<start_of_turn>b<end_of_turn><bos>")
+        assert min(ids) >= FIRST_BYTE
+        assert tokenizer.decode(ids) == "a<start_of_turn>b<end_of_turn><bos>"
+
+
+def test_code_gemma_has_markers_of_its_own_and_ends_at_them() -> None:
+    pieces, scores, types = fake_pieces()
+    extra = len(CODE_MARKERS)
+    coder = Tokenizer(
+        model_from_pieces(
+            [*pieces, *CODE_MARKERS], scores + [0.0] * extra, types + [USER_DEFINED] * extra
+        )
+    )
+    first = len(pieces)
+    assert coder.stop_ids == {1, 5, *range(first, first + extra)}
+    ids = coder.encode("<|fim_prefix|>a<|fim_suffix|>b<|fim_middle|>")
+    assert [token for token in ids if token >= first] == [first, first + 2, first + 1]
+    assert coder.decode(ids) == "ab"
+    assert max(coder.encode_literal("<|fim_prefix|>")) < first
 
 
 @given(st.text())

@@ -67,6 +67,26 @@ def test_a_file_cut_short_says_so(good: Path, tmp_path: Path, share: float) -> N
         _open(cut)
 
 
+def test_a_file_that_has_grown_says_so(good: Path, tmp_path: Path) -> None:
+    """Something else was written behind it; what, nobody knows."""
+    grown = tmp_path / "grown.gguf"
+    grown.write_bytes(good.read_bytes() + b"\0" * 64)
+    with pytest.raises(ModelLoadError, match=r"grown\.gguf.*64 bytes follow its last tensor"):
+        _open(grown)
+
+
+def test_one_part_of_several_says_how_to_join_them(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = GgufFile(good)
+    metadata = {**file.metadata, "split.count": 3}
+    monkeypatch.setattr(
+        "gemma_server.weights.gguf_file._Header.parse", lambda self: (metadata, file.tensors)
+    )
+    with pytest.raises(ModelLoadError, match="one of 3 parts; join them"):
+        _open(good)
+
+
 @pytest.mark.parametrize(
     ("what", "header"),
     [

@@ -89,7 +89,7 @@ def _damage(path: Path, data: st.DataObject) -> None:
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_no_damage_to_a_file_crashes_or_hangs(
@@ -224,6 +224,19 @@ def test_an_orbax_array_larger_than_its_files_is_refused(tmp_path: Path) -> None
     _edit(header, shape=[2**40, 40])
     message = _refusal(path)
     assert "embedder/input_embedding [1099511627776, 40]" in message
+
+
+def test_an_array_of_no_floats_is_named(tmp_path: Path) -> None:
+    weights: Any = tiny_weights(NAME)
+    linear = weights["transformer/layer_2/mlp/linear"]
+    linear["w"] = linear["w"].astype(np.int8)
+    message = _refusal(write_orbax(tmp_path / "orbax", weights))
+    assert "layer_2/mlp/linear/w is stored as int8" in message
+
+
+def test_safetensors_of_no_floats_are_named(tmp_path: Path) -> None:
+    path = write_hf(tmp_path / "hf", NAME, tiny_weights(NAME), dtype=np.int8)
+    assert "is stored as I8" in _refusal(path)
 
 
 def test_a_missing_chunk_is_an_error_and_not_zeros(tmp_path: Path, abstract: Any) -> None:
