@@ -29,7 +29,7 @@ from benchmarks.report import print_table
 from gemma_server.model.config import RELEASED, GemmaConfig
 from tests.hf import hf_config, hf_tensors
 from tests.oracle.gemma import OracleConfig
-from tests.tiny import gguf_tensors, gguf_writer, write_orbax, write_tokenizer
+from tests.tiny import finish_gguf, gguf_tensors, gguf_writer, write_orbax, write_tokenizer
 
 ROWS = {row.name: row for row in RELEASED}
 PER_WEIGHT, FIXED_MB = 1.3, 400
@@ -183,10 +183,7 @@ def _write_gguf(path: Path, config: GemmaConfig, weights: Flat) -> Path:
         else:
             kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(name, quantize(array.astype(np.float32), kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish_gguf(writer)
     return path
 
 

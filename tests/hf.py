@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.oracle.gemma import PRESETS, OracleConfig
-from tests.tiny import Weights
+from tests.tiny import Weights, out_in_matrices
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -22,6 +22,15 @@ EXTRA_ROWS = 64  # that the multimodal models' embedding has beyond the tokenize
 CONTEXT_LENGTH = 512
 GLOBAL_EVERY = 6  # Gemma 3's `sliding_window_pattern`
 
+_MATRICES = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
 # Kaggle's names of a layer's norms -> Hugging Face's; Gemma 1 has one name for another place.
 _NORMS = {
     "pre_attention_norm": "input_layernorm",
@@ -91,29 +100,10 @@ def hf_tensors(oracle: OracleConfig, weights: Weights) -> Tensors:
             for name, leaf in flat.items()
             if name.startswith(f"layer_{i}/")
         }
-        named = _matrices(oracle, layer) | _norms(oracle, layer)
+        matrices = out_in_matrices(oracle, layer).items()
+        named = {_MATRICES[key]: array for key, array in matrices} | _norms(oracle, layer)
         tensors |= {f"layers.{i}.{name}.weight": array for name, array in named.items()}
     return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-
-
-def _matrices(oracle: OracleConfig, layer: Mapping[str, Mapping[str, Any]]) -> Tensors:
-    """One layer's matrices, [out, in]."""
-    if "attn/qkv_einsum" in layer:
-        q, k, v = layer["attn/qkv_einsum"]["w"]
-    else:
-        q, (k, v) = layer["attn/q_einsum"]["w"], layer["attn/kv_einsum"]["w"]
-    gate, up = layer["mlp/gating_einsum"]["w"]
-    if gate.shape != (oracle.hidden, oracle.width):
-        gate, up = gate.T, up.T
-    return {
-        "self_attn.q_proj": q.transpose(0, 2, 1).reshape(-1, oracle.width),
-        "self_attn.k_proj": k.transpose(0, 2, 1).reshape(-1, oracle.width),
-        "self_attn.v_proj": v.transpose(0, 2, 1).reshape(-1, oracle.width),
-        "self_attn.o_proj": layer["attn/attn_vec_einsum"]["w"].reshape(-1, oracle.width).T,
-        "mlp.gate_proj": gate,
-        "mlp.up_proj": up,
-        "mlp.down_proj": layer["mlp/linear"]["w"].T,
-    }
 
 
 def _norms(oracle: OracleConfig, layer: Mapping[str, Mapping[str, Any]]) -> Tensors:

@@ -24,6 +24,16 @@ GGUF_NORMS = {
     "attn/_key_norm": "attn_k_norm",
 }
 
+_GGUF_MATRICES = {
+    "q": "attn_q",
+    "k": "attn_k",
+    "v": "attn_v",
+    "output": "attn_output",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+}
+
 Weights = dict[str, dict[str, npt.NDArray[np.float32]]]
 
 
@@ -89,11 +99,16 @@ def write_gguf(path: Path, name: str, weights: Weights) -> Path:
     writer = gguf_writer(path, name, PRESETS[name])
     for tensor, values in gguf_tensors(PRESETS[name], weights).items():
         writer.add_tensor(tensor, np.ascontiguousarray(values, np.float32))
+    finish_gguf(writer)
+    return path
+
+
+def finish_gguf(writer: Any) -> None:
+    """Write all that the writer was given."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def gguf_writer(path: Path, name: str, oracle: OracleConfig) -> Any:
@@ -143,27 +158,36 @@ def gguf_tensors(oracle: OracleConfig, weights: Weights) -> dict[str, npt.NDArra
             for name, leaf in flat.items()
             if name.startswith(f"layer_{i}/")
         }
-        if "attn/qkv_einsum" in layer:
-            q, k, v = layer["attn/qkv_einsum"]["w"]
-        else:
-            q, (k, v) = layer["attn/q_einsum"]["w"], layer["attn/kv_einsum"]["w"]
-        gate, up = layer["mlp/gating_einsum"]["w"]
-        if gate.shape != (oracle.hidden, oracle.width):
-            gate, up = gate.T, up.T
         matrices = {
-            "attn_q": q.transpose(0, 2, 1).reshape(-1, oracle.width),
-            "attn_k": k.transpose(0, 2, 1).reshape(-1, oracle.width),
-            "attn_v": v.transpose(0, 2, 1).reshape(-1, oracle.width),
-            "attn_output": layer["attn/attn_vec_einsum"]["w"].reshape(-1, oracle.width).T,
-            "ffn_gate": gate,
-            "ffn_up": up,
-            "ffn_down": layer["mlp/linear"]["w"].T,
+            _GGUF_MATRICES[name]: array for name, array in out_in_matrices(oracle, layer).items()
         }
         matrices |= {
             theirs: 1 + layer[ours]["scale"] for ours, theirs in GGUF_NORMS.items() if ours in layer
         }
         tensors |= {f"blk.{i}.{key}.weight": value for key, value in matrices.items()}
     return tensors
+
+
+def out_in_matrices(
+    oracle: OracleConfig, layer: Mapping[str, Mapping[str, Any]]
+) -> dict[str, npt.NDArray[Any]]:
+    """One layer's matrices, each [out, in], as GGUF and safetensors have them."""
+    if "attn/qkv_einsum" in layer:
+        q, k, v = layer["attn/qkv_einsum"]["w"]
+    else:
+        q, (k, v) = layer["attn/q_einsum"]["w"], layer["attn/kv_einsum"]["w"]
+    gate, up = layer["mlp/gating_einsum"]["w"]
+    if gate.shape != (oracle.hidden, oracle.width):
+        gate, up = gate.T, up.T
+    return {
+        "q": q.transpose(0, 2, 1).reshape(-1, oracle.width),
+        "k": k.transpose(0, 2, 1).reshape(-1, oracle.width),
+        "v": v.transpose(0, 2, 1).reshape(-1, oracle.width),
+        "output": layer["attn/attn_vec_einsum"]["w"].reshape(-1, oracle.width).T,
+        "gate": gate,
+        "up": up,
+        "down": layer["mlp/linear"]["w"].T,
+    }
 
 
 def read_tensor(file: GgufFile, name: str) -> npt.NDArray[np.float32]:
