@@ -28,6 +28,7 @@ import numpy.typing as npt
 from benchmarks.report import print_table
 from gemma_server.model.config import RELEASED, GemmaConfig
 from tests.hf import hf_config, hf_tensors
+from tests.layouts import stacked
 from tests.oracle.gemma import OracleConfig
 from tests.tiny import finish_gguf, gguf_tensors, gguf_writer, write_orbax, write_tokenizer
 
@@ -159,6 +160,10 @@ def _write_orbax(path: Path, config: GemmaConfig, weights: Flat) -> Path:
     return write_orbax(path, weights)
 
 
+def _write_stacked(path: Path, config: GemmaConfig, weights: Flat) -> Path:
+    return write_orbax(path, stacked(weights, config.global_every))
+
+
 def _write_hugging_face(path: Path, config: GemmaConfig, weights: Flat) -> Path:
     from safetensors.numpy import save_file
 
@@ -198,6 +203,7 @@ def _convert(path: Path, config: GemmaConfig, weights: Flat) -> Path:
 
 FORMATS: dict[str, Callable[[Path, GemmaConfig, Flat], Path]] = {
     "orbax flat": _write_orbax,
+    "orbax stacked": _write_stacked,
     "hugging face": _write_hugging_face,
     "gguf Q8_0": _write_gguf,
     "converted": _convert,

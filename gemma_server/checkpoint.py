@@ -8,16 +8,17 @@ from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
 from gemma_server.text.tokenizer import Tokenizer, model_from_pieces
 from gemma_server.text.tokenizer_json import model_from_json
+from gemma_server.weights.files import read_file
 from gemma_server.weights.gguf import GgufWeights
 from gemma_server.weights.open import open_weights
-from gemma_server.weights.pointer import refuse_pointer
-from gemma_server.weights.source import WeightSource
+from gemma_server.weights.source import WeightSource, check
 
 logger = logging.getLogger(__name__)
 
 # Embedding tables may have a few rows more than the tokenizer has pieces: Kaggle's Gemma 1 and 2
 # have 128, Hugging Face's larger Gemma 3 have 64.
-_PADDING_ROWS = 256
+_PADDING_ROWS, _USUAL_PADDING = 256, (0, 64, 128)
+_MOST_TOKENIZER_BYTES = 64 << 20  # Gemma 3's tokenizer.json has 33 MB
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
@@ -39,6 +40,7 @@ def open_checkpoint(path: Path, tokenizer: Path | None = None) -> Checkpoint:
         ModelLoadError: one of them is missing or damaged, or they do not belong together.
     """
     weights = open_weights(path)
+    check(weights)
     where, model = _tokenizer_model(weights, tokenizer)
     try:
         opened = Tokenizer(model)
@@ -47,12 +49,20 @@ def open_checkpoint(path: Path, tokenizer: Path | None = None) -> Checkpoint:
     rows, pieces = weights.config.vocab, opened.vocab_size
     if not pieces <= rows <= pieces + _PADDING_ROWS:
         raise ModelLoadError(
-            f"the tokenizer {where} has {pieces} pieces, but {weights.path} embeds {rows}: "
-            "they do not belong together"
+            f"the tokenizer {where} has {pieces} pieces, but {weights.path} embeds {rows}: they do "
+            f"not belong together{_hint(where)}"
         )
-    if rows > pieces:
-        logger.info("%d rows of the embedding have no token: left out", rows - pieces)
+    if rows - pieces not in _USUAL_PADDING:
+        logger.warning(
+            "%d rows of the embedding have no token in %s%s", rows - pieces, where, _hint(where)
+        )
     return Checkpoint(weights, replace(weights.config, vocab=pieces), opened, model, where)
+
+
+def _hint(tokenizer: Path) -> str:
+    """Fine-tunes that add tokens often keep the old tokenizer.model beside a new tokenizer.json."""
+    other = tokenizer.with_name("tokenizer.json")
+    return f"; try MODEL_TOKENIZER={other}" if tokenizer != other and other.is_file() else ""
 
 
 def _tokenizer_model(weights: WeightSource, given: Path | None) -> tuple[Path, bytes]:
@@ -60,14 +70,13 @@ def _tokenizer_model(weights: WeightSource, given: Path | None) -> tuple[Path, b
     if given is None and isinstance(weights, GgufWeights):
         return weights.path, model_from_pieces(*weights.tokenizer_pieces)
     path = given or _tokenizer_beside(weights.path)
+    data = read_file(path, _MOST_TOKENIZER_BYTES)
+    if path.suffix != ".json":
+        return path, data
     try:
-        refuse_pointer(path)
-        data = path.read_bytes()
-        return path, model_from_json(data) if path.suffix == ".json" else data
-    except OSError as error:
-        raise ModelLoadError(f"MODEL_TOKENIZER {path}: {error.strerror}") from None
+        return path, model_from_json(data)
     except ModelLoadError as error:
-        raise ModelLoadError(f"MODEL_TOKENIZER {path}: {error}") from None
+        raise ModelLoadError(f"{path}: {error}") from None
 
 
 def _tokenizer_beside(path: Path) -> Path:

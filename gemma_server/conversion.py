@@ -1,8 +1,9 @@
 """Any checkpoint, written as the one that starts fastest: the runner's own tree, uncompressed."""
 
-import os
-import shutil
-from collections.abc import Callable
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +31,49 @@ def convert(
 ) -> None:
     """Write the checkpoint to the new directory `target`; all of it, or nothing.
 
-    Takes as much memory as the weights in `dtype`, float32 or bfloat16. `progress` is told of
-    what has been read, `at` what is being done.
+    Takes the memory of the weights in `dtype`, float32 or bfloat16, and up to a gigabyte for what
+    is on its way to the disk. `progress` is told of what has been read, `at` what is being done.
 
     Raises:
         UsageError: the target is there already, or cannot be written.
         ModelLoadError: the checkpoint cannot be read.
     """
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise UsageError(f"{target} exists; name a new directory")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        at(f"reading as {dtype}")
-        tree = _tree(checkpoint, dtype, progress)
-        at(f"writing {target}")
-        _save(partial, tree)
-        write_config(partial, checkpoint.config)
-        (partial / "tokenizer.model").write_bytes(checkpoint.tokenizer_model)
-        partial.rename(target)
+        with _ended_by_sigterm(), _scratch_beside(target) as scratch:
+            at(f"reading as {dtype}")
+            tree = _tree(checkpoint, dtype, progress)
+            at(f"writing {target}")
+            _save(scratch / "tree", tree)
+            write_config(scratch / "tree", checkpoint.config)
+            (scratch / "tree" / "tokenizer.model").write_bytes(checkpoint.tokenizer_model)
+            (scratch / "tree").rename(target)
     except OSError as error:
-        raise UsageError(f"cannot write {target}: {error}") from None
+        raise UsageError(f"cannot write {target}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _scratch_beside(target: Path) -> Iterator[Path]:
+    """A directory that is removed with all in it; making it shows that one can write there."""
+    with tempfile.TemporaryDirectory(
+        prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True
+    ) as scratch:
+        yield Path(scratch)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as an exception does, so that nothing stays behind."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _tree(checkpoint: Checkpoint, dtype: str, progress: Progress) -> dict[str, Any]:
@@ -72,5 +94,10 @@ def _save(path: Path, tree: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp
 
     args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
-    with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
-        checkpointer.save(path.absolute(), tree, save_args=args)
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, save_concurrent_gb=1)
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(path.absolute(), tree, save_args=args)
+    except ValueError as error:  # tensorstore's, for a full disk too
+        reason = str(error).strip().splitlines() or ["unknown"]
+        raise OSError(reason[0][:300]) from None

@@ -100,12 +100,39 @@ def test_a_failed_conversion_leaves_nothing_behind(tmp_path: Path) -> None:
     assert names == {"orbax", "tokenizer.model"}
 
 
+@pytest.mark.slow
+def test_what_was_half_written_is_removed(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gemma_server.conversion.write_config", full)
+    done = _run("convert", gguf, tmp_path / "target")
+    assert done.exit_code == 2
+    assert "No space left on device" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+@pytest.mark.slow
+def test_a_relative_target_is_served_from_where_it_was_made(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert _run("convert", gguf, "../target").exit_code == 0
+    assert _run("inspect", "../target").exit_code == 0
+
+
 def test_a_target_that_exists_is_not_touched(gguf: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     done = _run("convert", gguf, tmp_path / "mine")
     assert done.exit_code == 2
     assert "exists" in done.output
     assert list((tmp_path / "mine").iterdir()) == []
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    assert _run("convert", gguf, tmp_path / "dangling").exit_code == 2
+    assert _run("convert", gguf, tmp_path / "no" / "parent").exit_code == 2
 
 
 def test_inspect_says_what_a_checkpoint_is_and_needs(gguf: Path) -> None:

@@ -4,6 +4,7 @@ Sources: google-deepmind/gemma, `gemma/gm/nn/_gemma.py` (Gemma 2 and 3) and `gem
 at tag v2.0.8 (Gemma 1). This file imports nothing, so that the weight readers may use it.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 
@@ -42,8 +43,8 @@ class GemmaConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together."""
-        sizes = {
+        """Raises ValueError for numbers that no Gemma could have."""
+        counts = {
             "layers": self.layers,
             "width": self.width,
             "heads": self.heads,
@@ -52,8 +53,25 @@ class GemmaConfig:
             "hidden": self.hidden,
             "vocab": self.vocab,
         }
-        if min(sizes.values()) < 1 or self.head_dim % 2 or self.heads % self.kv_heads:
-            raise ValueError(f"no Gemma has these sizes: {sizes}")
+        if not all(1 <= count < 2**31 for count in counts.values()) or (
+            self.head_dim % 2 or self.heads % self.kv_heads
+        ):
+            raise ValueError(f"no Gemma has these sizes: {counts}")
+        more = {
+            "context_length": self.context_length,
+            "query_scale": self.query_scale,
+            "global_every": self.global_every,
+            "window": self.window,
+            "attention_softcap": self.attention_softcap,
+            "final_softcap": self.final_softcap,
+            "local_rope_base": self.local_rope_base,
+            "global_rope_base": self.global_rope_base,
+            "global_rope_factor": self.global_rope_factor,
+            "norm_eps": self.norm_eps,
+        }
+        for name, number in more.items():
+            if number is not None and not 0 < number < 2**40:
+                raise ValueError(f"{name} cannot be {number}")
 
     def layer_kind(self, layer: int) -> LayerKind:
         """The attention of layer `layer` (from 0)."""
@@ -62,13 +80,34 @@ class GemmaConfig:
         return LayerKind(self.window, self.local_rope_base, 1.0)
 
     @property
+    def leaf_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every leaf of the parameter tree, by its path joined with slashes.
+
+        What the Flax modules declare, for those that may not import them; a test holds the two
+        together.
+        """
+        d, h, q, kv = self.width, self.head_dim, self.heads, 2 * self.kv_heads
+        layer: dict[str, tuple[int, ...]] = {
+            "attention/qkv/kernel": ((q + kv) * h, d),
+            "attention/output/kernel": (d, q * h),
+            "feed_forward/gate_up/kernel": (2 * self.hidden, d),
+            "feed_forward/down/kernel": (d, self.hidden),
+            "pre_attention_norm/scale": (d,),
+            "pre_feed_forward_norm/scale": (d,),
+        }
+        if self.qk_norm:
+            layer |= {"attention/query_norm/scale": (h,), "attention/key_norm/scale": (h,)}
+        if self.post_norms:
+            layer |= {"post_attention_norm/scale": (d,), "post_feed_forward_norm/scale": (d,)}
+        leaves: dict[str, tuple[int, ...]] = {"embedder/embedding": (self.vocab, d)}
+        for i in range(self.layers):
+            leaves |= {f"layer_{i}/{path}": shape for path, shape in layer.items()}
+        return leaves | {"final_norm/scale": (d,)}
+
+    @property
     def parameters(self) -> int:
         """Number of weights, the tied output layer counted once."""
-        attention = 2 * (self.heads + self.kv_heads) * self.head_dim * self.width
-        attention += 2 * self.head_dim if self.qk_norm else 0
-        norms = (4 if self.post_norms else 2) * self.width
-        per_layer = attention + 3 * self.width * self.hidden + norms
-        return self.layers * per_layer + (self.vocab + 1) * self.width
+        return sum(map(math.prod, self.leaf_shapes.values()))
 
     @property
     def cached_numbers_per_token(self) -> int:

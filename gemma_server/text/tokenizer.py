@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import sentencepiece
 from google.protobuf.message import DecodeError
@@ -29,8 +30,10 @@ class Tokenizer:
     def __init__(self, model: bytes) -> None:
         self._pieces = sentencepiece.SentencePieceProcessor()
         try:
-            self._pieces.LoadFromSerializedProto(_with_markers_as_control(model))
-        except (RuntimeError, DecodeError) as error:
+            proto = _parsed(model)
+            self._bytes = [_piece_bytes(piece) for piece in proto.pieces]
+            self._pieces.LoadFromSerializedProto(proto.SerializeToString())
+        except (RuntimeError, ValueError, IndexError, DecodeError) as error:
             raise ModelLoadError(f"not a SentencePiece tokenizer: {error}") from None
         self.vocab_size: int = self._pieces.GetPieceSize()
         self.bos_id: int = self._pieces.bos_id()
@@ -74,20 +77,9 @@ class Tokenizer:
         return ids
 
     def piece_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 bytes, maybe part of a character, of one id; none for control tokens."""
-        pieces = self._pieces
-        if not 0 <= token_id < self.vocab_size:
-            return b""  # an embedding row that only pads the table
-        if pieces.IsControl(token_id) or pieces.IsUnknown(token_id) or self.is_marker(token_id):
-            return b""
-        piece: str = pieces.IdToPiece(token_id)
-        if pieces.IsByte(token_id):
-            return bytes([int(piece[3:5], 16)])  # "<0x0A>"
-        return piece.replace(_SPACE, " ").encode()
-
-    def is_marker(self, token_id: int) -> bool:
-        """Whether the id is one of the turn markers."""
-        return token_id in self._markers.values()
+        """The UTF-8 bytes, maybe part of a character, of one id; none for control tokens, and for
+        an embedding row that only pads the table."""
+        return self._bytes[token_id] if 0 <= token_id < self.vocab_size else b""
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of the ids; bytes that are no UTF-8 become U+FFFD."""
@@ -104,15 +96,26 @@ class Tokenizer:
         return token_id
 
 
-def _with_markers_as_control(model: bytes) -> bytes:
-    """Google's own files have markers as user-defined pieces, which any text could spell."""
+def _parsed(model: bytes) -> Any:
+    """The ModelProto. Markers become control pieces: in Google's own file any text spells them."""
     proto = model_pb.ModelProto()  # type: ignore[attr-defined]  # generated at run time
     proto.ParseFromString(model)
     for piece in proto.pieces:
         if piece.piece in TURN_MARKERS or piece.piece in CODE_MARKERS:
             piece.type = _CONTROL
-    serialized: bytes = proto.SerializeToString()
-    return serialized
+    return proto
+
+
+def _piece_bytes(piece: Any) -> bytes:
+    """What the piece stands for. Raises ValueError for a damaged one."""
+    if piece.type in (_CONTROL, _UNKNOWN):
+        return b""
+    if piece.type == _BYTE:  # "<0x0A>"
+        return bytes([int(piece.piece[3:5], 16)])
+    text = piece.piece
+    if not isinstance(text, str):  # protobuf's way of saying that it is no UTF-8
+        raise ValueError(f"piece {text!r:.100} is no UTF-8")
+    return text.replace(_SPACE, " ").encode()
 
 
 def model_from_pieces(
@@ -138,7 +141,8 @@ def model_from_pieces(
     normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
     for index, (piece, score, kind) in enumerate(zip(pieces, scores, types, strict=True)):
         kind = _UNKNOWN if index == unknown else kind
-        kind = _USER_DEFINED if kind == _CONTROL and piece not in _CONTROL_PIECES else kind
+        kind = _USER_DEFINED if kind == _CONTROL else kind
+        kind = _CONTROL if piece in _CONTROL_PIECES else kind
         literal = piece if kind in (_BYTE, _CONTROL) else piece.replace(" ", _SPACE)
         model.pieces.add(piece=literal, score=score, type=kind)
     serialized: bytes = model.SerializeToString()

@@ -13,7 +13,8 @@ from gemma_server.text.tokenizer import model_from_pieces
 
 _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # SentencePiece's piece types
 _TAB_BYTE = "<0x09>"
-_NOT_TEXT = "<image_soft_token>"  # stands behind the vocabulary, often without an embedding
+_IMAGE = "<image_soft_token>"  # where it comes last, it often has no embedding
+_MOST_PIECES, _MOST_MERGES = 1 << 20, 1 << 22  # Gemma 3 has 262,144 and some 515,000
 
 
 def model_from_json(data: bytes) -> bytes:
@@ -41,12 +42,16 @@ def _refuse_other_kinds(model: Mapping[str, Any]) -> None:
 
 
 def _build(vocab: Mapping[str, int], merges: list[Any], added: list[Mapping[str, Any]]) -> bytes:
-    ids = {piece: index for piece, index in vocab.items() if piece != _NOT_TEXT}
+    if len(vocab) + len(added) > _MOST_PIECES or len(merges) > _MOST_MERGES:
+        raise ModelLoadError(f"{len(vocab)} pieces and {len(merges)} merges are more than Gemma's")
+    ids = dict(vocab)
     if _TAB_BYTE not in ids and "\t" in ids:
         ids[_TAB_BYTE] = ids.pop("\t")  # the file of Gemma 1 and 2 has renamed this one byte
     special = {token["content"]: bool(token["special"]) for token in added}
-    ids |= {token["content"]: token["id"] for token in added if token["content"] != _NOT_TEXT}
+    ids |= {token["content"]: token["id"] for token in added}
     pieces = sorted(ids, key=ids.__getitem__)
+    if pieces[-1:] == [_IMAGE]:
+        del pieces[-1]
     if [ids[piece] for piece in pieces] != list(range(len(pieces))):
         raise ModelLoadError("its ids are not 0 to N, each once")
     ranks = _ranks(merges)

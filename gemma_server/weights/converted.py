@@ -5,7 +5,7 @@ them: `gemma-server.json`, the architecture, and `tokenizer.model`.
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -37,19 +37,13 @@ class ConvertedWeights:
         self.config = _read_config(path / DESCRIPTION)
         self._arrays = open_arrays(path)
         refuse_other_dtypes(path, self._arrays)
+        self.tensors = self._arrays.keys()
+        self.stored = stored_bytes(self._arrays.values())
         layers = {name.partition("/")[0] for name in self._arrays if name.startswith("layer_")}
         if len(layers) != self.config.layers:
             raise ModelLoadError(
                 f"{path}: {DESCRIPTION} says {self.config.layers} layers, it has {len(layers)}"
             )
-
-    @property
-    def tensors(self) -> Collection[str]:
-        return self._arrays.keys()
-
-    @property
-    def stored(self) -> Mapping[str, int]:
-        return stored_bytes(self._arrays.values())
 
     def rows(self, leaf: str) -> Sequence[Rows]:
         array = self._arrays[leaf]

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.model.config import GemmaConfig, Shape, config_for
+from gemma_server.model.config import GemmaConfig, Shape
+from gemma_server.weights.architecture import FAMILIES, config_of_family, count_layers
 from gemma_server.weights.gguf_file import GgufFile
 from gemma_server.weights.numbers import Numbers
 from gemma_server.weights.source import EMBEDDING, Array, Rows
 
+_NOT_TEXT = ("v.", "mm.")  # the vision tower and its projector, in a file that has all
 _LAST_PIECE_TYPE = 6  # SentencePiece: normal, unknown, control, user defined, unused, byte
 
 
@@ -29,16 +31,15 @@ class GgufWeights:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = GgufFile(path)
-        self.config = _config(self._file)
-
-    @property
-    def tensors(self) -> Collection[str]:
-        return self._file.tensors.keys()
+        self.tensors = [name for name in self._file.tensors if not name.startswith(_NOT_TEXT)]
+        self.config = _config(self._file, self.tensors)
+        self._file.refuse_undecodable(self.tensors)
 
     @property
     def stored(self) -> Mapping[str, int]:
         stored: Counter[str] = Counter()
-        for tensor in self._file.tensors.values():
+        for name in self.tensors:
+            tensor = self._file.tensors[name]
             stored[tensor.type_name] += tensor.nbytes
         return stored
 
@@ -99,70 +100,54 @@ _IN_BLOCKS = {
     "pre_feed_forward_norm/scale": ("ffn_norm",),
     "post_feed_forward_norm/scale": ("post_ffw_norm",),
 }
-# Which norms each architecture has: on q and k, and behind the blocks.
-_NORMS_OF = {"gemma": (False, False), "gemma2": (False, True), "gemma3": (True, True)}
 
 
-def _config(file: GgufFile) -> GemmaConfig:
+def _config(file: GgufFile, tensors: Collection[str]) -> GemmaConfig:
     """The architecture from the metadata; what it leaves out, from the released row."""
-    architecture = file.metadata.get("general.architecture")
-    if architecture not in _NORMS_OF:
-        raise ModelLoadError(f"{file.path}: not a Gemma 1, 2 or 3: architecture {architecture!r}")
-    number = Numbers(file.metadata, str(file.path), f"{architecture}.")
+    family = file.metadata.get("general.architecture")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise ModelLoadError(f"{file.path}: not a Gemma 1, 2 or 3: architecture {family!r:.100}")
+    number = Numbers(file.metadata, str(file.path), f"{family}.")
     _refuse_split(file)
-    config = _released(file, _shape(file, number), architecture)
-    scaling = file.metadata.get(f"{architecture}.rope.scaling.type", "linear")
-    if scaling not in ("linear", "none"):
-        raise number.wrong("rope.scaling.type", "only linear is supported")
+    config = config_of_family(str(file.path), family, _shape(file, number, tensors))
     return replace(
         config,
         context_length=number.whole("context_length", config.context_length),
         window=config.window and number.whole("attention.sliding_window", config.window),
-        attention_softcap=number.real("attn_logit_softcapping", config.attention_softcap),
-        final_softcap=number.real("final_logit_softcapping", config.final_softcap),
+        global_every=number.whole("attention.sliding_window_pattern", config.global_every),
+        attention_softcap=number.real_or_none("attn_logit_softcapping", config.attention_softcap),
+        final_softcap=number.real_or_none("final_logit_softcapping", config.final_softcap),
         global_rope_base=number.real("rope.freq_base", config.global_rope_base),
         local_rope_base=_local_rope_base(number, config),
-        global_rope_factor=number.real("rope.scaling.factor", config.global_rope_factor),
+        global_rope_factor=_rope_factor(file, number, family, config),
         norm_eps=number.real("attention.layer_norm_rms_epsilon", config.norm_eps),
     )
 
 
 def _refuse_split(file: GgufFile) -> None:
-    count = file.metadata.get("split.count", 1)
-    if count != 1:
+    count = file.metadata.get("split.count", 0)  # 0 is what joining leaves
+    if type(count) is not int or count > 1:
         raise ModelLoadError(
             f"{file.path}: one of {str(count)[:20]} parts; join them: llama-gguf-split --merge"
         )
 
 
-def _shape(file: GgufFile, number: Numbers) -> Shape:
-    layers = number.whole("block_count")
-    blocks = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
-    if blocks != {str(i) for i in range(min(layers, len(blocks) + 1))}:
-        raise number.wrong("block_count", f"it has {len(blocks)} blocks")
-    if "token_embd.weight" not in file.tensors:
+def _shape(file: GgufFile, number: Numbers, tensors: Collection[str]) -> Shape:
+    if "token_embd.weight" not in tensors:
         raise ModelLoadError(f"{file.path}: no tensor token_embd.weight")
     width, heads = number.whole("embedding_length"), number.whole("attention.head_count")
+    blocks = (name.split(".")[1] for name in tensors if name.startswith("blk."))
     return Shape(
-        layers=layers,
+        layers=count_layers(number, "block_count", blocks),
         width=width,
         heads=heads,
         kv_heads=number.whole("attention.head_count_kv", heads),
-        head_dim=number.whole("attention.key_length", width // heads),
+        head_dim=number.whole("attention.key_length", max(1, width // heads)),
         hidden=number.whole("feed_forward_length"),
         vocab=file.tensors["token_embd.weight"].shape[0],
-        qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
-        post_norms="blk.0.post_ffw_norm.weight" in file.tensors,
+        qk_norm="blk.0.attn_q_norm.weight" in tensors,
+        post_norms="blk.0.post_ffw_norm.weight" in tensors,
     )
-
-
-def _released(file: GgufFile, shape: Shape, architecture: str) -> GemmaConfig:
-    if (shape.qk_norm, shape.post_norms) != _NORMS_OF[architecture]:
-        raise ModelLoadError(f"{file.path}: its norms are not those of {architecture}")
-    try:
-        return config_for(shape)
-    except ValueError as error:
-        raise ModelLoadError(f"{file.path}: {error}") from None
 
 
 def _local_rope_base(number: Numbers, config: GemmaConfig) -> float:
@@ -170,3 +155,12 @@ def _local_rope_base(number: Numbers, config: GemmaConfig) -> float:
     if config.qk_norm:  # the only generation whose layers have two bases
         return number.real("rope.freq_base_swa", config.local_rope_base)
     return number.real("rope.freq_base", config.local_rope_base)
+
+
+def _rope_factor(file: GgufFile, number: Numbers, family: str, config: GemmaConfig) -> float:
+    scaling = file.metadata.get(f"{family}.rope.scaling.type", "linear")
+    if isinstance(scaling, str) and scaling == "none":
+        return 1.0
+    if not isinstance(scaling, str) or scaling != "linear":
+        raise number.wrong("rope.scaling.type", "only linear is supported")
+    return number.real("rope.scaling.factor", config.global_rope_factor)

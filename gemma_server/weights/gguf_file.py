@@ -7,6 +7,7 @@ count, length, offset and product in it is checked against the file's size befor
 import math
 import mmap
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.weights.pointer import refuse_pointer
+from gemma_server.weights.files import require_file
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -26,6 +27,8 @@ _SCALARS = {  # GGUF's value type -> NumPy's little-endian dtype
 _STRING, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 4
 _DEFAULT_ALIGNMENT = 32
+# No Gemma comes near these; within a large file a hostile header could stay busy for minutes.
+_MOST_ENTRIES, _MOST_STRINGS = 10_000, 1 << 20
 _CHUNK_BYTES = 1 << 18  # dequantise this much at a time: it stays in the CPU's caches
 
 
@@ -56,6 +59,7 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        require_file(path)
         try:
             with path.open("rb") as file:
                 size = file.seek(0, 2)
@@ -65,6 +69,26 @@ class GgufFile:
         except OSError as error:
             raise ModelLoadError(f"{path}: cannot be read: {error.strerror}") from None
         self.metadata, self.tensors = _Header(path, self._data).parse()
+
+    def refuse_undecodable(self, names: Iterable[str]) -> None:
+        """Say which of the tensors, if any, is of a type that cannot be dequantised.
+
+        Raises:
+            ModelLoadError: one is.
+        """
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        examples = {self.tensors[name].type: self.tensors[name] for name in names}
+        for tensor in examples.values():
+            kind = GGMLQuantizationType(tensor.type)
+            try:
+                dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+            except NotImplementedError:
+                raise ModelLoadError(
+                    f"{self.path}: tensor {tensor.name} is stored as {kind.name}, "
+                    "which is not supported"
+                ) from None
 
     def copy(self, name: str, out: npt.NDArray[Any]) -> None:
         """Write the tensor's values into `out`, of its shape or fewer rows, in `out`'s dtype.
@@ -102,17 +126,19 @@ class _Header:
 
     def parse(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if self._take(4) != _MAGIC:
-            refuse_pointer(self._path)
             raise ModelLoadError(f"{self._path}: not a GGUF file")
         version = self._number("<I")
         if version not in _VERSIONS:
-            raise self._damaged(f"GGUF version {version}, this reader knows {_VERSIONS}")
+            if struct.pack(">I", version) in (struct.pack("<I", known) for known in _VERSIONS):
+                raise ModelLoadError(f"{self._path}: big-endian GGUF files are not supported")
+            raise ModelLoadError(f"{self._path}: GGUF version {version}; only {_VERSIONS} are read")
         tensor_count, pair_count = self._number("<Q"), self._number("<Q")
         metadata: dict[str, Any] = {}
-        for _ in range(self._checked(pair_count, 13, "metadata entries")):
+        for _ in range(self._checked(pair_count, 13, "metadata entries", _MOST_ENTRIES)):
             key = self._string()
             metadata[key] = self._value(self._number("<I"))
-        found = [self._tensor_info() for _ in range(self._checked(tensor_count, 24, "tensors"))]
+        tensor_count = self._checked(tensor_count, 24, "tensors", _MOST_ENTRIES)
+        found = [self._tensor_info() for _ in range(tensor_count)]
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise self._damaged(f"alignment {alignment!r} is no power of two")
@@ -146,7 +172,7 @@ class _Header:
         try:
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         except (KeyError, ValueError):
-            raise self._damaged(f"tensor {name} is of unknown type {kind}") from None
+            raise ModelLoadError(f"{self._path}: tensor {name} is of unknown type {kind}") from None
         if 0 in shape or shape[-1] % block:
             raise self._damaged(f"tensor {name} has shape {list(shape)} in blocks of {block}")
         return Tensor(name, shape, kind, offset, math.prod(shape) // block * block_bytes)
@@ -160,10 +186,13 @@ class _Header:
             raise self._damaged(f"unknown metadata type {kind} at byte {self._at}")
         item, count = self._number("<I"), self._number("<Q")
         if item == _STRING:
-            return [self._string() for _ in range(self._checked(count, 8, "strings"))]
+            return [
+                self._string() for _ in range(self._checked(count, 8, "strings", _MOST_STRINGS))
+            ]
         if item in _SCALARS:
             return self._scalars(item, count)
-        return [self._value(item, nested=True) for _ in range(self._checked(count, 8, "items"))]
+        count = self._checked(count, 8, "items", _MOST_ENTRIES)
+        return [self._value(item, nested=True) for _ in range(count)]
 
     def _scalars(self, kind: int, count: int) -> npt.NDArray[Any]:
         dtype = np.dtype(_SCALARS[kind])
@@ -177,10 +206,12 @@ class _Header:
         number: int = struct.unpack(form, self._take(struct.calcsize(form)))[0]
         return number
 
-    def _checked(self, count: int, least_bytes: int, what: str) -> int:
+    def _checked(self, count: int, least_bytes: int, what: str, most: int | None = None) -> int:
         """`count`, when that many things of at least `least_bytes` can still follow."""
         if count * least_bytes > len(self._data) - self._at:
             raise self._damaged(f"{count} {what} announced at byte {self._at}, more than fit")
+        if most is not None and count > most:
+            raise self._damaged(f"{count} {what} at byte {self._at}, more than {most}")
         return count
 
     def _take(self, count: int) -> bytes:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.model.config import GemmaConfig, Shape, config_for
+from gemma_server.model.config import RELEASED, GemmaConfig, Shape
+from gemma_server.weights.architecture import config_of_family, count_layers
 from gemma_server.weights.numbers import Numbers
 from gemma_server.weights.safetensors_dir import SafetensorsDir, StoredTensor, read_json
 from gemma_server.weights.source import EMBEDDING, Rows
@@ -35,9 +36,9 @@ _IN_LAYERS = {
 }
 # Gemma 1 has one norm between attention and feed-forward, under the name of what it follows.
 _GEMMA1_LAYERS = {**_IN_LAYERS, "pre_feed_forward_norm/scale": ("post_attention_layernorm",)}
-# Which norms each type has: on q and k, and behind the blocks.
-_NORMS_OF = {"gemma": (False, False), "gemma2": (False, True), "gemma3_text": (True, True)}
-_SERVED = (*_NORMS_OF, "gemma3")
+_FAMILIES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "gemma3_text": "gemma3"}
+# What transformers takes where a model of no released size says nothing.
+_DEFAULT_WINDOW, _DEFAULT_HEAD_DIM, _DEFAULT_QUERY_SCALAR = 4096, 256, 256
 
 
 class HuggingFaceWeights:
@@ -54,11 +55,11 @@ class HuggingFaceWeights:
         model = _text_config(path / "config.json")
         self._files = SafetensorsDir(path)
         prefix = _prefix(self._files)
-        self._tensors = {
-            name.removeprefix(prefix): name
-            for name in self._files.tensors
-            if not _BESIDE.search(name)
-        }
+        text = [name for name in self._files.tensors if not _BESIDE.search(name)]
+        self._files.require_floats(text)
+        self._tensors = {name.removeprefix(prefix): name for name in text}
+        if len(self._tensors) < len(text):
+            raise ModelLoadError(f"{path}: it has tensors both with {prefix} before and without")
         self.config = _config(path / "config.json", model, self._shapes())
         self._in_layers = _IN_LAYERS if self.config.post_norms else _GEMMA1_LAYERS
 
@@ -97,13 +98,12 @@ def _text_config(path: Path) -> Mapping[str, Any]:
     """
     found = read_json(path)
     kind = found.get("model_type")
-    if kind not in _SERVED:
+    if not isinstance(kind, str) or kind not in _FAMILIES:
         raise ModelLoadError(f"{path}: not a Gemma 1, 2 or 3: model_type {str(kind)[:100]!r}")
     text = found.get("text_config", found) if kind == "gemma3" else found
     if not isinstance(text, dict):
         raise ModelLoadError(f"{path}: text_config is no object")
-    if kind == "gemma3":
-        text = {**text, "model_type": "gemma3_text"}
+    text = {**text, "model_type": kind}
     for where in (found, text):
         _refuse_what_changes_the_numbers(path, where)
     return text
@@ -145,22 +145,21 @@ def _hint(files: SafetensorsDir) -> str:
 def _config(path: Path, model: Mapping[str, Any], shapes: Mapping[str, Any]) -> GemmaConfig:
     """The architecture: sizes from the tensors, checked against the file; the rest from it."""
     number = Numbers(model, str(path))
-    shape = _shape(path, number, shapes)
-    kind = model["model_type"]
-    if (shape.qk_norm, shape.post_norms) != _NORMS_OF.get(kind):
-        raise ModelLoadError(f"{path}: model_type is {kind}, but the norms are another Gemma's")
-    try:
-        row = config_for(shape)
-    except ValueError as error:
-        raise ModelLoadError(f"{path}: {error}") from None
-    window = row.window and number.whole("sliding_window", row.window)
+    family = _FAMILIES[model["model_type"]]
+    row = config_of_family(str(path), family, _shape(path, number, shapes))
+    scale = row.query_scale
+    if row.name not in {released.name for released in RELEASED}:
+        scale = scale if family == "gemma" else _DEFAULT_QUERY_SCALAR**-0.5
+        row = replace(row, window=row.window and _DEFAULT_WINDOW)
+    if "query_pre_attn_scalar" in model:
+        scale = number.real("query_pre_attn_scalar", 1.0) ** -0.5
     config = replace(
         row,
         context_length=number.whole("max_position_embeddings", row.context_length),
-        query_scale=number.real("query_pre_attn_scalar", row.query_scale**-2) ** -0.5,
-        window=window,
-        attention_softcap=number.real("attn_logit_softcapping", row.attention_softcap),
-        final_softcap=number.real("final_logit_softcapping", row.final_softcap),
+        query_scale=scale,
+        window=row.window and number.whole("sliding_window", row.window),
+        attention_softcap=number.real_or_none("attn_logit_softcapping", row.attention_softcap),
+        final_softcap=number.real_or_none("final_logit_softcapping", row.final_softcap),
         norm_eps=number.real("rms_norm_eps", row.norm_eps),
         global_every=_global_every(number, model, row),
     )
@@ -168,11 +167,7 @@ def _config(path: Path, model: Mapping[str, Any], shapes: Mapping[str, Any]) -> 
 
 
 def _shape(path: Path, number: Numbers, shapes: Mapping[str, Any]) -> Shape:
-    layers = number.whole("num_hidden_layers")
-    blocks = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
-    if blocks != {str(i) for i in range(min(layers, len(blocks) + 1))}:
-        raise number.wrong("num_hidden_layers", f"it has {len(blocks)} layers")
-    head_dim = number.whole("head_dim", 256)  # the default of every Gemma's configuration
+    head_dim = number.whole("head_dim", _DEFAULT_HEAD_DIM)
     try:
         vocab, width = shapes[_TABLE]
         q_rows, _ = shapes["layers.0.self_attn.q_proj.weight"]
@@ -180,6 +175,8 @@ def _shape(path: Path, number: Numbers, shapes: Mapping[str, Any]) -> Shape:
         hidden, _ = shapes["layers.0.mlp.gate_proj.weight"]
     except (KeyError, ValueError) as error:
         raise ModelLoadError(f"{path.parent}: not a Gemma: {error}") from None
+    if q_rows % head_dim or k_rows % head_dim:
+        raise number.wrong("head_dim", f"its heads have {q_rows} and {k_rows} rows in all")
     sizes = {
         "hidden_size": width,
         "intermediate_size": hidden,
@@ -187,10 +184,11 @@ def _shape(path: Path, number: Numbers, shapes: Mapping[str, Any]) -> Shape:
         "num_key_value_heads": k_rows // head_dim,
     }
     for name, size in sizes.items():
-        if number.whole(name, max(1, size)) != size:
+        if number.whole(name, size) != size:
             raise number.wrong(name, f"its tensors have {size}")
+    layers = (name.split(".")[1] for name in shapes if name.startswith("layers."))
     return Shape(
-        layers=layers,
+        layers=count_layers(number, "num_hidden_layers", layers),
         width=width,
         heads=sizes["num_attention_heads"],
         kv_heads=sizes["num_key_value_heads"],
@@ -211,6 +209,8 @@ def _global_every(number: Numbers, model: Mapping[str, Any], row: GemmaConfig) -
         return number.whole(name, row.global_every)
     if not isinstance(types, list) or len(types) != row.layers:
         raise number.wrong("layer_types", f"it has {row.layers} layers")
+    if not all(kind in ("full_attention", "sliding_attention") for kind in types):
+        raise number.wrong("layer_types", "only full_attention and sliding_attention are known")
     full = [kind == "full_attention" for kind in types]
     every = full.index(True) + 1 if any(full) else row.layers + 1
     if full != [(i + 1) % every == 0 for i in range(row.layers)]:

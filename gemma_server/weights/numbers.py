@@ -1,11 +1,9 @@
 """The numbers in a checkpoint's metadata, each checked to be a sensible one."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from gemma_server.errors import ModelLoadError
-
-_Default = TypeVar("_Default", float, float | None)
 
 
 class Numbers:
@@ -24,15 +22,23 @@ class Numbers:
             raise self.wrong(name)
         return value
 
-    def real(self, name: str, default: _Default) -> _Default:
-        """A positive number, or None where the default may be None."""
-        value = self._values.get(self._prefix + name, default)
-        if value is not None and not (type(value) in (int, float) and 0 < value < 1e12):
+    def real(self, name: str, default: float) -> float:
+        """A positive number."""
+        value = self.real_or_none(name, default)
+        if value is None:
             raise self.wrong(name)
-        checked: _Default = value
-        return checked
+        return value
+
+    def real_or_none(self, name: str, default: float | None) -> float | None:
+        """A positive number, or None, which the file may say too."""
+        value = self._values.get(self._prefix + name, default)
+        if value is None:
+            return None
+        if type(value) not in (int, float) or not 0 < value < 1e12:
+            raise self.wrong(name)
+        return float(value)
 
     def wrong(self, name: str, why: str = "") -> ModelLoadError:
         """The error for a value that cannot be."""
-        shown = str(self._values.get(self._prefix + name))[:100]
+        shown = repr(self._values.get(self._prefix + name))[:100]
         return ModelLoadError(f"{self._where}: {self._prefix}{name} is {shown}{why and f': {why}'}")

@@ -1,5 +1,6 @@
 """Which kind of checkpoint a path is."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from gemma_server.errors import ModelLoadError
@@ -12,42 +13,50 @@ from gemma_server.weights.source import WeightSource
 
 
 def open_weights(path: Path) -> WeightSource:
-    """Open the checkpoint at `path`, or the only one directly below it.
+    """Open the checkpoint at `path`, or the only one in the directories below it, two levels deep.
 
     Raises:
         ModelLoadError: there is none, or it is damaged, or no Gemma 1, 2 or 3.
     """
-    if path.is_file():
+    try:
+        return _open(path)
+    except OSError as error:
+        raise ModelLoadError(f"{path}: {error.strerror or error}") from None
+
+
+def _open(path: Path) -> WeightSource:
+    if not path.is_dir():
         if path.suffix == ".safetensors":
             raise ModelLoadError(f"{path}: name its directory, which has config.json too")
+        path.stat()  # raises if there is nothing
         return GgufWeights(path)
-    if not path.is_dir():
-        raise ModelLoadError(f"{path}: no such file or directory")
-    if (opened := _open_directory(path)) is not None:
-        return opened
-    below = [child for child in sorted(path.iterdir()) if child.is_dir() and _is_checkpoint(child)]
-    if len(below) == 1:
-        return open_weights(below[0])
-    raise ModelLoadError(f"{path}: {_what_is_there(path, below)}")
+    if (opener := _opener(path)) is not None:
+        return opener(path)
+    found = _below(path, "*") or _below(path, "*/*")
+    if len(found) == 1:
+        return _open(found[0])
+    raise ModelLoadError(f"{path}: {_what_is_there(path, found)}")
 
 
-def _open_directory(path: Path) -> WeightSource | None:
-    if (path / DESCRIPTION).is_file():
-        return ConvertedWeights(path)
-    if is_orbax(path):
-        return OrbaxWeights(path)
-    if (path / "config.json").is_file() or any(path.glob("*.safetensors")):
-        return HuggingFaceWeights(path)
+def _below(path: Path, pattern: str) -> list[Path]:
+    return [child for child in sorted(path.glob(pattern)) if child.is_dir() and _opener(child)]
+
+
+def _opener(directory: Path) -> Callable[[Path], WeightSource] | None:
+    """What opens the checkpoint in a directory; None if there is none."""
+    if (directory / DESCRIPTION).is_file():
+        return ConvertedWeights
+    if is_orbax(directory):
+        return OrbaxWeights
+    if (directory / "config.json").is_file() or any(directory.glob("*.safetensors")):
+        return HuggingFaceWeights
     return None
 
 
-def _is_checkpoint(path: Path) -> bool:
-    return is_orbax(path) or any((path / name).is_file() for name in (DESCRIPTION, "config.json"))
-
-
-def _what_is_there(path: Path, below: list[Path]) -> str:
-    if below:
-        return f"several checkpoints in it, name one: {', '.join(each.name for each in below)}"
+def _what_is_there(path: Path, found: list[Path]) -> str:
+    if found:
+        names = ", ".join(str(child.relative_to(path)) for child in found)
+        return f"several checkpoints in it, name one: {names}"
     if files := sorted(path.glob("*.gguf")):
-        return f"name one of its GGUF files: {', '.join(each.name for each in files)}"
+        return f"name one of its GGUF files: {', '.join(file.name for file in files)}"
     return "no checkpoint in it: no Orbax manifest.ocdbt, no config.json with safetensors files"

@@ -16,12 +16,13 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import tensorstore as ts
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import Shape, config_for
-from gemma_server.weights.orbax_arrays import open_arrays, refuse_other_dtypes
+from gemma_server.weights.orbax_arrays import nbytes, open_arrays, refuse_other_dtypes
 from gemma_server.weights.source import EMBEDDING, Array, Rows
 
 _TABLE = "embedder/input_embedding"
@@ -38,6 +39,16 @@ _NORMS = {
 }
 
 
+class _Stored(NamedTuple):
+    """A layer's array, and the name it is stored under: a stack's name is that of many."""
+
+    name: str
+    array: ts.TensorStore
+
+    def at(self, index: int) -> "_Stored":
+        return _Stored(self.name, self.array[index])
+
+
 class OrbaxWeights:
     """A Gemma in an Orbax directory, as a `WeightSource`.
 
@@ -51,19 +62,13 @@ class OrbaxWeights:
         self.path = path
         stored = _text_model(path, open_arrays(path))
         refuse_other_dtypes(path, stored)
+        self.tensors = stored.keys()
+        self.stored = stored_bytes(stored.values())
         self._arrays = _unstacked(stored)
         try:
             self.config = config_for(self._shape())
         except ValueError as error:
             raise ModelLoadError(f"{path}: not a Gemma 1, 2 or 3: {error}") from None
-
-    @property
-    def tensors(self) -> Collection[str]:
-        return self._arrays.keys()
-
-    @property
-    def stored(self) -> Mapping[str, int]:
-        return stored_bytes(self._arrays.values())
 
     def rows(self, leaf: str) -> Sequence[Rows]:
         if leaf == EMBEDDING:
@@ -77,35 +82,33 @@ class OrbaxWeights:
             case "attention/qkv/kernel":
                 return self._qkv(f"{layer}/attn")
             case "attention/output/kernel":
-                name = f"{layer}/attn/attn_vec_einsum/w"  # [N, H, D]
-                return [_turned(name, self._arrays[name], (2, 0, 1), columns=2)]
+                out = self._arrays[f"{layer}/attn/attn_vec_einsum/w"]  # [N, H, D]
+                return [_turned(out, (2, 0, 1), columns=2)]
             case "feed_forward/gate_up/kernel":
                 return [self._gating(layer)]
             case "feed_forward/down/kernel":
-                name = f"{layer}/mlp/linear/w"  # [F, D]
-                return [_turned(name, self._arrays[name], (1, 0))]
+                return [_turned(self._arrays[f"{layer}/mlp/linear/w"], (1, 0))]  # from [F, D]
         raise KeyError(leaf)
 
     def _as_is(self, name: str) -> Rows:
-        array = self._arrays[name]
-        return Rows(name, array.shape, partial(copy_array, array))
+        stored = self._arrays[name]
+        return Rows(stored.name, stored.array.shape, partial(copy_array, stored.array))
 
     def _qkv(self, attention: str) -> list[Rows]:
         """q, k and v, each [heads, D, H], as rows of [heads * H, D]."""
         name = f"{attention}/qkv_einsum/w"
         if name in self._arrays:
-            parts = [(name, self._arrays[name][i]) for i in range(3)]
+            parts = [self._arrays[name].at(i) for i in range(3)]
         else:
-            q, kv = f"{attention}/q_einsum/w", f"{attention}/kv_einsum/w"
-            parts = [(q, self._arrays[q]), *((kv, self._arrays[kv][i]) for i in range(2))]
-        return [_turned(name, part, (0, 2, 1)) for name, part in parts]
+            kv = self._arrays[f"{attention}/kv_einsum/w"]
+            parts = [self._arrays[f"{attention}/q_einsum/w"], kv.at(0), kv.at(1)]
+        return [_turned(part, (0, 2, 1)) for part in parts]
 
     def _gating(self, layer: str) -> Rows:
         """[2, F, D] as rows of [2F, D]; Gemma 1 and the small Gemma 2 store [2, D, F]."""
-        name = f"{layer}/mlp/gating_einsum/w"
-        gating = self._arrays[name]
-        hidden = self._arrays[f"{layer}/mlp/linear/w"].shape[0]
-        return _turned(name, gating, (0, 1, 2) if gating.shape[1] == hidden else (0, 2, 1))
+        gating = self._arrays[f"{layer}/mlp/gating_einsum/w"]
+        hidden = self._arrays[f"{layer}/mlp/linear/w"].array.shape[0]
+        return _turned(gating, (0, 1, 2) if gating.array.shape[1] == hidden else (0, 2, 1))
 
     def _shape(self) -> Shape:
         """The model's sizes, read from its first layer's tensors."""
@@ -115,14 +118,14 @@ class OrbaxWeights:
         if layers != set(range(len(layers))) or not layers:
             raise ModelLoadError(f"{self.path}: not a Gemma: its layers are not layer_0 to N")
         try:
-            vocab, width = self._arrays[_TABLE].shape
+            vocab, width = self._arrays[_TABLE].array.shape
             if "layer_0/attn/qkv_einsum/w" in self._arrays:
-                _, heads, _, head_dim = self._arrays["layer_0/attn/qkv_einsum/w"].shape
+                _, heads, _, head_dim = self._arrays["layer_0/attn/qkv_einsum/w"].array.shape
                 kv_heads = heads
             else:
-                heads, _, head_dim = self._arrays["layer_0/attn/q_einsum/w"].shape
-                kv_heads = self._arrays["layer_0/attn/kv_einsum/w"].shape[1]
-            hidden = self._arrays["layer_0/mlp/linear/w"].shape[0]
+                heads, _, head_dim = self._arrays["layer_0/attn/q_einsum/w"].array.shape
+                kv_heads = self._arrays["layer_0/attn/kv_einsum/w"].array.shape[1]
+            hidden = self._arrays["layer_0/mlp/linear/w"].array.shape[0]
         except (KeyError, ValueError, IndexError) as error:
             raise ModelLoadError(f"{self.path}: not a Gemma: {error}") from None
         return Shape(
@@ -148,19 +151,19 @@ def stored_bytes(arrays: Collection[ts.TensorStore]) -> Counter[str]:
     """Bytes by dtype, uncompressed."""
     stored: Counter[str] = Counter()
     for array in arrays:
-        stored[array.dtype.name] += array.size * array.dtype.numpy_dtype.itemsize
+        stored[array.dtype.name] += nbytes(array)
     return stored
 
 
-def _turned(name: str, array: ts.TensorStore, axes: tuple[int, ...], *, columns: int = 1) -> Rows:
+def _turned(stored: _Stored, axes: tuple[int, ...], *, columns: int = 1) -> Rows:
     """The array with its axes permuted, then read as a matrix.
 
     The last axis is the matrix's columns or, with `columns` 2, the last two are.
     """
-    turned = array.transpose(axes)
+    turned = stored.array.transpose(axes)
     split = len(axes) - columns
     shape = (math.prod(turned.shape[:split]), math.prod(turned.shape[split:]))
-    return Rows(name, shape, lambda out: copy_array(turned, out.reshape(turned.shape)))
+    return Rows(stored.name, shape, lambda out: copy_array(turned, out.reshape(turned.shape)))
 
 
 def _text_model(path: Path, arrays: Mapping[str, ts.TensorStore]) -> dict[str, ts.TensorStore]:
@@ -186,7 +189,7 @@ def _with_leaf(name: str) -> str:
     return f"{name}/w" if name.endswith(("/mlp/linear", "/mlp/gating_einsum")) else name
 
 
-def _unstacked(arrays: Mapping[str, ts.TensorStore]) -> dict[str, ts.TensorStore]:
+def _unstacked(arrays: Mapping[str, ts.TensorStore]) -> dict[str, _Stored]:
     """Every layer's arrays under its own name: stack p holds layers p, p + P, p + 2P, ..."""
     matches = {name: _STACKED.match(name) for name in arrays}
     period = 1 + max((int(match[1]) for match in matches.values() if match), default=0)
@@ -194,8 +197,9 @@ def _unstacked(arrays: Mapping[str, ts.TensorStore]) -> dict[str, ts.TensorStore
     for name, array in arrays.items():
         match = matches[name]
         if match is None:
-            found[name] = array
+            found[name] = _Stored(name, array)
             continue
         for index in range(array.shape[0] if array.rank else 0):
-            found[f"layer_{index * period + int(match[1])}/{match[2]}"] = array[index]
+            layer = index * period + int(match[1])
+            found[f"layer_{layer}/{match[2]}"] = _Stored(name, array[index])
     return found

@@ -4,6 +4,7 @@ Orbax keeps each leaf as a Zarr array, named by its path joined with dots, in on
 (`manifest.ocdbt`) or, in older checkpoints, in a directory each.
 """
 
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ _DRIVERS = {"/.zarray": "zarr", "/zarr.json": "zarr3"}
 _FLOATS = ("float32", "float16", "bfloat16")
 # Weights hardly compress; a header that promises more than this for its bytes is lying.
 _MOST_COMPRESSION = 64
+_STACK = "/stacked_layers/"
 
 
 def open_arrays(path: Path) -> dict[str, ts.TensorStore]:
@@ -25,8 +27,8 @@ def open_arrays(path: Path) -> dict[str, ts.TensorStore]:
         ModelLoadError: the directory is no Orbax checkpoint, or a damaged one.
     """
     try:
-        return _open(path)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+        return _open(path.resolve())  # tensorstore takes no ".." in a path
+    except (ValueError, OSError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelLoadError(
             f"{path}: not a readable Orbax checkpoint: {reason[0][:300]}"
@@ -36,7 +38,7 @@ def open_arrays(path: Path) -> dict[str, ts.TensorStore]:
 def is_orbax(path: Path) -> bool:
     """Whether the directory looks like one that Orbax wrote."""
     written = any((path / name).is_file() for name in ("manifest.ocdbt", "_METADATA"))
-    return written or any(path.glob("*/.zarray"))
+    return written or any(any(path.glob(f"*{ending}")) for ending in _DRIVERS)
 
 
 def refuse_other_dtypes(path: Path, arrays: Mapping[str, ts.TensorStore]) -> None:
@@ -53,8 +55,15 @@ def refuse_other_dtypes(path: Path, arrays: Mapping[str, ts.TensorStore]) -> Non
             )
 
 
+def nbytes(array: ts.TensorStore) -> int:
+    """Bytes of the array's values."""
+    size: int = array.size * array.dtype.numpy_dtype.itemsize
+    return size
+
+
 def _open(path: Path) -> dict[str, ts.TensorStore]:
-    files: dict[str, Any] = {"driver": "file", "path": f"{path.absolute()}/"}
+    on_disk = _regular_bytes(path)
+    files: dict[str, Any] = {"driver": "file", "path": f"{path}/"}
     base = {"driver": "ocdbt", "base": files} if (path / "manifest.ocdbt").is_file() else files
     store = ts.KvStore.open(base).result()
     opening = {}
@@ -63,20 +72,58 @@ def _open(path: Path) -> dict[str, ts.TensorStore]:
             name = key.decode().removesuffix(ending)
             if name != key.decode():
                 kvstore = {**base, "path": f"{base.get('path', '')}{name}/"}
-                # A chunk that is not there is an error, and not full of zeros.
-                spec = {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False}
-                opening[name.replace(".", "/")] = ts.open(spec, open=True, read=True)
-    arrays = {name: future.result() for name, future in opening.items()}
-    _check_sizes(path, arrays)
+                opening[name.replace(".", "/")] = {
+                    "driver": driver,
+                    "kvstore": kvstore,
+                    # A chunk that is not there is an error, and not full of zeros.
+                    "fill_missing_data_reads": False,
+                }
+    arrays = _open_all(opening, ts.Context())
+    _check_sizes(path, arrays, on_disk)
+    if any(_STACK in name for name in arrays):
+        # Each layer is a slice of a stack that was written as one chunk. Two stacks stay decoded
+        # while their layers are copied; `load_leaves` asks for these one after another.
+        largest = sorted(map(nbytes, arrays.values()))[-2:]
+        pool = {"cache_pool": {"total_bytes_limit": sum(largest)}}
+        arrays = _open_all(
+            {name: {**spec, "recheck_cached_data": "open"} for name, spec in opening.items()},
+            ts.Context(pool),
+        )
     return arrays
 
 
-def _check_sizes(path: Path, arrays: Mapping[str, ts.TensorStore]) -> None:
-    on_disk = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    promised = sum(array.size * array.dtype.numpy_dtype.itemsize for array in arrays.values())
+def _open_all(
+    specs: Mapping[str, dict[str, Any]], context: ts.Context
+) -> dict[str, ts.TensorStore]:
+    opening = {
+        name: ts.open(spec, open=True, read=True, context=context) for name, spec in specs.items()
+    }
+    return {name: future.result() for name, future in opening.items()}
+
+
+def _regular_bytes(path: Path) -> int:
+    """The size of all files; a pipe among them would be waited for."""
+    total = 0
+    for file in path.rglob("*"):
+        found = file.stat()
+        if not stat.S_ISDIR(found.st_mode):
+            if not stat.S_ISREG(found.st_mode):
+                raise ModelLoadError(f"{file}: not a regular file")
+            total += found.st_size
+    return total
+
+
+def _check_sizes(path: Path, arrays: Mapping[str, ts.TensorStore], on_disk: int) -> None:
+    promised = sum(map(nbytes, arrays.values()))
     if promised > on_disk * _MOST_COMPRESSION:
         largest = max(arrays, key=lambda name: arrays[name].size)
         raise ModelLoadError(
             f"{path}: its arrays would have {promised} bytes ({largest} "
             f"{list(arrays[largest].shape)}), but its files have {on_disk}: it is damaged"
         )
+    for name, array in arrays.items():
+        chunk = array.chunk_layout.read_chunk.shape or ()
+        if any((side or 1) > max(1, size) for side, size in zip(chunk, array.shape, strict=False)):
+            raise ModelLoadError(
+                f"{path}: damaged: {name} {list(array.shape)} is cut in chunks of {list(chunk)}"
+            )

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.weights.pointer import refuse_pointer
+from gemma_server.weights.files import read_file, require_file
 from gemma_server.weights.source import Array
 
-INDEX = "model.safetensors.index.json"
-_JSON_BYTES = 64 << 20
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# No Gemma comes near these; parsing more would take a hostile file's time.
+_MOST_HEADER_BYTES, _MOST_INDEX_BYTES = 8 << 20, 8 << 20
 _FLOATS = {"F32": 4, "F16": 2, "BF16": 2}  # bytes of one value
 _CHUNK_BYTES = 1 << 22  # read this much at a time
 
@@ -33,14 +34,18 @@ class SafetensorsDir:
     """All tensors of a directory's safetensors files, by name.
 
     Raises:
-        ModelLoadError: a file is missing or damaged, or holds something other than floats.
+        ModelLoadError: a file is missing or damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors: dict[str, StoredTensor] = {}
-        for file, names in self._files().items():
-            self._open(file, names)
+        places = self._places()
+        for file in sorted(set(places.values())) if places else self._whole_files():
+            self._open(file)
+        for name, file in places.items():
+            if name not in self.tensors or self.tensors[name].file != file:
+                raise ModelLoadError(f"{file}: no tensor {name}, which {INDEX} puts there")
 
     def stored(self, names: Iterable[str]) -> Counter[str]:
         """Bytes of these tensors by dtype."""
@@ -53,7 +58,7 @@ class SafetensorsDir:
         """Write the tensor's values into `out`, of its shape or fewer rows, in `out`'s dtype."""
         tensor = self.tensors[name]
         row_bytes = math.prod(tensor.shape[1:]) * _FLOATS[tensor.dtype]
-        step = max(1, _CHUNK_BYTES // row_bytes)
+        step = max(1, _CHUNK_BYTES // max(1, row_bytes))
         # Opened anew for each tensor: closing it takes the pages read so far out of memory.
         with safe_open(tensor.file, "numpy") as file:
             rows = file.get_slice(name)
@@ -61,66 +66,71 @@ class SafetensorsDir:
                 stop = min(row + step, len(out))
                 out[row:stop] = rows[row:stop]
 
-    def _files(self) -> Mapping[Path, set[str] | None]:
-        """The files, and the tensors that each must have where an index says so."""
+    def require_floats(self, names: Iterable[str]) -> None:
+        """Say which of the tensors, if any, holds no plain floats.
+
+        Raises:
+            ModelLoadError: one does not.
+        """
+        for name in names:
+            tensor = self.tensors[name]
+            if tensor.dtype not in _FLOATS or not tensor.shape:
+                raise ModelLoadError(
+                    f"{tensor.file}: {name} is stored as {tensor.dtype} {list(tensor.shape)}; "
+                    f"only {', '.join(_FLOATS)} are supported, no quantised weights"
+                )
+
+    def _whole_files(self) -> list[Path]:
+        """All of them, without an index; hidden ones are the file system's."""
+        single = self.path / SINGLE
+        found = [single] if single.is_file() else sorted(self.path.glob("*.safetensors"))
+        return [file for file in found if not file.name.startswith(".")]
+
+    def _places(self) -> dict[str, Path]:
+        """Each tensor's file as the index says; an index beside a single file is a leftover."""
         index = self.path / INDEX
-        if not index.is_file():
-            return dict.fromkeys(sorted(self.path.glob("*.safetensors")))
-        places = read_json(index).get("weight_map")
+        if (self.path / SINGLE).is_file() or not index.is_file():
+            return {}
+        places = read_json(index, _MOST_INDEX_BYTES).get("weight_map")
         if not isinstance(places, dict) or not places:
             raise ModelLoadError(f"{index}: no weight_map in it")
-        files: dict[Path, set[str] | None] = {}
         for name, file in places.items():
             if not isinstance(file, str) or Path(file).name != file:
                 raise ModelLoadError(f"{index}: {name} is in {str(file)[:100]!r}, no file's name")
-            names = files.setdefault(self.path / file, set())
-            assert names is not None
-            names.add(name)
-        return files
+        return {name: self.path / file for name, file in places.items()}
 
-    def _open(self, path: Path, expected: set[str] | None) -> None:
+    def _open(self, path: Path) -> None:
+        require_file(path)
         try:
-            refuse_pointer(path)
+            with path.open("rb") as file:
+                header_bytes = int.from_bytes(file.read(8), "little")
+            if header_bytes > _MOST_HEADER_BYTES:
+                raise SafetensorError(f"its header has {header_bytes} bytes")
             with safe_open(path, "numpy") as file:
                 for name in file.keys():  # noqa: SIM118  # not a dict
                     header = file.get_slice(name)
-                    shape, dtype = tuple(header.get_shape()), header.get_dtype()
-                    self._add(name, StoredTensor(path, shape, dtype))
-                    if expected is not None:
-                        expected.discard(name)
+                    self._add(
+                        name, StoredTensor(path, tuple(header.get_shape()), header.get_dtype())
+                    )
         except SafetensorError as error:
             raise ModelLoadError(f"{path}: damaged safetensors file: {error}") from None
         except OSError as error:
             raise ModelLoadError(f"{path}: cannot be read: {error.strerror or error}") from None
-        if expected:
-            raise ModelLoadError(f"{path}: no tensor {min(expected)}, which {INDEX} puts there")
 
     def _add(self, name: str, tensor: StoredTensor) -> None:
         if name in self.tensors:
             raise ModelLoadError(f"{tensor.file}: {name} is in {self.tensors[name].file.name} too")
-        if tensor.dtype not in _FLOATS:
-            raise ModelLoadError(
-                f"{tensor.file}: {name} is stored as {tensor.dtype}; "
-                f"only {', '.join(_FLOATS)} are supported, no quantised weights"
-            )
-        if 0 in tensor.shape or not tensor.shape:
-            raise ModelLoadError(f"{tensor.file}: {name} has shape {list(tensor.shape)}")
         self.tensors[name] = tensor
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, most_bytes: int = 1 << 20) -> dict[str, Any]:
     """The object in a JSON file of a checkpoint.
 
     Raises:
         ModelLoadError: it cannot be read, is too large, or holds no object.
     """
     try:
-        refuse_pointer(path)
-        if path.stat().st_size > _JSON_BYTES:
-            raise ModelLoadError(f"{path}: larger than {_JSON_BYTES} bytes")
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelLoadError(f"{path}: cannot be read: {error.strerror}") from None
+        found = json.loads(read_file(path, most_bytes))
     except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path}: not JSON: {str(error)[:200]}") from None
     if not isinstance(found, dict):

@@ -65,23 +65,42 @@ class WeightSource(Protocol):
 Progress = Callable[[int, int], None]  # called with the bytes done, and those of all leaves
 
 
+def check(source: WeightSource) -> None:
+    """See that the checkpoint has every tensor of its architecture, and no other. Reads none.
+
+    Raises:
+        ModelLoadError: a tensor is missing, has another shape, or has no place in the model, as
+            a bias or an adapter, which left out would change the answers in silence.
+    """
+    used = set()
+    for path, shape in source.config.leaf_shapes.items():
+        used |= {part.tensor for part in _rows_for(source, path, shape)}
+    strays = sorted(set(source.tensors) - used)
+    if strays:
+        more = f" and {len(strays) - _NAMED_AT_MOST} more" if len(strays) > _NAMED_AT_MOST else ""
+        raise ModelLoadError(
+            f"{source.path}: {source.config.name} has no place for the tensors "
+            f"{', '.join(strays[:_NAMED_AT_MOST])}{more}"
+        )
+
+
 def load_leaves(
     source: WeightSource, abstract: Mapping[str, Leaf], progress: Progress
 ) -> Iterator[tuple[str, Array]]:
     """Yield every leaf of the flat abstract tree in its dtype, one at a time.
 
-    All names and shapes are checked before the first value is read. The embedding may have more
-    rows than its leaf: tables are padded, and the padding is left out.
+    The embedding may have more rows than its leaf: tables are padded, and the padding is left out.
 
     Raises:
-        ModelLoadError: a tensor is missing, has another shape, has no place in the tree, or
-            cannot be read; the text names it.
+        ModelLoadError: a tensor is missing, has another shape, or cannot be read.
     """
     plan = {path: _rows_for(source, path, tuple(leaf.shape)) for path, leaf in abstract.items()}
-    _refuse_strays(source, {part.tensor for parts in plan.values() for part in parts})
+    # The largest first, while memory is free; then what one stored array holds stays together.
+    paths = sorted(plan, key=lambda path: (path != EMBEDDING, plan[path][0].tensor))
     total = sum(_nbytes(leaf) for leaf in abstract.values())
     done = 0
-    for path, leaf in abstract.items():
+    for path in paths:
+        leaf = abstract[path]
         out = _aligned_empty(tuple(leaf.shape), np.dtype(leaf.dtype))
         start = 0
         for part in plan[path]:
@@ -119,17 +138,6 @@ def _fused_sizes(config: GemmaConfig, path: str) -> tuple[int, ...]:
     if path.endswith("feed_forward/gate_up/kernel"):
         return config.hidden, config.hidden
     return ()
-
-
-def _refuse_strays(source: WeightSource, used: Collection[str]) -> None:
-    """A bias or an adapter that were left out would change the answers in silence."""
-    strays = sorted(set(source.tensors) - set(used))
-    if strays:
-        more = f" and {len(strays) - _NAMED_AT_MOST} more" if len(strays) > _NAMED_AT_MOST else ""
-        raise ModelLoadError(
-            f"{source.path}: {source.config.name} has no place for the tensors "
-            f"{', '.join(strays[:_NAMED_AT_MOST])}{more}"
-        )
 
 
 def _copy(source: WeightSource, part: Rows, out: Array) -> None:

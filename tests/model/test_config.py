@@ -1,5 +1,7 @@
 """The table of released models, and how a checkpoint's shapes find their row."""
 
+from dataclasses import replace
+
 import pytest
 
 from gemma_server.model.config import RELEASED, GemmaConfig, Shape, config_for
@@ -33,6 +35,39 @@ def test_the_row_has_as_many_parameters_as_published(config: GemmaConfig) -> Non
 @pytest.mark.parametrize("config", RELEASED, ids=lambda config: config.name)
 def test_its_own_shape_finds_each_row(config: GemmaConfig) -> None:
     assert config_for(_shape(config)) == config
+
+
+@pytest.mark.parametrize("name", ["gemma-2b", "gemma-7b", "gemma-2-2b", "gemma-3-1b"])
+def test_the_leaves_are_those_that_the_modules_declare(name: str) -> None:
+    import jax.numpy as jnp
+    from flax.traverse_util import flatten_dict
+
+    from gemma_server.model.transformer import abstract_params
+
+    [row] = [replace(row, layers=3) for row in RELEASED if row.name == name]
+    declared = flatten_dict(abstract_params(row, jnp.float32), sep="/")
+    assert row.leaf_shapes == {path: leaf.shape for path, leaf in declared.items()}
+
+
+@pytest.mark.parametrize(
+    ("field", "number"),
+    [
+        ("layers", 0),
+        ("heads", 3),
+        ("head_dim", 255),
+        ("width", 2**40),
+        ("global_every", 0),
+        ("window", -5),
+        ("context_length", -1),
+        ("norm_eps", float("nan")),
+        ("query_scale", float("inf")),
+        ("final_softcap", 0.0),
+    ],
+)
+def test_numbers_that_no_gemma_could_have_are_refused(field: str, number: float) -> None:
+    [row] = [row for row in RELEASED if row.name == "gemma-2-2b"]
+    with pytest.raises(ValueError, match=field):
+        replace(row, **{field: number})  # type: ignore[arg-type]
 
 
 def test_an_unknown_size_takes_its_family_s_ways() -> None:

@@ -1,7 +1,7 @@
 """The tokenizer on a vocabulary small enough to check by hand; the real one: test_real_model."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma_server.engine.fake import fake_pieces, fake_tokenizer
@@ -94,3 +94,22 @@ def test_a_tokenizer_that_is_not_gemma_s_is_refused(missing: str) -> None:
     renamed = ["<other>" if piece == missing else piece for piece in pieces]
     with pytest.raises(ModelLoadError, match="Gemma"):
         Tokenizer(model_from_pieces(renamed, scores, types))
+
+
+MODEL = model_from_pieces(*fake_pieces())
+
+
+@settings(max_examples=500)
+@given(st.lists(st.tuples(st.integers(0, len(MODEL) - 1), st.integers(0, 255)), max_size=4))
+def test_a_damaged_model_is_refused_when_it_loads_and_not_later(
+    flips: list[tuple[int, int]],
+) -> None:
+    raw = bytearray(MODEL)
+    for at, byte in flips:
+        raw[at] = byte
+    try:
+        tokenizer = Tokenizer(bytes(raw))
+    except ModelLoadError:
+        return
+    tokenizer.decode(tokenizer.encode("a <b> \x00 é🎉<end_of_turn>"))
+    tokenizer.decode(range(tokenizer.vocab_size))

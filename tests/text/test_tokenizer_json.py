@@ -78,6 +78,15 @@ def test_the_vocabulary_is_the_models() -> None:
     assert THEIRS.stop_ids == OURS.stop_ids
 
 
+def test_tokens_may_be_added_behind_the_soft_token_of_images() -> None:
+    found = as_json(*_pieces())
+    image = found["added_tokens"][-1]["id"]
+    found["added_tokens"].append({"id": image + 1, "content": "<mine>", "special": False})
+    tokenizer = _tokenizer(found)
+    assert tokenizer.encode("a<mine>b")[2] == image + 1
+    assert tokenizer.vocab_size == OURS.vocab_size + 2
+
+
 def test_merges_may_be_strings_as_older_files_have_them() -> None:
     older = _tokenizer(as_json(*_pieces(), strings=True))
     assert older.encode("in the other") == OURS.encode("in the other")

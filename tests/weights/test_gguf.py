@@ -85,6 +85,8 @@ def test_one_part_of_several_says_how_to_join_them(
     )
     with pytest.raises(ModelLoadError, match="one of 3 parts; join them"):
         _open(good)
+    metadata["split.count"] = 0  # what joining leaves
+    _open(good)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +162,30 @@ def test_another_model_is_refused_by_its_name(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(ModelLoadError, match="'llama'"):
         _open(path)
+
+
+@pytest.mark.parametrize("key", ["general.architecture", "split.count", "gemma3.rope.scaling.type"])
+@pytest.mark.parametrize("value", [np.zeros(3), ["a"], 7.5, "other"])
+def test_metadata_of_another_type_is_refused(
+    good: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: object
+) -> None:
+    file = GgufFile(good)
+    metadata = {**file.metadata, key: value}
+    monkeypatch.setattr(
+        "gemma_server.weights.gguf_file._Header.parse", lambda self: (metadata, file.tensors)
+    )
+    with pytest.raises(ModelLoadError, match=r"good\.gguf"):
+        _open(good)
+
+
+def test_no_scaling_means_a_factor_of_one(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = GgufFile(good)
+    assert file.metadata["gemma3.rope.scaling.factor"] == 8
+    metadata = {**file.metadata, "gemma3.rope.scaling.type": "none"}
+    monkeypatch.setattr(
+        "gemma_server.weights.gguf_file._Header.parse", lambda self: (metadata, file.tensors)
+    )
+    assert GgufWeights(good).config.global_rope_factor == 1.0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -9,15 +10,18 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gemma_server.checkpoint import open_checkpoint
+from gemma_server.cli import main
 from gemma_server.errors import ModelLoadError
 from gemma_server.weights.open import open_weights
 from gemma_server.weights.source import load_leaves
@@ -47,25 +51,45 @@ def _gguf(path: Path) -> Path:
     return write_gguf(path, NAME, tiny_weights(NAME))
 
 
+def _converted(path: Path) -> Path:
+    done = CliRunner().invoke(main, ["convert", str(_gguf(path.with_name("source"))), str(path)])
+    assert done.exit_code == 0, done.output
+    return path
+
+
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "orbax": _orbax,
     "orbax, a directory each": _orbax_apart,
     "hugging face": _hf,
+    "converted": _converted,
+    "gguf": _gguf,
 }
 
 
 @pytest.fixture(scope="module", params=WRITERS)
 def good(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return WRITERS[request.param](tmp_path_factory.mktemp("good") / "checkpoint")
+    """A directory with a checkpoint and its tokenizer."""
+    path = WRITERS[request.param](tmp_path_factory.mktemp("good") / "checkpoint")
+    write_tokenizer(path.parent / "tokenizer.model", tiny_config(NAME).vocab)
+    return path.parent
 
 
-@pytest.fixture(scope="module")
-def abstract() -> Any:
-    from flax.traverse_util import flatten_dict
+def _load(path: Path) -> None:
+    """All that is done with a checkpoint before the model runs, but for the compiling."""
+    opened = open_checkpoint(path / "checkpoint")
+    abstract = {leaf: Shaped(shape) for leaf, shape in opened.config.leaf_shapes.items()}
+    for _ in load_leaves(opened.weights, abstract, lambda done, total: None):
+        pass
+    opened.tokenizer.decode(opened.tokenizer.encode("a <b> \x00 é🎉"))
+    opened.tokenizer.decode(range(opened.tokenizer.vocab_size))
 
-    from gemma_server.model.transformer import abstract_params
 
-    return flatten_dict(abstract_params(tiny_config(NAME), np.dtype(np.float32)), sep="/")
+@dataclass(frozen=True)
+class Shaped:
+    """A leaf in float32."""
+
+    shape: tuple[int, ...]
+    dtype: Any = np.float32
 
 
 def _damage(path: Path, data: st.DataObject) -> None:
@@ -89,11 +113,11 @@ def _damage(path: Path, data: st.DataObject) -> None:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_no_damage_to_a_file_crashes_or_hangs(
-    good: Path, tmp_path: Path, abstract: Any, data: st.DataObject
+    good: Path, tmp_path: Path, data: st.DataObject
 ) -> None:
     path = tmp_path / "damaged"
     shutil.rmtree(path, ignore_errors=True)
@@ -101,8 +125,7 @@ def test_no_damage_to_a_file_crashes_or_hangs(
     _damage(path, data)
     began = time.monotonic()
     with contextlib.suppress(ModelLoadError):  # any other exception fails the test
-        for _ in load_leaves(open_weights(path), abstract, lambda done, total: None):
-            pass
+        _load(path)
     assert time.monotonic() - began < LIMIT_S
 
 
@@ -131,16 +154,20 @@ def _edit(path: Path, **changes: Any) -> None:
         ({"model_type": None}, "model_type"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
-        ({"num_hidden_layers": "8"}, "num_hidden_layers is 8"),
+        ({"num_hidden_layers": "8"}, "num_hidden_layers is '8'"),
         ({"hidden_size": 41}, "hidden_size is 41: its tensors have 40"),
-        ({"head_dim": 10**8}, "num_attention_heads is 4: its tensors have 0"),
+        ({"head_dim": 10**8}, "head_dim is 100000000: its heads have"),
         ({"num_key_value_heads": 3}, "num_key_value_heads is 3"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"rms_norm_eps": None}, "rms_norm_eps is None"),
+        ({"rope_theta": None}, "rope_theta is None"),
+        ({"query_pre_attn_scalar": None}, "query_pre_attn_scalar is None"),
         ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "rope_type 'yarn'"),
         ({"rope_scaling": [1]}, "rope parameters are no objects"),
         ({"rope_parameters": {"full_attention": 1}}, "rope parameters are no objects"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
+        ({"layer_types": ["chunked_attention"] * 8}, "layer_types"),
         ({"layer_types": ["full_attention"] * 4 + ["sliding_attention"] * 4}, "layer_types"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"attention_bias": True}, "attention_bias is True"),
@@ -239,12 +266,42 @@ def test_safetensors_of_no_floats_are_named(tmp_path: Path) -> None:
     assert "is stored as I8" in _refusal(path)
 
 
-def test_a_missing_chunk_is_an_error_and_not_zeros(tmp_path: Path, abstract: Any) -> None:
-    path = _orbax_apart(tmp_path / "orbax")
+def test_a_missing_chunk_is_an_error_and_not_zeros(tmp_path: Path) -> None:
+    path = _orbax_apart(tmp_path / "checkpoint")
+    write_tokenizer(tmp_path / "tokenizer.model", tiny_config(NAME).vocab)
     [chunk] = path.rglob("layer_1/attn/q_einsum.w/0.0.0")
     chunk.unlink()
     with pytest.raises(ModelLoadError, match="layer_1/attn/q_einsum/w cannot be read"):
-        list(load_leaves(open_weights(path), abstract, lambda done, total: None))
+        _load(tmp_path)
+
+
+def test_a_chunk_larger_than_its_array_is_refused(tmp_path: Path) -> None:
+    """Decoding it would fill the memory, whatever the array's own shape."""
+    path = _orbax_apart(tmp_path / "orbax")
+    [header] = path.rglob("final_norm.scale/.zarray")
+    _edit(header, chunks=[750_000_000])
+    assert "final_norm/scale [40] is cut in chunks of [750000000]" in _refusal(path)
+
+
+@pytest.mark.parametrize("writer", [_hf, _orbax_apart])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, writer: Callable[[Path], Path]) -> None:
+    path = writer(tmp_path / "checkpoint")
+    for name in ("config.json", "transformer/final_norm.scale/.zarray"):
+        if (path / name).exists():
+            (path / name).unlink()
+            os.mkfifo(path / name)
+    assert "not a regular file" in _refusal(path)
+
+
+def test_a_header_of_a_million_entries_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "busy.gguf"
+    entry = struct.pack("<Q", 1) + b"k" + struct.pack("<IB", 0, 0)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 10**6) + entry * 10**6)
+    assert "1000000 metadata entries" in _refusal(path)
+    path = _hf(tmp_path / "hf")
+    shard = min(path.glob("*.safetensors"))
+    shard.write_bytes(struct.pack("<Q", 70 << 20) + b" " * (70 << 20))
+    assert "its header has 73400320 bytes" in _refusal(path)
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"format": 99}', '{"format": 1, "config": {}}'])
@@ -258,7 +315,7 @@ def test_a_damaged_description_of_a_converted_checkpoint_is_refused(
 
 def test_directories_that_hold_no_checkpoint_say_what_is_there(tmp_path: Path) -> None:
     assert "no checkpoint in it" in _refusal(tmp_path)
-    assert "no such file" in _refusal(tmp_path / "nowhere")
+    assert "No such file" in _refusal(tmp_path / "nowhere")
     (tmp_path / "a.gguf").write_bytes(b"")
     assert "a.gguf" in _refusal(tmp_path)
     _hf(tmp_path / "one")
@@ -274,6 +331,7 @@ OPEN = """
 import sys
 from pathlib import Path
 from gemma_server.checkpoint import open_checkpoint
+from gemma_server.cli import main
 from gemma_server.errors import ModelLoadError
 try:
     open_checkpoint(Path(sys.argv[1]))

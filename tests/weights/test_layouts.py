@@ -15,7 +15,7 @@ from gemma_server.model.config import GemmaConfig
 from gemma_server.weights.hugging_face import HuggingFaceWeights
 from gemma_server.weights.open import open_weights
 from gemma_server.weights.safetensors_dir import SafetensorsDir
-from gemma_server.weights.source import load_leaves
+from gemma_server.weights.source import check, load_leaves
 from tests import layouts
 from tests.hf import EXTRA_ROWS, write_hf, write_hf_multimodal
 from tests.oracle.gemma import PRESETS
@@ -73,6 +73,17 @@ def test_every_layout_gives_the_same_bits(case: Any, tmp_path: Path, layout: str
     assert found.keys() == expected.keys()
     for path, array in expected.items():
         np.testing.assert_array_equal(found[path], array, err_msg=path)
+
+
+@pytest.mark.parametrize("write", [LAYOUTS["orbax nested"], LAYOUTS["hugging face"]])
+def test_a_checkpoint_may_be_named_by_any_path(tmp_path: Path, write: Write) -> None:
+    """Relative, through a link, and with signs in it that mean something elsewhere."""
+    name = "gemma3-small"
+    path = write(tmp_path / "a b%20?#é", name, tiny_weights(name))
+    (tmp_path / "below").mkdir()
+    (tmp_path / "link").symlink_to(path)
+    for spelled in (tmp_path / "below" / ".." / path.name, tmp_path / "link"):
+        assert open_weights(spelled).config.layers == PRESETS[name].layers
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
@@ -164,4 +175,4 @@ def test_strays_are_refused_by_name(tmp_path: Path) -> None:
     weights: Any = tiny_weights("gemma2")
     weights["transformer/layer_1/attn/q_einsum_lora"] = {"a": np.ones((4, 4), np.float32)}
     with pytest.raises(ModelLoadError, match="no place for the tensors layer_1/attn/q_einsum_lora"):
-        _tree(write_orbax(tmp_path / "orbax", weights), tiny_config("gemma2"))
+        check(open_weights(write_orbax(tmp_path / "orbax", weights)))

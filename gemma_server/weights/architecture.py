@@ -1,0 +1,37 @@
+"""From what a checkpoint says of itself to its row of numbers: what several formats share."""
+
+from collections.abc import Iterable
+
+from gemma_server.errors import ModelLoadError
+from gemma_server.model.config import GemmaConfig, Shape, config_for
+from gemma_server.weights.numbers import Numbers
+
+# Which norms each generation has: on q and k, and behind the blocks.
+_NORMS_OF = {"gemma": (False, False), "gemma2": (False, True), "gemma3": (True, True)}
+FAMILIES = tuple(_NORMS_OF)
+
+
+def count_layers(number: Numbers, name: str, found: Iterable[str]) -> int:
+    """The number of layers that the file says, once the layers found are just these.
+
+    Raises:
+        ModelLoadError: they are not; `name` is the number's.
+    """
+    layers, indices = number.whole(name), set(found)
+    if indices != {str(i) for i in range(min(layers, len(indices) + 1))}:
+        raise number.wrong(name, f"its tensors are those of {len(indices)} layers")
+    return layers
+
+
+def config_of_family(where: str, family: str, shape: Shape) -> GemmaConfig:
+    """`config_for` the shape, which has to be one of `family`.
+
+    Raises:
+        ModelLoadError: its norms are another generation's, or its sizes do not fit together.
+    """
+    if (shape.qk_norm, shape.post_norms) != _NORMS_OF[family]:
+        raise ModelLoadError(f"{where}: its norms are not those of {family}")
+    try:
+        return config_for(shape)
+    except ValueError as error:
+        raise ModelLoadError(f"{where}: {error}") from None

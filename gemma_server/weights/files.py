@@ -1,0 +1,45 @@
+"""Files of a checkpoint, which are regular ones of a sensible size, or refused."""
+
+import stat
+from pathlib import Path
+
+from gemma_server.errors import ModelLoadError
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def require_file(path: Path, most_bytes: int | None = None) -> None:
+    """Say so if the file cannot be what it should be: a pipe, a device, too large, a pointer.
+
+    A clone without `git lfs` holds small pointers in place of large files.
+
+    Raises:
+        ModelLoadError: it cannot.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ModelLoadError(f"{path}: not a regular file")
+        if most_bytes is not None and found.st_size > most_bytes:
+            raise ModelLoadError(f"{path}: has {found.st_size} bytes, more than {most_bytes}")
+        with path.open("rb") as file:
+            is_pointer = file.read(len(_POINTER)) == _POINTER
+    except OSError as error:
+        raise ModelLoadError(f"{path}: cannot be read: {error.strerror}") from None
+    if is_pointer:
+        raise ModelLoadError(
+            f"{path}: a Git LFS pointer, not the file itself; fetch it with: git lfs pull"
+        )
+
+
+def read_file(path: Path, most_bytes: int) -> bytes:
+    """The bytes of a file of at most so many.
+
+    Raises:
+        ModelLoadError: it cannot be read, or should not.
+    """
+    require_file(path, most_bytes)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelLoadError(f"{path}: cannot be read: {error.strerror}") from None
