@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ ROWS = {row.name: row for row in RELEASED}
 PER_WEIGHT, FIXED_MB = 1.3, 400
 
 Flat = dict[str, dict[str, npt.NDArray[Any]]]
+Write = Callable[[Path, GemmaConfig, Flat], Path]
 
 
 def main() -> None:
@@ -50,17 +51,20 @@ def main() -> None:
         return
     results = []
     for model in options.models:
-        results += measure(ROWS[model], options.dtypes)
+        results += measure(ROWS[model], FORMATS, options.dtypes)
     columns = list(results[0])
     print_table([columns, *([str(result[name]) for name in columns] for result in results)])
     print(json.dumps({"loading": results}))
 
 
-def measure(config: GemmaConfig, dtypes: list[str]) -> list[dict[str, Any]]:
+def measure(
+    config: GemmaConfig, formats: Mapping[str, Write], dtypes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Write a model of this size in each format, and load it in each dtype."""
     results = []
     with tempfile.TemporaryDirectory(prefix="gemma-loading-") as folder:
         weights = _random(config)
-        for name, write in FORMATS.items():
+        for name, write in formats.items():
             path = write(Path(folder) / name.replace(" ", "-"), config, weights)
             write_tokenizer(path.parent / "tokenizer.model", config.vocab)
             for dtype in dtypes:
@@ -201,7 +205,7 @@ def _convert(path: Path, config: GemmaConfig, weights: Flat) -> Path:
     return path
 
 
-FORMATS: dict[str, Callable[[Path, GemmaConfig, Flat], Path]] = {
+FORMATS: dict[str, Write] = {
     "orbax flat": _write_orbax,
     "orbax stacked": _write_stacked,
     "hugging face": _write_hugging_face,

@@ -15,7 +15,7 @@ from gemma_server.engine.plan import Runner
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
-from gemma_server.served import LoadedModel, ServedModel
+from gemma_server.served import LoadedModel, ServedModel, byte_rate
 from gemma_server.settings import Settings
 from gemma_server.weights.demo import demo_checkpoint
 from gemma_server.weights.source import Progress, load_leaves
@@ -123,8 +123,7 @@ class _Progress:
     def loaded(self, done: int, total: int) -> None:
         """So many bytes of the weights are there."""
         self._loaded = done / total
-        rate = done / max(1e-3, time.monotonic() - self._began)
-        self._detail = f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB, {rate / 1e6:,.0f} MB/s"
+        self._detail = byte_rate(done, total, time.monotonic() - self._began)
         self._show()
 
     def _show(self) -> None:

@@ -73,3 +73,9 @@ class ServedModel:
             done = "" if self.progress is None else f", {self.progress:.0%}"
             raise NotReady("loading", f"the model is loading ({self.stage}{done})", retry_after_s=2)
         return self._loaded
+
+
+def byte_rate(done: int, total: int, seconds: float) -> str:
+    """For a person: how much of how much, and how fast."""
+    rate = done / max(1e-3, seconds)
+    return f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB, {rate / 1e6:,.0f} MB/s"

@@ -16,7 +16,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from gemma_server.served import LoadedModel, ServedModel
+from gemma_server.served import LoadedModel, ServedModel, byte_rate
 from gemma_server.settings import Settings
 
 _LOOK_S = 0.1
@@ -36,9 +36,13 @@ def report_progress(model: ServedModel) -> None:
 
 
 class ByteProgress:
-    """A bar on standard error for work that is counted in bytes; call it with done and total."""
+    """Shows work that is counted in bytes on standard error; call it with done and total.
+
+    A bar on a terminal; elsewhere a plain line now and then.
+    """
 
     def __init__(self) -> None:
+        console = Console(stderr=True)
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -46,9 +50,12 @@ class ByteProgress:
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeElapsedColumn(),
-            console=Console(stderr=True),
+            console=console,
+            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("", total=None)
+        self._stage = ""
+        self._began = self._shown_at = time.monotonic()
 
     def __enter__(self) -> "ByteProgress":
         self._bar.start()
@@ -59,11 +66,18 @@ class ByteProgress:
 
     def at(self, what: str) -> None:
         """Say what is being done now."""
+        self._stage, self._began = what, time.monotonic()
         self._bar.update(self._task, description=what)
+        if self._bar.disable:
+            _print_line(what)
 
     def __call__(self, done: int, total: int) -> None:
         """So many of all bytes are done."""
         self._bar.update(self._task, completed=done, total=total)
+        now = time.monotonic()
+        if self._bar.disable and now - self._shown_at > _LINE_S:
+            self._shown_at = now
+            _print_line(f"{self._stage}, {byte_rate(done, total, now - self._began)}")
 
 
 def announce(settings: Settings, loaded: LoadedModel, sockets: Sequence[Any]) -> None:

@@ -38,7 +38,7 @@ class Tokenizer:
         self.vocab_size: int = self._pieces.GetPieceSize()
         self.bos_id: int = self._pieces.bos_id()
         self.eos_id: int = self._pieces.eos_id()
-        if min(self.bos_id, self.eos_id) < 0:
+        if not all(0 <= index < self.vocab_size for index in (self.bos_id, self.eos_id)):
             raise ModelLoadError("not a Gemma tokenizer: it has no <bos> or no <eos>")
         self.start_of_turn_id, self.end_of_turn_id = map(self._id_of, TURN_MARKERS)
         code = {marker: self._id_of(marker) for marker in CODE_MARKERS if self._has(marker)}
@@ -86,8 +86,8 @@ class Tokenizer:
         return b"".join(map(self.piece_bytes, token_ids)).decode("utf-8", errors="replace")
 
     def _has(self, piece: str) -> bool:
-        found: str = self._pieces.IdToPiece(self._pieces.PieceToId(piece))
-        return found == piece
+        index: int = self._pieces.PieceToId(piece)
+        return 0 <= index < self.vocab_size and bool(self._pieces.IdToPiece(index) == piece)
 
     def _id_of(self, piece: str) -> int:
         if not self._has(piece):
@@ -108,13 +108,13 @@ def _parsed(model: bytes) -> Any:
 
 def _piece_bytes(piece: Any) -> bytes:
     """What the piece stands for. Raises ValueError for a damaged one."""
-    if piece.type in (_CONTROL, _UNKNOWN):
-        return b""
-    if piece.type == _BYTE:  # "<0x0A>"
-        return bytes([int(piece.piece[3:5], 16)])
     text = piece.piece
     if not isinstance(text, str):  # protobuf's way of saying that it is no UTF-8
         raise ValueError(f"piece {text!r:.100} is no UTF-8")
+    if piece.type in (_CONTROL, _UNKNOWN):
+        return b""
+    if piece.type == _BYTE:  # "<0x0A>"
+        return bytes([int(text[3:5], 16)])
     return text.replace(_SPACE, " ").encode()
 
 

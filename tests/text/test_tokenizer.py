@@ -99,7 +99,7 @@ def test_a_tokenizer_that_is_not_gemma_s_is_refused(missing: str) -> None:
 MODEL = model_from_pieces(*fake_pieces())
 
 
-@settings(max_examples=500)
+@settings(max_examples=1000)
 @given(st.lists(st.tuples(st.integers(0, len(MODEL) - 1), st.integers(0, 255)), max_size=4))
 def test_a_damaged_model_is_refused_when_it_loads_and_not_later(
     flips: list[tuple[int, int]],
