@@ -10,19 +10,18 @@ import time
 
 from gemma_server.engine.plan import Chunk, Plan, Row, StepResult
 from gemma_server.engine.request import SamplingOptions
-from gemma_server.text.tokenizer import TURN_MARKERS, Tokenizer, model_from_pieces
+from gemma_server.text.tokenizer import TURN_MARKERS, PieceType, Tokenizer, model_from_pieces
 
 _SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", *TURN_MARKERS)
 _EOS = 1
-_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # SentencePiece's piece types
 
 
 def fake_pieces() -> tuple[list[str], list[float], list[int]]:
     """A vocabulary of one token per byte and Gemma's control tokens: pieces, scores, types."""
     pieces = [*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]
-    types = [_CONTROL] * len(_SPECIAL) + [_BYTE] * 256 + [_NORMAL]
-    types[_SPECIAL.index("<unk>")] = _UNKNOWN
-    return pieces, [0.0] * len(pieces), types
+    types = [PieceType.CONTROL] * len(_SPECIAL) + [PieceType.BYTE] * 256 + [PieceType.NORMAL]
+    types[_SPECIAL.index("<unk>")] = PieceType.UNKNOWN
+    return pieces, [0.0] * len(pieces), list(map(int, types))
 
 
 def fake_tokenizer() -> Tokenizer:

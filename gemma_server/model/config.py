@@ -57,6 +57,8 @@ class GemmaConfig:
             self.head_dim % 2 or self.heads % self.kv_heads
         ):
             raise ValueError(f"no Gemma has these sizes: {counts}")
+        if not self.name.isprintable():
+            raise ValueError(f"name cannot be {self.name!r}")
         more = {
             "context_length": self.context_length,
             "query_scale": self.query_scale,

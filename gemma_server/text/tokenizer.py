@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from typing import Any
 
 import sentencepiece
@@ -15,9 +16,18 @@ TURN_MARKERS = ("<start_of_turn>", "<end_of_turn>")
 CODE_MARKERS = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|file_separator|>")
 _SPACE = "\u2581"  # what SentencePiece writes for a space within a piece
 _CONTROL_PIECES = ("<pad>", "<eos>", "<bos>")
-# SentencePiece's ModelProto.SentencePiece.Type
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
 _BPE = 2  # TrainerSpec.ModelType
+
+
+class PieceType(IntEnum):
+    """SentencePiece's ModelProto.SentencePiece.Type."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3  # no text becomes it
+    USER_DEFINED = 4  # any text that spells it does, before all others
+    UNUSED = 5
+    BYTE = 6
 
 
 class Tokenizer:
@@ -102,7 +112,7 @@ def _parsed(model: bytes) -> Any:
     proto.ParseFromString(model)
     for piece in proto.pieces:
         if piece.piece in TURN_MARKERS or piece.piece in CODE_MARKERS:
-            piece.type = _CONTROL
+            piece.type = PieceType.CONTROL
     return proto
 
 
@@ -111,9 +121,9 @@ def _piece_bytes(piece: Any) -> bytes:
     text = piece.piece
     if not isinstance(text, str):  # protobuf's way of saying that it is no UTF-8
         raise ValueError(f"piece {text!r:.100} is no UTF-8")
-    if piece.type in (_CONTROL, _UNKNOWN):
+    if piece.type in (PieceType.CONTROL, PieceType.UNKNOWN):
         return b""
-    if piece.type == _BYTE:  # "<0x0A>"
+    if piece.type == PieceType.BYTE:  # "<0x0A>"
         return bytes([int(text[3:5], 16)])
     return text.replace(_SPACE, " ").encode()
 
@@ -140,10 +150,14 @@ def model_from_pieces(
     normalizer.name, normalizer.escape_whitespaces = "identity", True
     normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
     for index, (piece, score, kind) in enumerate(zip(pieces, scores, types, strict=True)):
-        kind = _UNKNOWN if index == unknown else kind
-        kind = _USER_DEFINED if kind == _CONTROL else kind
-        kind = _CONTROL if piece in _CONTROL_PIECES else kind
-        literal = piece if kind in (_BYTE, _CONTROL) else piece.replace(" ", _SPACE)
+        if kind == PieceType.CONTROL:
+            kind = PieceType.USER_DEFINED
+        if piece in _CONTROL_PIECES:
+            kind = PieceType.CONTROL
+        if index == unknown:
+            kind = PieceType.UNKNOWN
+        is_text = kind not in (PieceType.BYTE, PieceType.CONTROL)
+        literal = piece.replace(" ", _SPACE) if is_text else piece
         model.pieces.add(piece=literal, score=score, type=kind)
     serialized: bytes = model.SerializeToString()
     return serialized

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.text.tokenizer import model_from_pieces
+from gemma_server.text.tokenizer import PieceType, model_from_pieces
 
-_NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # SentencePiece's piece types
 _TAB_BYTE = "<0x09>"
 _IMAGE = "<image_soft_token>"  # where it comes last, it often has no embedding
 _MOST_PIECES, _MOST_MERGES = 1 << 20, 1 << 22  # Gemma 3 has 262,144 and some 515,000
@@ -69,8 +68,8 @@ def _ranks(merges: list[Any]) -> dict[str, int]:
     return ranks
 
 
-def _type(piece: str, special: Mapping[str, bool]) -> int:
+def _type(piece: str, special: Mapping[str, bool]) -> PieceType:
     if piece in special:
-        return _CONTROL if special[piece] else _USER_DEFINED
+        return PieceType.CONTROL if special[piece] else PieceType.USER_DEFINED
     is_byte = len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
-    return _BYTE if is_byte else _NORMAL
+    return PieceType.BYTE if is_byte else PieceType.NORMAL

@@ -1,7 +1,9 @@
 """Files of a checkpoint, which are regular ones of a sensible size, or refused."""
 
+import json
 import stat
 from pathlib import Path
+from typing import Any
 
 from gemma_server.errors import ModelLoadError
 
@@ -43,3 +45,18 @@ def read_file(path: Path, most_bytes: int) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ModelLoadError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_json(path: Path, most_bytes: int = 1 << 20) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint.
+
+    Raises:
+        ModelLoadError: it cannot be read, is too large, or holds no object.
+    """
+    try:
+        found = json.loads(read_file(path, most_bytes))
+    except (ValueError, RecursionError) as error:
+        raise ModelLoadError(f"{path}: not JSON: {str(error)[:200]}") from None
+    if not isinstance(found, dict):
+        raise ModelLoadError(f"{path}: not a JSON object")
+    return found

@@ -14,8 +14,9 @@ from typing import Any
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import RELEASED, GemmaConfig, Shape
 from gemma_server.weights.architecture import config_of_family, count_layers
+from gemma_server.weights.files import read_json
 from gemma_server.weights.numbers import Numbers
-from gemma_server.weights.safetensors_dir import SafetensorsDir, StoredTensor, read_json
+from gemma_server.weights.safetensors_dir import SafetensorsDir, StoredTensor
 from gemma_server.weights.source import EMBEDDING, Rows
 
 _TABLE = "embed_tokens.weight"
@@ -37,6 +38,7 @@ _IN_LAYERS = {
 # Gemma 1 has one norm between attention and feed-forward, under the name of what it follows.
 _GEMMA1_LAYERS = {**_IN_LAYERS, "pre_feed_forward_norm/scale": ("post_attention_layernorm",)}
 _FAMILIES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "gemma3_text": "gemma3"}
+_TANH_GELU = (None, "gelu_pytorch_tanh")
 # What transformers takes where a model of no released size says nothing.
 _DEFAULT_WINDOW, _DEFAULT_HEAD_DIM, _DEFAULT_QUERY_SCALAR = 4096, 256, 256
 
@@ -119,10 +121,11 @@ def _refuse_what_changes_the_numbers(path: Path, found: Mapping[str, Any]) -> No
         value = found.get(name, usual)
         if value != usual and value is not None:
             raise ModelLoadError(f"{path}: {name} is {str(value)[:100]}: not supported")
-    # Gemma 1 says "gelu" in hidden_act and means its tanh form, as the other key shows.
-    activation = found.get("hidden_activation") or "gelu_pytorch_tanh"
-    if activation != "gelu_pytorch_tanh":
-        raise ModelLoadError(f"{path}: hidden_activation is {str(activation)[:100]}")
+    # Gemma 1's files say "gelu" in hidden_act, and its tanh form is meant.
+    known = {"hidden_activation": _TANH_GELU, "hidden_act": (*_TANH_GELU, "gelu")}
+    for name, activations in known.items():
+        if found.get(name) not in activations:
+            raise ModelLoadError(f"{path}: {name} is {str(found[name])[:100]}: not supported")
 
 
 def _prefix(files: SafetensorsDir) -> str:
@@ -244,7 +247,8 @@ def _rope_parameters(
     `rope_theta`, `rope_local_base_freq`, and `rope_scaling`, which is null for no scaling.
     """
     said = model.get("rope_parameters")
-    if isinstance(said, dict):
+    if said is not None:
+        said = said if isinstance(said, dict) else {"full_attention": said}
         everywhere, local = said.get("full_attention", said), said.get("sliding_attention", {})
         unscaled = {"factor": 1.0}
     else:

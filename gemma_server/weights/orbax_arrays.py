@@ -17,7 +17,7 @@ _DRIVERS = {"/.zarray": "zarr", "/zarr.json": "zarr3"}
 _FLOATS = ("float32", "float16", "bfloat16")
 # Weights hardly compress; a header that promises more than this for its bytes is lying.
 _MOST_COMPRESSION = 64
-_STACK = "/stacked_layers/"
+_STACK = "stacked_layers/"
 
 
 def open_arrays(path: Path) -> dict[str, ts.TensorStore]:
@@ -80,15 +80,11 @@ def _open(path: Path) -> dict[str, ts.TensorStore]:
                 }
     arrays = _open_all(opening, ts.Context())
     _check_sizes(path, arrays, on_disk)
-    if any(_STACK in name for name in arrays):
-        # Each layer is a slice of a stack that was written as one chunk. Two stacks stay decoded
-        # while their layers are copied; `load_leaves` asks for these one after another.
-        largest = sorted(map(nbytes, arrays.values()))[-2:]
-        pool = {"cache_pool": {"total_bytes_limit": sum(largest)}}
-        arrays = _open_all(
-            {name: {**spec, "recheck_cached_data": "open"} for name, spec in opening.items()},
-            ts.Context(pool),
-        )
+    if stacks := [nbytes(array) for name, array in arrays.items() if _STACK in name]:
+        # Each layer is a slice of a stack that was written as one chunk. The last stack stays
+        # decoded while its layers are copied; `load_leaves` asks for these one after another.
+        specs = {name: {**spec, "recheck_cached_data": "open"} for name, spec in opening.items()}
+        arrays = _open_all(specs, ts.Context({"cache_pool": {"total_bytes_limit": max(stacks)}}))
     return arrays
 
 

@@ -1,17 +1,15 @@
 """The safetensors files of one directory as one set of tensors, sharded or not."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.weights.files import read_file, require_file
+from gemma_server.weights.files import read_json, require_file
 from gemma_server.weights.source import Array
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -121,18 +119,3 @@ class SafetensorsDir:
         if name in self.tensors:
             raise ModelLoadError(f"{tensor.file}: {name} is in {self.tensors[name].file.name} too")
         self.tensors[name] = tensor
-
-
-def read_json(path: Path, most_bytes: int = 1 << 20) -> dict[str, Any]:
-    """The object in a JSON file of a checkpoint.
-
-    Raises:
-        ModelLoadError: it cannot be read, is too large, or holds no object.
-    """
-    try:
-        found = json.loads(read_file(path, most_bytes))
-    except (ValueError, RecursionError) as error:
-        raise ModelLoadError(f"{path}: not JSON: {str(error)[:200]}") from None
-    if not isinstance(found, dict):
-        raise ModelLoadError(f"{path}: not a JSON object")
-    return found

@@ -95,8 +95,8 @@ def load_leaves(
         ModelLoadError: a tensor is missing, has another shape, or cannot be read.
     """
     plan = {path: _rows_for(source, path, tuple(leaf.shape)) for path, leaf in abstract.items()}
-    # The largest first, while memory is free; then what one stored array holds stays together.
-    paths = sorted(plan, key=lambda path: (path != EMBEDDING, plan[path][0].tensor))
+    # The largest first, while memory is free; and what one stored array holds, together.
+    paths = sorted(plan, key=lambda path: (-_nbytes(abstract[path]), plan[path][0].tensor))
     total = sum(_nbytes(leaf) for leaf in abstract.values())
     done = 0
     for path in paths:

@@ -174,6 +174,8 @@ def _edit(path: Path, **changes: Any) -> None:
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"hidden_activation": "relu"}, "hidden_activation is relu"),
+        ({"hidden_act": "silu"}, "hidden_act is silu"),
+        ({"rope_parameters": [1]}, "rope parameters are no objects"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value)[:40],
 )
