@@ -43,6 +43,7 @@ def main() -> None:
     """Write each model in each format, load it in each dtype, print the table."""
     parser = argparse.ArgumentParser(prog="benchmarks.loading", description="time and peak memory")
     parser.add_argument("--models", nargs="+", choices=ROWS, default=["gemma-3-270m"])
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--one", nargs=2, metavar=("PATH", "DTYPE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -51,7 +52,8 @@ def main() -> None:
         return
     results = []
     for model in options.models:
-        results += measure(ROWS[model], FORMATS, options.dtypes)
+        formats = {name: FORMATS[name] for name in options.formats}
+        results += measure(ROWS[model], formats, options.dtypes)
     columns = list(results[0])
     print_table([columns, *([str(result[name]) for name in columns] for result in results)])
     print(json.dumps({"loading": results}))

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,7 +81,8 @@ def _load_gemma(settings: Settings, model: ServedModel, on_death: OnDeath) -> Lo
         params = put_on_device(checkpoint, dtype, progress.loaded)
         compiling.result()
     finally:
-        compiler.shutdown(wait=False)  # bad weights are told at once, not after compiling
+        progress.stop()  # bad weights are told at once, not after compiling
+        compiler.shutdown(wait=False)
     model.at("warming up")
     runner = JaxRunner(programs, params)
     runner.warm_up()
@@ -114,9 +115,16 @@ class _Progress:
         self._compiled, self._loaded = 0.0, 0.0  # shares done
         self._began = time.monotonic()
         self._detail = ""
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Loading is over; if it failed, compiling ends with the program at work."""
+        self._stopped = True
 
     def compiled(self, share: float) -> None:
-        """So much of the compiling is done."""
+        """So much of the compiling is done. Raises CancelledError if the rest is not wanted."""
+        if self._stopped:
+            raise CancelledError
         self._compiled = share
         self._show()
 
