@@ -8,7 +8,7 @@ from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
 from gemma_server.text.tokenizer import Tokenizer, model_from_pieces
 from gemma_server.text.tokenizer_json import model_from_json
-from gemma_server.weights.files import read_file
+from gemma_server.weights.files import INCOMPLETE, read_file
 from gemma_server.weights.gguf import GgufWeights
 from gemma_server.weights.open import open_weights
 from gemma_server.weights.source import WeightSource, check
@@ -45,7 +45,7 @@ def open_checkpoint(path: Path, tokenizer: Path | None = None) -> Checkpoint:
     try:
         opened = Tokenizer(model)
     except ModelLoadError as error:
-        raise ModelLoadError(f"{where}: {error}") from None
+        raise ModelLoadError(f"{where}: {error}; {INCOMPLETE}") from None
     rows, pieces = weights.config.vocab, opened.vocab_size
     if not pieces <= rows <= pieces + _PADDING_ROWS:
         raise ModelLoadError(

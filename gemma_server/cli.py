@@ -165,7 +165,8 @@ def generate(
 
 
 _tokenizer_option = click.option(
-    "--tokenizer",
+    "--model-tokenizer",
+    "tokenizer",
     type=click.Path(path_type=Path),
     envvar="MODEL_TOKENIZER",
     help="its tokenizer.model or tokenizer.json, where it brings none [env MODEL_TOKENIZER]",
@@ -207,7 +208,7 @@ def convert(source: Path, target: Path, dtype: str, tokenizer: Path | None) -> N
         _fail(str(error), EXIT_USAGE)
     except ModelLoadError as error:
         _fail(f"cannot convert: {error}", EXIT_LOAD)
-    click.echo(f"wrote {target}; serve it: gemma-server serve --model-checkpoint {target}")
+    click.echo(f"wrote {target}; serve it with MODEL_CHECKPOINT={target.resolve()}")
 
 
 def _open(path: Path, tokenizer: Path | None) -> "Checkpoint":

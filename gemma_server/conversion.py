@@ -40,6 +40,8 @@ def convert(
     """
     if target.exists() or target.is_symlink():
         raise UsageError(f"{target} exists; name a new directory")
+    if not target.absolute().parent.is_dir():
+        raise UsageError(f"{target}: there is no directory {target.absolute().parent}")
     try:
         with _ended_by_sigterm(), _scratch_beside(target) as scratch:
             at(f"reading as {dtype}")

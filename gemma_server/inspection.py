@@ -13,6 +13,7 @@ def describe(checkpoint: Checkpoint) -> str:
     stored = sorted(checkpoint.weights.stored.items(), key=lambda item: -item[1])
     return _table(
         {
+            "checkpoint": str(checkpoint.weights.path),
             "model": f"{config.name}, {config.parameters / 1e6:,.0f} million parameters",
             "format": checkpoint.weights.format,
             "stored as": ", ".join(f"{kind} {_size(nbytes)}" for kind, nbytes in stored),
@@ -53,7 +54,10 @@ def _each_dtype(numbers: int) -> str:
 
 
 def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e10 else f"{nbytes / 1e6:,.0f} MB"
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if nbytes >= 10 * unit:
+            return f"{nbytes / unit:,.0f} {name}"
+    return f"{nbytes} bytes"
 
 
 def _table(rows: dict[str, str]) -> str:

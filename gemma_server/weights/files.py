@@ -7,6 +7,9 @@ from typing import Any
 
 from gemma_server.errors import ModelLoadError
 
+INCOMPLETE = "is the download complete?"  # the likeliest reason for a damaged file
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLED_WEIGHTS = "pickled weights are never read: convert them to safetensors first"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -56,7 +59,7 @@ def read_json(path: Path, most_bytes: int = 1 << 20) -> dict[str, Any]:
     try:
         found = json.loads(read_file(path, most_bytes))
     except (ValueError, RecursionError) as error:
-        raise ModelLoadError(f"{path}: not JSON: {str(error)[:200]}") from None
+        raise ModelLoadError(f"{path}: not JSON: {str(error)[:200]}; {INCOMPLETE}") from None
     if not isinstance(found, dict):
         raise ModelLoadError(f"{path}: not a JSON object")
     return found

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.weights.files import require_file
+from gemma_server.weights.files import INCOMPLETE, require_file
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -150,7 +150,7 @@ class _Header:
             if tensor.start + tensor.nbytes > len(self._data):
                 raise self._damaged(
                     f"tensor {tensor.name} ends at byte {tensor.start + tensor.nbytes}, "
-                    f"but the file has {len(self._data)}: it is cut short"
+                    f"but the file has {len(self._data)}: it is cut short; {INCOMPLETE}"
                 )
             if tensor.name in tensors:
                 raise self._damaged(f"tensor {tensor.name} occurs twice")
@@ -209,7 +209,9 @@ class _Header:
     def _checked(self, count: int, least_bytes: int, what: str, most: int | None = None) -> int:
         """`count`, when that many things of at least `least_bytes` can still follow."""
         if count * least_bytes > len(self._data) - self._at:
-            raise self._damaged(f"{count} {what} announced at byte {self._at}, more than fit")
+            raise self._damaged(
+                f"{count} {what} announced at byte {self._at}, more than fit; {INCOMPLETE}"
+            )
         if most is not None and count > most:
             raise self._damaged(f"{count} {what} at byte {self._at}, more than {most}")
         return count
@@ -217,7 +219,9 @@ class _Header:
     def _take(self, count: int) -> bytes:
         end = self._at + count
         if end > len(self._data):
-            raise self._damaged(f"ends within its header: {count} bytes wanted at {self._at}")
+            raise self._damaged(
+                f"ends within its header: {count} bytes wanted at {self._at}; {INCOMPLETE}"
+            )
         taken = self._data[self._at : end]
         self._at = end
         return taken

@@ -14,9 +14,9 @@ from typing import Any
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import RELEASED, GemmaConfig, Shape
 from gemma_server.weights.architecture import config_of_family, count_layers
-from gemma_server.weights.files import read_json
+from gemma_server.weights.files import INCOMPLETE, PICKLED, PICKLED_WEIGHTS, read_json
 from gemma_server.weights.numbers import Numbers
-from gemma_server.weights.safetensors_dir import SafetensorsDir, StoredTensor
+from gemma_server.weights.safetensors_dir import INDEX, SafetensorsDir, StoredTensor
 from gemma_server.weights.source import EMBEDDING, Rows
 
 _TABLE = "embed_tokens.weight"
@@ -54,6 +54,7 @@ class HuggingFaceWeights:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        _refuse_what_is_no_model(path)
         model = _text_config(path / "config.json")
         self._files = SafetensorsDir(path)
         prefix = _prefix(self._files)
@@ -90,6 +91,17 @@ class HuggingFaceWeights:
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
         found: dict[str, StoredTensor] = self._files.tensors
         return {name: found[stored].shape for name, stored in self._tensors.items()}
+
+
+def _refuse_what_is_no_model(path: Path) -> None:
+    if (path / "adapter_config.json").exists():
+        raise ModelLoadError(f"{path}: an adapter; merge it into its base model first")
+    if not any(path.glob("*.safetensors")) and not (path / INDEX).exists():
+        pickled = any(any(path.glob(pattern)) for pattern in PICKLED)
+        why = PICKLED_WEIGHTS if pickled else f"no safetensors files in it; {INCOMPLETE}"
+        raise ModelLoadError(f"{path}: {why}")
+    if not (path / "config.json").exists():
+        raise ModelLoadError(f"{path}: no config.json beside its safetensors files; {INCOMPLETE}")
 
 
 def _text_config(path: Path) -> Mapping[str, Any]:
@@ -134,15 +146,7 @@ def _prefix(files: SafetensorsDir) -> str:
     if len(tables) == 1:
         return tables[0].removesuffix(_TABLE)
     what = "no tensor" if not tables else f"{len(tables)} tensors"
-    raise ModelLoadError(f"{files.path}: {what} {_TABLE} in its safetensors files{_hint(files)}")
-
-
-def _hint(files: SafetensorsDir) -> str:
-    if (files.path / "adapter_config.json").exists():
-        return "; it is an adapter: merge it into its base model first"
-    if any(files.path.glob("*.bin")) or any(files.path.glob("*.pt*")):
-        return "; pickled weights are never read: convert them to safetensors first"
-    return ""
+    raise ModelLoadError(f"{files.path}: {what} {_TABLE} in its safetensors files")
 
 
 def _config(path: Path, model: Mapping[str, Any], shapes: Mapping[str, Any]) -> GemmaConfig:

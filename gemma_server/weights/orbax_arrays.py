@@ -12,11 +12,13 @@ from typing import Any
 import tensorstore as ts
 
 from gemma_server.errors import ModelLoadError
+from gemma_server.weights.files import INCOMPLETE
 
 _DRIVERS = {"/.zarray": "zarr", "/zarr.json": "zarr3"}
 _FLOATS = ("float32", "float16", "bfloat16")
 # Weights hardly compress; a header that promises more than this for its bytes is lying.
 _MOST_COMPRESSION = 64
+_UNFINISHED = ".orbax-checkpoint-tmp"
 _STACK = "stacked_layers/"
 
 
@@ -26,12 +28,14 @@ def open_arrays(path: Path) -> dict[str, ts.TensorStore]:
     Raises:
         ModelLoadError: the directory is no Orbax checkpoint, or a damaged one.
     """
+    if _UNFINISHED in path.name:
+        raise ModelLoadError(f"{path}: Orbax was interrupted while it wrote this")
     try:
         return _open(path.resolve())  # tensorstore takes no ".." in a path
     except (ValueError, OSError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelLoadError(
-            f"{path}: not a readable Orbax checkpoint: {reason[0][:300]}"
+            f"{path}: not a readable Orbax checkpoint: {reason[0][:300]}; {INCOMPLETE}"
         ) from None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.weights.files import read_json, require_file
+from gemma_server.weights.files import INCOMPLETE, read_json, require_file
 from gemma_server.weights.source import Array
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -98,6 +98,8 @@ class SafetensorsDir:
         return {name: self.path / file for name, file in places.items()}
 
     def _open(self, path: Path) -> None:
+        if not path.exists():
+            raise ModelLoadError(f"{path}: not there; {INCOMPLETE}")
         require_file(path)
         try:
             with path.open("rb") as file:
@@ -111,7 +113,8 @@ class SafetensorsDir:
                         name, StoredTensor(path, tuple(header.get_shape()), header.get_dtype())
                     )
         except SafetensorError as error:
-            raise ModelLoadError(f"{path}: damaged safetensors file: {error}") from None
+            reason = f"damaged safetensors file: {error}; {INCOMPLETE}"
+            raise ModelLoadError(f"{path}: {reason}") from None
         except OSError as error:
             raise ModelLoadError(f"{path}: cannot be read: {error.strerror or error}") from None
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
+from gemma_server.weights.files import INCOMPLETE
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -144,7 +145,10 @@ def _copy(source: WeightSource, part: Rows, out: Array) -> None:
     try:
         part.copy(out)
     except (ValueError, NotImplementedError, OSError) as error:
-        raise ModelLoadError(f"{source.path}: {part.tensor} cannot be read: {error}") from None
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:300]
+        raise ModelLoadError(
+            f"{source.path}: {part.tensor} cannot be read: {reason}; {INCOMPLETE}"
+        ) from None
 
 
 def _nbytes(leaf: Leaf) -> int:

@@ -225,7 +225,7 @@ def test_an_index_that_points_elsewhere_is_refused(tmp_path: Path) -> None:
     _edit(index, weight_map={**places, first: "../../etc/passwd"})
     assert "no file's name" in _refusal(path)
     _edit(index, weight_map={**places, first: "model-00009-of-00009.safetensors"})
-    assert "model-00009-of-00009.safetensors: cannot be read" in _refusal(path)
+    assert "model-00009-of-00009.safetensors: not there" in _refusal(path)
     _edit(index, weight_map={**places, "model.more.weight": places[first]})
     assert "no tensor model.more.weight" in _refusal(path)
 
@@ -238,12 +238,39 @@ def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
     assert "pickled weights are never read" in _refusal(path)
 
 
-def test_an_adapter_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    path = _hf(tmp_path / "hf")
-    for shard in [*path.glob("*.safetensors"), path / "model.safetensors.index.json"]:
-        shard.unlink()
-    (path / "adapter_config.json").write_text("{}")
-    assert "merge it into its base model" in _refusal(path)
+@pytest.mark.parametrize("kept", ["config.json", "adapter_model.safetensors"])
+def test_an_adapter_is_refused_with_what_to_do(tmp_path: Path, kept: str) -> None:
+    for name in (kept, "adapter_config.json"):
+        (tmp_path / name).write_text("{}")
+    assert "merge it into its base model" in _refusal(tmp_path)
+
+
+def test_files_that_are_only_a_part_are_told_apart(tmp_path: Path) -> None:
+    for name, words in {
+        "pytorch_model.bin": "pickled weights are never read",
+        "archive.tar.gz": "extract it",
+        "config.json": "name its directory",
+        "tokenizer.model": "name its directory",
+        "model.safetensors": "name its directory",
+    }.items():
+        (tmp_path / name).write_bytes(b"12345678")
+        assert words in _refusal(tmp_path / name)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "model.ckpt").write_bytes(b"")
+    assert "pickled weights are never read" in _refusal(tmp_path / "x")
+    (tmp_path / "x" / "config.json").write_text("{}")
+    assert "pickled weights are never read" in _refusal(tmp_path / "x")
+
+
+def test_an_interrupted_save_or_download_is_told(tmp_path: Path) -> None:
+    path = _orbax(tmp_path / "a.orbax-checkpoint-tmp-0")
+    assert "Orbax was interrupted" in _refusal(path)
+    path = path.rename(tmp_path / "checkpoint")
+    write_tokenizer(tmp_path / "tokenizer.model", tiny_config(NAME).vocab)
+    largest = max(path.rglob("d/*"), key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    with pytest.raises(ModelLoadError, match="is the download complete"):
+        _load(tmp_path)
 
 
 def test_an_orbax_array_larger_than_its_files_is_refused(tmp_path: Path) -> None:
