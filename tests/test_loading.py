@@ -8,6 +8,9 @@ pytestmark = pytest.mark.slow
 
 
 def test_loading_peaks_just_above_what_stays() -> None:
-    """Streaming is what keeps it there: a whole copy of the embedding would be too much."""
-    for result in measure(ROWS["gemma-3-270m"], FORMATS, ["float32", "bfloat16"]):
+    """Streaming is what keeps it there: a whole copy of the embedding would be too much.
+
+    In bfloat16, where the least room is left; `benchmarks.loading` has float32 too.
+    """
+    for result in measure(ROWS["gemma-3-270m"], FORMATS, ["bfloat16"]):
         assert result["peak_mb"] <= result["limit_mb"], result
