@@ -15,7 +15,8 @@ TURN_MARKERS = ("<start_of_turn>", "<end_of_turn>")
 # CodeGemma's, for filling in the middle; it ends its answers with any of them.
 CODE_MARKERS = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|file_separator|>")
 _SPACE = "\u2581"  # what SentencePiece writes for a space within a piece
-_CONTROL_PIECES = ("<pad>", "<eos>", "<bos>")
+_CONTROL_PIECES = frozenset({"<pad>", "<eos>", "<bos>"})
+_MARKERS = frozenset({*TURN_MARKERS, *CODE_MARKERS})
 _BPE = 2  # TrainerSpec.ModelType
 
 
@@ -28,6 +29,10 @@ class PieceType(IntEnum):
     USER_DEFINED = 4  # any text that spells it does, before all others
     UNUSED = 5
     BYTE = 6
+
+
+_WITHOUT_TEXT = frozenset({PieceType.UNKNOWN, PieceType.CONTROL})
+_NO_SPACES = frozenset({PieceType.CONTROL, PieceType.BYTE})
 
 
 class Tokenizer:
@@ -111,7 +116,7 @@ def _parsed(model: bytes) -> Any:
     proto = model_pb.ModelProto()  # type: ignore[attr-defined]  # generated at run time
     proto.ParseFromString(model)
     for piece in proto.pieces:
-        if piece.piece in TURN_MARKERS or piece.piece in CODE_MARKERS:
+        if piece.piece in _MARKERS:
             piece.type = PieceType.CONTROL
     return proto
 
@@ -121,9 +126,10 @@ def _piece_bytes(piece: Any) -> bytes:
     text = piece.piece
     if not isinstance(text, str):  # protobuf's way of saying that it is no UTF-8
         raise ValueError(f"piece {text!r:.100} is no UTF-8")
-    if piece.type in (PieceType.CONTROL, PieceType.UNKNOWN):
+    kind = piece.type
+    if kind in _WITHOUT_TEXT:
         return b""
-    if piece.type == PieceType.BYTE:  # "<0x0A>"
+    if kind == PieceType.BYTE:  # "<0x0A>"
         return bytes([int(text[3:5], 16)])
     return text.replace(_SPACE, " ").encode()
 
@@ -156,8 +162,7 @@ def model_from_pieces(
             kind = PieceType.CONTROL
         if index == unknown:
             kind = PieceType.UNKNOWN
-        is_text = kind not in (PieceType.BYTE, PieceType.CONTROL)
-        literal = piece.replace(" ", _SPACE) if is_text else piece
+        literal = piece if kind in _NO_SPACES else piece.replace(" ", _SPACE)
         model.pieces.add(piece=literal, score=score, type=kind)
     serialized: bytes = model.SerializeToString()
     return serialized
