@@ -19,6 +19,7 @@ _FLOATS = ("float32", "float16", "bfloat16")
 # Weights hardly compress; a header that promises more than this for its bytes is lying.
 _MOST_COMPRESSION = 64
 _UNFINISHED = ".orbax-checkpoint-tmp"
+_CACHE_OVERHEAD_BYTES = 64 << 20  # what tensorstore keeps beside a chunk counts, too
 _STACK = "stacked_layers/"
 
 
@@ -88,7 +89,8 @@ def _open(path: Path) -> dict[str, ts.TensorStore]:
         # Each layer is a slice of a stack that was written as one chunk. The last stack stays
         # decoded while its layers are copied; `load_leaves` asks for these one after another.
         specs = {name: {**spec, "recheck_cached_data": "open"} for name, spec in opening.items()}
-        arrays = _open_all(specs, ts.Context({"cache_pool": {"total_bytes_limit": max(stacks)}}))
+        pool = {"total_bytes_limit": max(stacks) + _CACHE_OVERHEAD_BYTES}
+        arrays = _open_all(specs, ts.Context({"cache_pool": pool}))
     return arrays
 
 
