@@ -1,7 +1,7 @@
 """What tells one Gemma from another: a row of numbers per released model.
 
 Sources: google-deepmind/gemma, `gemma/gm/nn/_gemma.py` (Gemma 2 and 3) and `gemma/transformer.py`
-at tag v2.0.8 (Gemma 1). This file imports nothing, so that the weight readers may use it.
+at tag v2.0.8 (Gemma 1). This file imports no jax, so that the weight readers may use it.
 """
 
 import math

@@ -58,6 +58,15 @@ def _open(path: Path) -> None:
     GgufWeights(path)
 
 
+def _say(monkeypatch: pytest.MonkeyPatch, good: Path, changes: dict[str, object]) -> None:
+    """Have the good file's header say something else."""
+    file = GgufFile(good)
+    metadata = {**file.metadata, **changes}
+    monkeypatch.setattr(
+        "gemma_server.weights.gguf_file._Header.parse", lambda self: (metadata, file.tensors)
+    )
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.3, 0.9, 0.999])
 def test_a_file_cut_short_says_so(good: Path, tmp_path: Path, share: float) -> None:
     data = good.read_bytes()
@@ -78,14 +87,11 @@ def test_a_file_that_has_grown_says_so(good: Path, tmp_path: Path) -> None:
 def test_one_part_of_several_says_how_to_join_them(
     good: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = GgufFile(good)
-    metadata = {**file.metadata, "split.count": 3}
-    monkeypatch.setattr(
-        "gemma_server.weights.gguf_file._Header.parse", lambda self: (metadata, file.tensors)
-    )
+    _say(monkeypatch, good, {"split.count": 3})
     with pytest.raises(ModelLoadError, match="one of 3 parts; join them"):
         _open(good)
-    metadata["split.count"] = 0  # what joining leaves
+    monkeypatch.undo()
+    _say(monkeypatch, good, {"split.count": 0})  # what joining leaves
     _open(good)
 
 
@@ -169,22 +175,14 @@ def test_another_model_is_refused_by_its_name(tmp_path: Path) -> None:
 def test_metadata_of_another_type_is_refused(
     good: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: object
 ) -> None:
-    file = GgufFile(good)
-    metadata = {**file.metadata, key: value}
-    monkeypatch.setattr(
-        "gemma_server.weights.gguf_file._Header.parse", lambda self: (metadata, file.tensors)
-    )
+    _say(monkeypatch, good, {key: value})
     with pytest.raises(ModelLoadError, match=r"good\.gguf"):
         _open(good)
 
 
 def test_no_scaling_means_a_factor_of_one(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = GgufFile(good)
-    assert file.metadata["gemma3.rope.scaling.factor"] == 8
-    metadata = {**file.metadata, "gemma3.rope.scaling.type": "none"}
-    monkeypatch.setattr(
-        "gemma_server.weights.gguf_file._Header.parse", lambda self: (metadata, file.tensors)
-    )
+    assert GgufWeights(good).config.global_rope_factor == 8.0
+    _say(monkeypatch, good, {"gemma3.rope.scaling.type": "none"})
     assert GgufWeights(good).config.global_rope_factor == 1.0
 
 
@@ -203,11 +201,7 @@ def test_no_scaling_means_a_factor_of_one(good: Path, monkeypatch: pytest.Monkey
 def test_a_number_that_cannot_be_is_refused_by_its_name(
     good: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: float
 ) -> None:
-    file = GgufFile(good)
-    metadata = {**file.metadata, f"gemma3.{key}": value}
-    monkeypatch.setattr(
-        "gemma_server.weights.gguf_file._Header.parse", lambda self: (metadata, file.tensors)
-    )
+    _say(monkeypatch, good, {f"gemma3.{key}": value})
     with pytest.raises(ModelLoadError, match=rf"{key}|sizes"):
         _open(good)
 
