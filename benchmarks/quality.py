@@ -30,7 +30,7 @@ from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
 from tests.quality import LENGTH, Golden, Quality, Scorer, compare, quality, read_goldens
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "int8")
 LLAMA, LLAMA_TOP = "llama.cpp", 512
 LLAMA_DRAWN = 107  # a newline
 

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gemma_server.checkpoint import Checkpoint, open_checkpoint
 from gemma_server.engine.engine import Engine
@@ -18,7 +20,7 @@ from gemma_server.model.config import GemmaConfig
 from gemma_server.served import LoadedModel, ServedModel, byte_rate
 from gemma_server.settings import Settings
 from gemma_server.weights.demo import demo_checkpoint
-from gemma_server.weights.source import Progress, load_leaves
+from gemma_server.weights.source import Array, Blocks, Progress, load_leaves
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -69,9 +71,12 @@ def _load_gemma(settings: Settings, model: ServedModel, on_death: OnDeath) -> Lo
 
     compilations = count_compilations()
     device = jax.devices()[0]
-    dtype = _dtype(settings.dtype, device.platform)
+    native = device.platform == "cpu" and _register_kernels(settings, model)
+    dtype = _dtype(settings.dtype, device.platform, native)
     context_length = _context_length(settings, config)
-    programs = Programs(config, slots=settings.slots, context_length=context_length, dtype=dtype)
+    programs = Programs(
+        config, slots=settings.slots, context_length=context_length, dtype=dtype, native=native
+    )
 
     # Compiling needs the shapes alone, so it shares the time with reading the weights.
     progress = _Progress(model)
@@ -140,9 +145,17 @@ class _Progress:
 
 
 def _use_compile_cache(path: Path) -> None:
-    """Keep compiled programs between starts. Whoever can write there can run code as us."""
+    """Keep compiled programs between starts."""
     import jax
 
+    _make_private(path)
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _make_private(path: Path) -> None:
+    """Make a directory for code of ours. Whoever can write there can run code as us."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         owner = path.stat()
@@ -153,16 +166,28 @@ def _use_compile_cache(path: Path) -> None:
             f"{path}: others may write there, and could so run code here; "
             "make it yours alone (chmod 700) or set --cache-dir"
         )
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _dtype(name: str, platform: str) -> "DTypeLike":
+def _register_kernels(settings: Settings, model: ServedModel) -> bool:
+    """Make the native kernels ready if the dtype is theirs; False if they cannot be used."""
+    from gemma_server.native.library import register
+
+    if settings.dtype not in ("auto", "int8"):
+        return False
+    model.at("preparing the native kernels")
+    directory = settings.cache_dir / "native"
+    _make_private(directory)
+    return register(directory)
+
+
+def _dtype(name: str, platform: str, native: bool) -> "DTypeLike":
     import jax.numpy as jnp
 
     if name == "auto":
-        name = "float32" if platform == "cpu" else "bfloat16"
+        on_cpu = "int8" if native else "float32"
+        name = on_cpu if platform == "cpu" else "bfloat16"
+    if name == "int8" and platform != "cpu":
+        raise ModelLoadError(f"--dtype int8 is for CPUs, this is a {platform}; use bfloat16")
     return jnp.dtype(name)
 
 
@@ -175,11 +200,24 @@ def put_on_device(checkpoint: Checkpoint, dtype: "DTypeLike", progress: Progress
 
     abstract = flatten_dict(abstract_params(checkpoint.config, dtype), sep="/")
     leaves = {
-        path: jax.device_put(array, may_alias=True).block_until_ready()
+        path: jax.block_until_ready(_on_device(array, abstract[path].dtype))
         for path, array in load_leaves(checkpoint.weights, abstract, progress)
     }
     params: Params = unflatten_dict(leaves, sep="/")
     return params
+
+
+def _on_device(loaded: "Array | Blocks", dtype: "DTypeLike") -> Any:
+    """A leaf as the programs take it."""
+    import jax
+
+    from gemma_server.model.quantised import pack, quantise
+
+    if isinstance(loaded, Blocks):
+        return pack(loaded.values, loaded.scales)
+    if dtype == np.int8:
+        return quantise(loaded)
+    return jax.device_put(loaded, may_alias=True)
 
 
 def _describe(device: object) -> str:

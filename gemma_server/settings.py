@@ -71,8 +71,10 @@ class Settings(BaseSettings):
     uds: Path | None = Field(
         None, description="listen on this Unix socket (mode 0660) instead of TCP"
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of weights and cache; auto is float32 on CPU, bfloat16 on GPU"
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto",
+        description="of the weights; auto is bfloat16 on a GPU, int8 on a CPU, "
+        "and there float32 without a C++ compiler",
     )
     slots: int = Field(8, ge=1, le=256, description="requests worked on at once")
     context_length: int = Field(

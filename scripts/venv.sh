@@ -53,6 +53,8 @@ quiet=$([ -t 2 ] || echo --quiet)
 "$venv/bin/python" -m pip install $quiet --disable-pip-version-check \
     --constraint "$root/constraints.txt" --editable "$root[$missing]" >&2 ||
     fail "the installation failed (see above); run the same command again to go on with it"
+# Needs a C++ compiler and nothing else; without one the server works, several times more slowly.
+"$venv/bin/python" -m gemma_server.native.library >&2 || true
 for extra in "$@"; do
     echo "$inputs" >"$venv/.installed-$extra"
 done

@@ -141,10 +141,13 @@ class Scorer:
         from gemma_server.build import put_on_device
         from gemma_server.checkpoint import open_checkpoint
         from gemma_server.model.transformer import Transformer
+        from gemma_server.native.library import register
+        from gemma_server.settings import default_cache_dir
 
         opened = open_checkpoint(checkpoint)
+        native = dtype == "int8" and register(default_cache_dir() / "native")
         self._config, self._dtype = opened.config, jnp.dtype(dtype)
-        self._module: Any = Transformer(self._config, self._dtype, BLOCK)
+        self._module: Any = Transformer(self._config, self._dtype, BLOCK, native)
         self._params = put_on_device(opened, self._dtype, lambda done, total: None)
 
     @cached_property

@@ -1,7 +1,7 @@
 """`gemma-server convert` and `inspect`: the same weights in another place, and what they are."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -30,7 +30,8 @@ def _leaves(checkpoint: Checkpoint, dtype: Any = np.float32) -> dict[str, npt.ND
     from gemma_server.model.transformer import abstract_params
 
     abstract = flatten_dict(abstract_params(checkpoint.config, dtype), sep="/")
-    return dict(load_leaves(checkpoint.weights, abstract, lambda done, total: None))
+    leaves = dict(load_leaves(checkpoint.weights, abstract, lambda done, total: None))
+    return cast(dict[str, npt.NDArray[Any]], leaves)
 
 
 @pytest.fixture

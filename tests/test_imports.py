@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": set(),
     "text": {"text"},
     "model": {"model"},
+    "native": set(),
     "weights": {"weights", "model.config"},
     "engine": {"engine"},
     "engine.fake": {"engine", "text"},
@@ -36,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "text",
         "settings",
         "model",
+        "native",
         "served",
     },
     "worker": {"build", "web", "startup", "served", "settings", "engine"},
@@ -55,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": set(),
 }
-JAX_ALLOWED = ("model", "engine.runner", "engine.compilations")
+JAX_ALLOWED = ("model", "native", "engine.runner", "engine.compilations")
 JAX_ALLOWED_WITHIN_FUNCTIONS = ("build", "conversion")
 
 

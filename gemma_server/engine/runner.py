@@ -25,13 +25,19 @@ class Programs:
     """Every program that serving needs, compiled from shapes alone, before any weight is there."""
 
     def __init__(
-        self, config: GemmaConfig, *, slots: int, context_length: int, dtype: DTypeLike
+        self,
+        config: GemmaConfig,
+        *,
+        slots: int,
+        context_length: int,
+        dtype: DTypeLike,
+        native: bool = False,
     ) -> None:
         self.config, self.slots, self.dtype = config, slots, dtype
         self.length = -(-context_length // BLOCK) * BLOCK
         # A GPU would wait for the host on every turn of a loop whose end is data.
         block = BLOCK if jax.default_backend() == "cpu" else self.length
-        self._model = Transformer(config, dtype, block)
+        self._model = Transformer(config, dtype, block, native)
         self._compiled: dict[str, Any] = {}
 
     def compile(self, progress: Callable[[float], None]) -> None:

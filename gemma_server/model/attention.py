@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from gemma_server.model import kernels
 from gemma_server.model.cache import LayerCache
 from gemma_server.model.config import GemmaConfig, LayerKind
 from gemma_server.model.layers import Linear, RMSNorm, rotate, soft_cap
@@ -19,6 +20,7 @@ class Attention(nn.Module):
     kind: LayerKind
     dtype: DTypeLike
     block: int
+    native: bool
 
     @nn.compact
     def __call__(
@@ -28,27 +30,38 @@ class Attention(nn.Module):
         cfg, kind = self.config, self.kind
         rows, new, width = x.shape
         heads = cfg.heads + 2 * cfg.kv_heads
-        qkv = Linear(heads * cfg.head_dim, self.dtype, name="qkv")(x)
+        qkv = Linear(heads * cfg.head_dim, self.dtype, self.native, name="qkv")(x)
         qkv = qkv.reshape(rows, new, heads, cfg.head_dim)
         q, k, v = jnp.split(qkv, [cfg.heads, cfg.heads + cfg.kv_heads], axis=2)
         if cfg.qk_norm:
-            q = RMSNorm(cfg.norm_eps, name="query_norm")(q)
-            k = RMSNorm(cfg.norm_eps, name="key_norm")(k)
+            q = RMSNorm(cfg.norm_eps, self.native, name="query_norm")(q)
+            k = RMSNorm(cfg.norm_eps, self.native, name="key_norm")(k)
         q = rotate(q, positions, kind.rope_base, kind.rope_factor) * cfg.query_scale
         k = rotate(k, positions, kind.rope_base, kind.rope_factor)
 
         cache = cache.write(k, v, slots, positions)
-        out = attend(
-            q.astype(x.dtype),
-            cache,
-            slots,
-            positions,
-            window=kind.window,
-            softcap=cfg.attention_softcap,
-            block=self.block,
-        )
+        if self.native and new == 1:
+            out = kernels.attention(
+                q[:, 0],
+                cache.k,
+                cache.v,
+                slots,
+                positions[:, 0],
+                kind.window,
+                cfg.attention_softcap,
+            )
+        else:
+            out = attend(
+                q.astype(x.dtype),
+                cache,
+                slots,
+                positions,
+                window=kind.window,
+                softcap=cfg.attention_softcap,
+                block=self.block,
+            )
         out = out.reshape(rows, new, cfg.heads * cfg.head_dim).astype(x.dtype)
-        return Linear(width, self.dtype, name="output")(out), cache
+        return Linear(width, self.dtype, self.native, name="output")(out), cache
 
 
 def attend(
@@ -83,8 +96,7 @@ def attend(
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         top, total, out = carry
         start = index * block
-        k = _block_of(cache.k, slots, start, block)  # [B, K, block, H]
-        v = _block_of(cache.v, slots, start, block)
+        k, v = cache.block(slots, start, block)  # [B, K, block, H]
         k_at = start + jnp.arange(block)
         # Behind the newest token lies what the slot's last user left. Its weight is 0, but were
         # it not finite, the product would not be.
@@ -115,17 +127,6 @@ def attend(
         _, total, out = jax.lax.fori_loop(first, last, add_block, carry)
     out = (out / total).reshape(rows, kv_heads, new, group, head_dim)
     return out.transpose(0, 2, 1, 3, 4).reshape(rows, new, heads, head_dim)
-
-
-def _block_of(cached: jax.Array, slots: jax.Array, start: jax.Array | int, block: int) -> jax.Array:
-    """Positions start..start+block of each row's slot: [slots, K, S, H] -> [B, K, block, H]."""
-    _, kv_heads, _, head_dim = cached.shape
-
-    def of_one(slot: jax.Array) -> jax.Array:
-        at = (slot, 0, start, 0)
-        return jax.lax.dynamic_slice(cached, at, (1, kv_heads, block, head_dim))[0]
-
-    return jax.vmap(of_one)(slots)
 
 
 def _visible_blocks(

@@ -8,6 +8,10 @@ from jax.typing import DTypeLike
 
 from gemma_server.model.config import GemmaConfig
 
+# Beside 8-bit weights, which are for CPUs, the cache holds the bits of bfloat16 as integers: to
+# write one bfloat16, XLA:CPU would turn the whole cache into float32 and back.
+BITS = jnp.uint16
+
 
 class LayerCache(NamedTuple):
     """Keys and values of one layer, each [slots, K, S, H].
@@ -26,17 +30,50 @@ class LayerCache(NamedTuple):
         """
         where = (slots[:, None], slice(None), at)
         return LayerCache(
-            self.k.at[where].set(k.astype(self.k.dtype), mode="drop"),
-            self.v.at[where].set(v.astype(self.v.dtype), mode="drop"),
+            self.k.at[where].set(_stored(k, self.k.dtype), mode="drop"),
+            self.v.at[where].set(_stored(v, self.v.dtype), mode="drop"),
         )
+
+    def block(
+        self, slots: jax.Array, start: jax.Array | int, length: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Positions start .. start + length of each row's slot: k and v [B, K, length, H]."""
+
+        def of_all(cached: jax.Array) -> jax.Array:
+            _, kv_heads, _, head_dim = cached.shape
+
+            def of_one(slot: jax.Array) -> jax.Array:
+                sizes = (1, kv_heads, length, head_dim)
+                return jax.lax.dynamic_slice(cached, (slot, 0, start, 0), sizes)[0]
+
+            return _floats(jax.vmap(of_one)(slots))
+
+        return of_all(self.k), of_all(self.v)
 
 
 Cache = tuple[LayerCache, ...]
 
 
-def empty_cache(config: GemmaConfig, slots: int, length: int, dtype: DTypeLike) -> Cache:
-    """A zeroed cache of `slots` rows and `length` positions for every layer."""
+def empty_cache(config: GemmaConfig, slots: int, length: int, weights: DTypeLike) -> Cache:
+    """A zeroed cache of `slots` rows and `length` positions for every layer.
+
+    It has the dtype of the weights; beside 8-bit ones it holds bfloat16.
+    """
+    dtype = BITS if weights == jnp.int8 else weights
     shape = (slots, config.kv_heads, length, config.head_dim)
     return tuple(
         LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.layers)
     )
+
+
+def _stored(x: jax.Array, dtype: DTypeLike) -> jax.Array:
+    if dtype != BITS:
+        return x.astype(dtype)
+    return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), BITS)
+
+
+def _floats(stored: jax.Array) -> jax.Array:
+    if stored.dtype != BITS:
+        return stored
+    # A bfloat16 is the upper half of a float32.
+    return jax.lax.bitcast_convert_type(stored.astype(jnp.uint32) << 16, jnp.float32)

@@ -1,20 +1,30 @@
 """The small layers: norm, linear, feed-forward, embedding, rotary positions."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
+
+from gemma_server.model import kernels
+from gemma_server.model.quantised import Quantised, product, quantise
+
+Matrix = jax.Array | Quantised  # [out, in]
 
 
 class RMSNorm(nn.Module):
     """x / rms(x) * (1 + scale) over the last axis, computed in f32 whatever x's dtype."""
 
     eps: float
+    native: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)
         y = x.astype(jnp.float32)
+        if self.native:
+            return kernels.norm(y, scale, self.eps)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
         return (y * (1.0 + scale)).astype(x.dtype)
 
@@ -24,16 +34,13 @@ class Linear(nn.Module):
 
     features: int
     dtype: DTypeLike
+    native: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param(
-            "kernel",
-            nn.initializers.lecun_normal(in_axis=-1, out_axis=-2),
-            (self.features, x.shape[-1]),
-            self.dtype,
-        )
-        return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (1,)), ((), ())))
+        init = _matrix(nn.initializers.lecun_normal(in_axis=-1, out_axis=-2))
+        kernel = self.param("kernel", init, (self.features, x.shape[-1]), self.dtype)
+        return _linear(x, kernel, x.dtype, self.native)
 
 
 class FeedForward(nn.Module):
@@ -41,12 +48,14 @@ class FeedForward(nn.Module):
 
     hidden: int
     dtype: DTypeLike
+    native: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        both = Linear(2 * self.hidden, self.dtype, name="gate_up")(x)  # [B, T, 2F]
+        both = Linear(2 * self.hidden, self.dtype, self.native, name="gate_up")(x)  # [B, T, 2F]
         gate, up = jnp.split(both, 2, axis=-1)
-        return Linear(x.shape[-1], self.dtype, name="down")(nn.gelu(gate, approximate=True) * up)
+        hidden = nn.gelu(gate, approximate=True) * up
+        return Linear(x.shape[-1], self.dtype, self.native, name="down")(hidden)
 
 
 class Embedder(nn.Module):
@@ -55,25 +64,43 @@ class Embedder(nn.Module):
     vocab: int
     width: int
     dtype: DTypeLike
+    native: bool
 
     def setup(self) -> None:
-        self.embedding = self.param(
-            "embedding", nn.initializers.normal(1.0), (self.vocab, self.width), self.dtype
-        )
+        init = _matrix(nn.initializers.normal(1.0))
+        self.embedding = self.param("embedding", init, (self.vocab, self.width), self.dtype)
 
     def encode(self, tokens: jax.Array) -> jax.Array:
         """[B, T] ids -> [B, T, D]. The factor sqrt(D) is rounded to the dtype, as Gemma was."""
-        rows = self.embedding[tokens]
+        table = self.embedding
+        rows = table.rows(tokens) if isinstance(table, Quantised) else table[tokens]
         return rows * jnp.sqrt(jnp.float32(self.width)).astype(rows.dtype)
 
     def decode(self, hidden: jax.Array) -> jax.Array:
         """[B, D] -> [B, V] logits in f32."""
-        return jax.lax.dot_general(
-            hidden,
-            self.embedding,
-            (((1,), (1,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+        return _linear(hidden, self.embedding, jnp.float32, self.native)
+
+
+def _matrix(init: nn.initializers.Initializer) -> Callable[..., Matrix]:
+    """The initialiser, for 8-bit weights too."""
+
+    def init_matrix(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike) -> Matrix:
+        if dtype == jnp.int8:
+            blocks: Quantised = quantise(init(key, shape, jnp.float32))
+            return blocks
+        floats: jax.Array = init(key, shape, dtype)
+        return floats
+
+    return init_matrix
+
+
+def _linear(x: jax.Array, matrix: Matrix, dtype: DTypeLike, native: bool) -> jax.Array:
+    """x @ matrix.T over the last axis; float matrices give `dtype`, 8-bit ones f32."""
+    if isinstance(matrix, Quantised):
+        return product(x, matrix, native=native)
+    axes = (((x.ndim - 1,), (1,)), ((), ()))
+    out: jax.Array = jax.lax.dot_general(x, matrix, axes, preferred_element_type=dtype)
+    return out
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:

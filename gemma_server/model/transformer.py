@@ -22,43 +22,49 @@ class Block(nn.Module):
     kind: LayerKind
     dtype: DTypeLike
     block: int
+    native: bool
 
     @nn.compact
     def __call__(
         self, x: jax.Array, positions: jax.Array, cache: LayerCache, slots: jax.Array
     ) -> tuple[jax.Array, LayerCache]:
         cfg = self.config
-        y = RMSNorm(cfg.norm_eps, name="pre_attention_norm")(x)
-        attention = Attention(cfg, self.kind, self.dtype, self.block, name="attention")
+        y = RMSNorm(cfg.norm_eps, self.native, name="pre_attention_norm")(x)
+        attention = Attention(cfg, self.kind, self.dtype, self.block, self.native, name="attention")
         y, cache = attention(y, positions, cache, slots)
         if cfg.post_norms:
-            y = RMSNorm(cfg.norm_eps, name="post_attention_norm")(y)
+            y = RMSNorm(cfg.norm_eps, self.native, name="post_attention_norm")(y)
         x = x + y
-        y = RMSNorm(cfg.norm_eps, name="pre_feed_forward_norm")(x)
-        y = FeedForward(cfg.hidden, self.dtype, name="feed_forward")(y)
+        y = RMSNorm(cfg.norm_eps, self.native, name="pre_feed_forward_norm")(x)
+        y = FeedForward(cfg.hidden, self.dtype, self.native, name="feed_forward")(y)
         if cfg.post_norms:
-            y = RMSNorm(cfg.norm_eps, name="post_feed_forward_norm")(y)
+            y = RMSNorm(cfg.norm_eps, self.native, name="post_feed_forward_norm")(y)
         return x + y, cache
 
 
 class Transformer(nn.Module):
-    """The whole model; `block` is how many cached positions attention reads at a time."""
+    """The whole model.
+
+    `block` is how many cached positions attention reads at a time. `native` says that the kernels
+    of gemma_server/native may be used; they must be registered, and serve 8-bit weights on a CPU.
+    """
 
     config: GemmaConfig
     dtype: DTypeLike
     block: int = 256
+    native: bool = False
 
     def setup(self) -> None:
         cfg = self.config
-        self.embedder = Embedder(cfg.vocab, cfg.width, self.dtype)
+        self.embedder = Embedder(cfg.vocab, cfg.width, self.dtype, self.native)
         # Under jit each kind of block is traced and lowered once, not once per layer; XLA inlines
         # the calls. It cuts a warm start's work per program to less than half.
         jitted = nn.jit(Block)
         self.blocks = [
-            jitted(cfg, cfg.layer_kind(i), self.dtype, self.block, name=f"layer_{i}")
+            jitted(cfg, cfg.layer_kind(i), self.dtype, self.block, self.native, name=f"layer_{i}")
             for i in range(cfg.layers)
         ]
-        self.final_norm = RMSNorm(cfg.norm_eps)
+        self.final_norm = RMSNorm(cfg.norm_eps, self.native)
 
     def __call__(
         self, tokens: jax.Array, positions: jax.Array, cache: Cache, slots: jax.Array

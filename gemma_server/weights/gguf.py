@@ -11,6 +11,7 @@ import numpy as np
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig, Shape
 from gemma_server.weights.architecture import FAMILIES, config_of_family, count_layers
+from gemma_server.weights.gguf_blocks import EXACT_IN_BLOCKS
 from gemma_server.weights.gguf_file import GgufFile
 from gemma_server.weights.numbers import Numbers
 from gemma_server.weights.source import EMBEDDING, Array, Rows
@@ -66,11 +67,15 @@ class GgufWeights:
         return pieces, scores.tolist(), types.tolist()
 
     def rows(self, leaf: str) -> Sequence[Rows]:
-        copy = self._copy_norm if leaf.endswith("/scale") else self._file.copy
-        return [
-            Rows(name, self._file.tensors[name].shape, partial(copy, name))
-            for name in _stored_names(leaf)
-        ]
+        return [self._rows_of(name, leaf) for name in _stored_names(leaf)]
+
+    def _rows_of(self, name: str, leaf: str) -> Rows:
+        tensor = self._file.tensors[name]
+        if leaf.endswith("/scale"):
+            return Rows(name, tensor.shape, partial(self._copy_norm, name))
+        exact = tensor.type_name in EXACT_IN_BLOCKS
+        copy_blocks = partial(self._file.copy_blocks, name) if exact else None
+        return Rows(name, tensor.shape, partial(self._file.copy, name), copy_blocks)
 
     def _copy_norm(self, name: str, out: Array) -> None:
         # GGUF stores 1 + w for Gemma 1 to 3 (llama.cpp's converter adds it).

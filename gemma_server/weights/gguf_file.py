@@ -7,7 +7,7 @@ count, length, offset and product in it is checked against the file's size befor
 import math
 import mmap
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.weights.files import INCOMPLETE, require_file
+from gemma_server.weights.gguf_blocks import unpack_blocks
+from gemma_server.weights.source import Blocks
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -101,13 +103,26 @@ class GgufFile:
 
         tensor = self.tensors[name]
         kind = GGMLQuantizationType(tensor.type)
-        rows = math.prod(tensor.shape[:-1])
-        raw = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.start).reshape(rows, -1)
         flat = out.reshape(-1, tensor.shape[-1])
+        for rows, raw in self._chunks(tensor, len(flat)):
+            flat[rows] = dequantize(raw, kind)
+
+    def copy_blocks(self, name: str, out: Blocks) -> None:
+        """Write the tensor into `out`, of its shape or fewer rows; a type of EXACT_IN_BLOCKS."""
+        tensor = self.tensors[name]
+        for rows, raw in self._chunks(tensor, len(out.values)):
+            blocks = raw.reshape(*out.scales[rows].shape, -1)
+            values, out.scales[rows] = unpack_blocks(blocks, tensor.type_name)
+            out.values[rows] = values.reshape(len(raw), -1)
+
+    def _chunks(self, tensor: Tensor, rows: int) -> Iterator[tuple[slice, npt.NDArray[np.uint8]]]:
+        """The first rows of a tensor as stored, [rows, bytes], so many that they fit a cache."""
+        stored = math.prod(tensor.shape[:-1])
+        raw = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.start).reshape(stored, -1)
         step = max(1, _CHUNK_BYTES // raw.shape[1])
-        for row in range(0, len(flat), step):
-            stop = min(row + step, len(flat))
-            flat[row:stop] = dequantize(raw[row:stop], kind)
+        for row in range(0, rows, step):
+            part = slice(row, min(row + step, rows))
+            yield part, raw[part]
         self._forget(tensor)
 
     def _forget(self, tensor: Tensor) -> None:

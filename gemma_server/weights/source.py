@@ -15,6 +15,7 @@ from gemma_server.weights.files import INCOMPLETE
 Array: TypeAlias = npt.NDArray[Any]
 
 EMBEDDING = "embedder/embedding"
+BLOCK = 32  # weights of a row that share a scale, in 8-bit blocks
 _NAMED_AT_MOST = 4  # tensors in one error message
 
 
@@ -28,16 +29,29 @@ class Leaf(Protocol):
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """A matrix of 8-bit integers: a weight is its value times the scale of its block of 32."""
+
+    values: Array  # [out, in] i8
+    scales: Array  # [out, in / 32] f16
+
+    def __getitem__(self, rows: slice) -> "Blocks":
+        return Blocks(self.values[rows], self.scales[rows])
+
+
+@dataclass(frozen=True)
 class Rows:
     """What one stored tensor gives to a leaf.
 
     `copy` writes it into an array of `shape` and any float dtype, straight from the file; into
-    an array of fewer rows it writes the first of them.
+    an array of fewer rows it writes the first of them. `copy_blocks` does so with 8-bit blocks,
+    where the tensor is stored as something that they hold exactly.
     """
 
     tensor: str  # its name in the file
     shape: tuple[int, ...]
     copy: Callable[[Array], None]
+    copy_blocks: Callable[[Blocks], None] | None = None
 
 
 class WeightSource(Protocol):
@@ -87,10 +101,11 @@ def check(source: WeightSource) -> None:
 
 def load_leaves(
     source: WeightSource, abstract: Mapping[str, Leaf], progress: Progress
-) -> Iterator[tuple[str, Array]]:
+) -> Iterator[tuple[str, Array | Blocks]]:
     """Yield every leaf of the flat abstract tree in its dtype, one at a time.
 
-    The embedding may have more rows than its leaf: tables are padded, and the padding is left out.
+    An int8 leaf is yielded as blocks if the file has them, else as float32, to be quantised. The
+    embedding may have more rows than its leaf: tables are padded, and the padding is left out.
 
     Raises:
         ModelLoadError: a tensor is missing, has another shape, or cannot be read.
@@ -101,14 +116,14 @@ def load_leaves(
     total = sum(_nbytes(leaf) for leaf in abstract.values())
     done = 0
     for path in paths:
-        leaf = abstract[path]
-        out = _aligned_empty(tuple(leaf.shape), np.dtype(leaf.dtype))
+        leaf, parts = abstract[path], plan[path]
+        out = _empty(leaf, parts)
         start = 0
-        for part in plan[path]:
-            rows = out[start : start + part.shape[0]]
-            _copy(source, part, rows)
-            start += len(rows)
-            done += rows.nbytes
+        for part in parts:
+            stop = min(start + part.shape[0], leaf.shape[0])
+            _copy(source, part, out[start:stop])
+            done += _nbytes(leaf) * (stop - start) // leaf.shape[0]
+            start = stop
             progress(done, total)
         yield path, out
 
@@ -141,9 +156,24 @@ def _fused_sizes(config: GemmaConfig, path: str) -> tuple[int, ...]:
     return ()
 
 
-def _copy(source: WeightSource, part: Rows, out: Array) -> None:
+def _empty(leaf: Leaf, parts: Sequence[Rows]) -> Array | Blocks:
+    """What the parts can be copied into."""
+    shape, dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
+    if dtype != np.int8:
+        return _aligned_empty(shape, dtype)
+    if any(part.copy_blocks is None for part in parts):
+        return _aligned_empty(shape, np.dtype(np.float32))
+    scales = (shape[0], shape[1] // BLOCK)
+    return Blocks(np.empty(shape, np.int8), np.empty(scales, np.float16))
+
+
+def _copy(source: WeightSource, part: Rows, out: Array | Blocks) -> None:
     try:
-        part.copy(out)
+        if isinstance(out, Blocks):
+            assert part.copy_blocks is not None
+            part.copy_blocks(out)
+        else:
+            part.copy(out)
     except (ValueError, NotImplementedError, OSError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0][:300]
         raise ModelLoadError(

@@ -35,7 +35,7 @@ def test_the_oracle_agrees_with_the_library(name: str) -> None:
 @pytest.mark.parametrize("chunk", [45, 7], ids=["in one pass", "in chunks"])
 @presets
 def test_the_transformer_agrees_with_the_library(name: str, chunk: int, tmp_path: Path) -> None:
-    from tests.model.test_transformer import Model
+    from tests.model.forward import Model
 
     source = GgufWeights(write_gguf(tmp_path / "model.gguf", name, tiny_weights(name)))
     params: dict[str, Any] = load_params(source, tiny_config(name))

@@ -4,65 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from gemma_server.model.cache import empty_cache
-from gemma_server.model.transformer import Transformer
 from gemma_server.weights.gguf import GgufWeights
 from gemma_server.weights.orbax import OrbaxWeights
+from tests.model.forward import BLOCK, LENGTH, Model, text_of
 from tests.oracle import gemma as oracle
 from tests.tiny import load_params, tiny_config, tiny_weights, write_gguf, write_orbax
 
 pytestmark = pytest.mark.slow
 
-BLOCK = 16  # cached positions per turn of the attention loop
-LENGTH = 4 * BLOCK
 TOLERANCE = 1e-3  # rounding alone moves these logits, which spread over several units, by 1e-4
-TEXT = 45  # crosses two block borders and every window
-
-
-class Model:
-    """A tiny model with a cache of several slots, called as the runner calls it."""
-
-    def __init__(
-        self, name: str, params: dict[str, Any], *, slots: int = 3, block: int = BLOCK
-    ) -> None:
-        import jax
-        import jax.numpy as jnp
-
-        config = tiny_config(name)
-        self._module: Any = Transformer(config, jnp.float32, block)
-        self._variables = {"params": params}
-        self._cache = empty_cache(config, slots, LENGTH, jnp.float32)
-
-        def forward(tokens: Any, positions: Any, cache: Any, slots: Any) -> Any:
-            hidden, cache = self._module.apply(self._variables, tokens, positions, cache, slots)
-            flat = hidden.reshape(-1, hidden.shape[-1])
-            logits = self._module.apply(self._variables, flat, method="logits")
-            return logits.reshape(*hidden.shape[:-1], -1), cache
-
-        self._forward = jax.jit(forward)
-
-    def feed(
-        self, slots: list[int], rows: list[list[int]], starts: list[int], pad_to: int = 0
-    ) -> list[npt.NDArray[np.float32]]:
-        """Feed each slot its tokens from its start on; returns each row's logits [T, V]."""
-        longest = max(pad_to, *(len(row) for row in rows))
-        tokens = np.zeros((len(rows), longest), np.int32)
-        positions = np.full((len(rows), longest), LENGTH, np.int32)
-        for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
-            tokens[i, : len(row)] = row
-            positions[i, : len(row)] = np.arange(start, start + len(row))
-        logits, self._cache = self._forward(
-            tokens, positions, self._cache, np.array(slots, np.int32)
-        )
-        return [np.asarray(logits[i, : len(row)]) for i, row in enumerate(rows)]
-
-
-def _text(name: str, seed: int, length: int = TEXT) -> list[int]:
-    vocab = oracle.PRESETS[name].vocab
-    return [int(token) for token in np.random.default_rng(seed).integers(0, vocab, length)]
 
 
 @pytest.fixture(scope="module", params=oracle.PRESETS)
@@ -78,7 +30,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("block", [BLOCK, LENGTH], ids=["in blocks", "in one, as on a GPU"])
 def test_every_position_matches_the_oracle_in_one_pass(case: Any, block: int) -> None:
     name, weights, params = case
-    ids = _text(name, seed=1)
+    ids = text_of(name, seed=1)
     expected = oracle.logits(oracle.PRESETS[name], weights, ids)
     [got] = Model(name, params, block=block).feed([0], [ids], [0])
     np.testing.assert_allclose(got, expected, atol=TOLERANCE)
@@ -87,7 +39,7 @@ def test_every_position_matches_the_oracle_in_one_pass(case: Any, block: int) ->
 @pytest.mark.parametrize("chunk", [1, 7, 16, 20])
 def test_chunk_borders_change_nothing(case: Any, chunk: int) -> None:
     name, weights, params = case
-    ids = _text(name, seed=2)
+    ids = text_of(name, seed=2)
     expected = oracle.logits(oracle.PRESETS[name], weights, ids)
     model = Model(name, params)
     for start in range(0, len(ids), chunk):
@@ -99,8 +51,8 @@ def test_chunk_borders_change_nothing(case: Any, chunk: int) -> None:
 def test_a_slot_forgets_its_last_user_and_ignores_its_neighbours(case: Any) -> None:
     name, weights, params = case
     model = Model(name, params)
-    model.feed([2], [_text(name, seed=3, length=LENGTH)], [0])  # fills the slot to its end
-    short, long = _text(name, seed=4, length=9), _text(name, seed=5)
+    model.feed([2], [text_of(name, seed=3, length=LENGTH)], [0])  # fills the slot to its end
+    short, long = text_of(name, seed=4, length=9), text_of(name, seed=5)
     expected = {
         key: oracle.logits(oracle.PRESETS[name], weights, ids)
         for key, ids in (("short", short), ("long", long))
@@ -112,7 +64,7 @@ def test_a_slot_forgets_its_last_user_and_ignores_its_neighbours(case: Any) -> N
 
 def test_rows_at_different_positions_decode_side_by_side(case: Any) -> None:
     name, weights, params = case
-    texts = [_text(name, seed=6, length=30), _text(name, seed=7, length=12)]
+    texts = [text_of(name, seed=6, length=30), text_of(name, seed=7, length=12)]
     expected = [oracle.logits(oracle.PRESETS[name], weights, ids) for ids in texts]
     model = Model(name, params)
     for slot, ids in enumerate(texts):
@@ -129,8 +81,8 @@ def test_rows_at_different_positions_decode_side_by_side(case: Any) -> None:
 def test_neighbours_do_not_change_a_single_bit(case: Any) -> None:
     """A longer neighbour makes attention visit more blocks; they must leave the row alone."""
     name, _, params = case
-    short, long = _text(name, seed=8, length=5), _text(name, seed=9, length=60)
-    other = _text(name, seed=10, length=60)
+    short, long = text_of(name, seed=8, length=5), text_of(name, seed=9, length=60)
+    other = text_of(name, seed=10, length=60)
     answers = []
     for neighbour in (long, other[:7]):
         model = Model(name, params)
@@ -149,9 +101,9 @@ def test_what_a_slot_held_before_cannot_poison_it(case: Any, block: int) -> None
 
     name, weights, params = case
     model = Model(name, params, block=block)
-    model.feed([1], [_text(name, seed=11)], [0])
+    model.feed([1], [text_of(name, seed=11)], [0])
     model._cache = jax.tree.map(lambda rows: rows.at[1, :, 10:].set(np.nan), model._cache)
-    ids = _text(name, seed=12, length=10)
+    ids = text_of(name, seed=12, length=10)
     expected = oracle.logits(oracle.PRESETS[name], weights, ids)
     [got] = model.feed([1], [ids], [0], pad_to=16)
     np.testing.assert_allclose(got, expected, atol=TOLERANCE)

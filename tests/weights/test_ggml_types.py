@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from gemma_server.weights.gguf_blocks import EXACT_IN_BLOCKS
 from gemma_server.weights.gguf_file import GgufFile
+from gemma_server.weights.source import BLOCK, Blocks
 from tests.oracle.ggml import BLOCKS, decode
 from tests.tiny import read_tensor
 
@@ -54,6 +56,20 @@ def test_values_are_the_definition_s(path: Path, tensors: dict[str, Bytes], kind
     assert values.dtype == np.float32
     # Exactly: f32 arithmetic rounds once at most (see the oracle), so there is one right answer.
     np.testing.assert_array_equal(values, expected.reshape(*ROWS, COLUMNS))
+
+
+@pytest.mark.parametrize("kind", EXACT_IN_BLOCKS)
+def test_8_bit_blocks_hold_the_same_numbers(
+    path: Path, tensors: dict[str, Bytes], kind: str
+) -> None:
+    expected = np.array(decode(kind, tensors[kind].tobytes()), np.float32)
+    rows, columns = math.prod(ROWS), COLUMNS
+    blocks = Blocks(
+        np.empty((rows, columns), np.int8), np.empty((rows, columns // BLOCK), np.float16)
+    )
+    GgufFile(path).copy_blocks(kind, blocks)
+    scales = np.repeat(blocks.scales.astype(np.float32), BLOCK, axis=1)
+    np.testing.assert_array_equal(blocks.values * scales, expected.reshape(rows, columns))
 
 
 def _read(path: Path, name: str) -> npt.NDArray[np.float32]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -33,7 +33,7 @@ def _tree(path: Path, config: GemmaConfig, dtype: Any = np.float32) -> Flat:
     from gemma_server.model.transformer import abstract_params
 
     abstract = flatten_dict(abstract_params(config, dtype), sep="/")
-    return dict(load_leaves(open_weights(path), abstract, lambda done, total: None))
+    return cast(Flat, dict(load_leaves(open_weights(path), abstract, lambda done, total: None)))
 
 
 @pytest.fixture(scope="module", params=PRESETS)
