@@ -34,14 +34,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import (
+from benchmarks.servers import (
     Server,
-    Summary,
     end_servers_on_sigterm,
     positive,
-    print_table,
     serving,
 )
+from gemma_server.figures import Summary, format_table
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
 
@@ -225,7 +224,7 @@ def report(rounds: int, samples: dict[str, Samples]) -> None:
             THEIRS: theirs.as_json(),
             "ratio": round(ratio, 3),
         }
-    print_table(table)
+    print(format_table(table))
     print(json.dumps(document))
 
 
