@@ -78,13 +78,19 @@ def positive(text: str) -> int:
     return number
 
 
+def say(what: str) -> None:
+    """Tell the person who waits what is being done."""
+    print(what, file=sys.stderr, flush=True)
+
+
 def _watch(output: IO[str], ready: Future[tuple[int, float]]) -> None:
     """Note the port and the moment of the ready line, and read on: a full pipe would block."""
     last_words = deque[str](maxlen=20)
-    for line in output:
-        last_words.append(line)
-        if not ready.done() and (match := _READY.search(line)):
-            ready.set_result((int(match[1]), time.perf_counter()))
+    with output:
+        for line in output:
+            last_words.append(line)
+            if not ready.done() and (match := _READY.search(line)):
+                ready.set_result((int(match[1]), time.perf_counter()))
     if not ready.done():
         ready.set_exception(RuntimeError("a server failed to start:\n" + "".join(last_words)))
 
