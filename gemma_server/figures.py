@@ -19,7 +19,12 @@ class Summary:
         return cls(statistics.median(samples), min(samples), max(samples))
 
     def __str__(self) -> str:
-        return f"{self.median:.1f} [{self.min:.1f}-{self.max:.1f}]"
+        return f"{self:.1f}"
+
+    def __format__(self, spec: str) -> str:
+        """`median [min-max]`, each number formatted as `spec` says."""
+        median, least, most = (format(value, spec) for value in (self.median, self.min, self.max))
+        return f"{median} [{least}-{most}]"
 
     def as_json(self) -> dict[str, float]:
         """The three numbers, rounded to what a measurement can tell: four digits."""
