@@ -1,6 +1,6 @@
 """How fast the server generates, next to llama.cpp on the very same GGUF file.
 
-    python -m benchmarks.decode [--rounds N]
+    python -m benchmarks.decode [--rounds N] [--torch-python PYTHON]
 
 Both serve the demo model on the CPU, each in processes of its own and with a thread for every CPU
 that this process may use (`taskset -c 0,1` in front limits both): gemma-server as it comes, and
@@ -15,39 +15,36 @@ the other has nothing to do. The speeds are tokens over wall time as an HTTP cli
   a start before the first round
 - peak: resident memory (VmHWM) of the process that holds the model, the mapped file included
 
+The Hugging Face library takes its turns, too, where this Python or `--torch-python` has torch and
+transformers: one stream, in float32 and bfloat16, with its growing cache and its static one (see
+benchmarks/hugging_face.py).
+
 The last line of standard output is the result as one JSON document.
 """
 
 import argparse
-import http.client
 import json
-import os
 import random
 import re
-import signal
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import (
-    Server,
-    Summary,
-    end_servers_on_sigterm,
-    positive,
-    print_table,
-    serving,
-)
+from benchmarks import hugging_face
+from benchmarks.hugging_face import VARIANTS, Library
+from benchmarks.servers import Server, end_servers_on_sigterm, positive, say
+from benchmarks.sides import OURS, THEIRS, Side, both_sides, complete, random_words, start
+from gemma_server.figures import Summary, format_table
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
 
-SLOTS, CONTEXT_LENGTH = 8, 2048  # gemma-server's defaults
 WARMUP_TOKENS = 8
-OURS, THEIRS = "gemma-server", "llama.cpp"
 ROWS = {
     "one_stream": "1 stream, tok/s",
     "eight_streams": "8 streams, tok/s in total",
@@ -55,14 +52,8 @@ ROWS = {
     "ready_s": "ready, s",
     "peak_mb": "peak memory, MB",
 }
-# Each is one token of Gemma's vocabulary, at the start of a text as well as after a space.
-WORDS = (
-    "river table green winter paper doctor yellow window summer music garden letter "
-    "silver market mother island forest planet engine camera flower history mountain picture "
-    "science village weather kitchen library morning"
-)
 
-Samples = defaultdict[str, list[float]]
+Samples = Mapping[str, Mapping[str, list[float]]]  # of each side, for each row
 
 
 @dataclass(frozen=True)
@@ -79,15 +70,10 @@ class Work:
         """The tokens that the speed is about: those of the prompt, or those generated."""
         return self.streams * (self.prompt_tokens if self.tokens == 1 else self.tokens)
 
-
-@dataclass(frozen=True)
-class Side:
-    """How to start one of the servers, and how to ask it."""
-
-    name: str
-    arguments: tuple[str, ...]
-    path: str
-    body: Callable[[str, int], dict[str, Any]]  # of a prompt and the tokens to generate
+    @property
+    def warmup(self) -> "Work":
+        """The same with fewer tokens to generate."""
+        return replace(self, tokens=min(self.tokens, WARMUP_TOKENS))
 
 
 WORKS = (
@@ -95,89 +81,82 @@ WORKS = (
     Work("eight_streams", 8, 8, 64),
     Work("prefill_512", 1, 512, 1),
 )
+OF_LIBRARY = [work for work in WORKS if work.streams == 1]
 
 
 def main() -> None:
-    """Run the benchmark; with --serve-llama, be llama.cpp's server instead."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
-        prog="benchmarks.decode", description="gemma-server, llama.cpp"
+        prog="benchmarks.decode", description="gemma-server, llama.cpp, transformers"
     )
     parser.add_argument("--rounds", type=positive, default=3, help="default: 3")
-    parser.add_argument("--serve-llama", metavar="GGUF", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--torch-python",
+        default=sys.executable,
+        metavar="PYTHON",
+        help="a Python that has " + ", ".join(hugging_face.NEEDS) + "; default: this one",
+    )
     arguments = parser.parse_args()
-    if arguments.serve_llama:
-        serve_llama(arguments.serve_llama)
-    else:
-        end_servers_on_sigterm()
-        compare(arguments.rounds)
+    end_servers_on_sigterm()
+    checkpoint = demo_checkpoint(default_cache_dir())
+    with ExitStack() as stack:
+        library = None
+        python = arguments.torch_python
+        if lacking := hugging_face.missing(python):
+            say(
+                f"Hugging Face is left out: {python} has no {', no '.join(lacking)} "
+                "(--torch-python names one that has)"
+            )
+        else:
+            say("loading the Hugging Face library")
+            library = stack.enter_context(hugging_face.library(python, checkpoint))
+        compare(arguments.rounds, checkpoint, library)
 
 
-def compare(rounds: int) -> None:
-    """Measure `rounds` times, then print the table and the JSON document."""
-    sides = both_sides(demo_checkpoint(default_cache_dir()))
+def compare(rounds: int, checkpoint: Path, library: Library | None) -> None:
+    """Measure `rounds` times, then print the tables and the JSON document."""
+    sides = both_sides(checkpoint)
     with start(sides[0]):
         pass  # fills the compile cache
-    samples: dict[str, Samples] = {side.name: defaultdict(list) for side in sides}
+    samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for number in range(rounds):
-        measure_round(sides, samples, random.Random(number))
+        say(f"round {number + 1} of {rounds}")
+        measure_round(sides, library, samples, random.Random(number))
     report(rounds, samples)
 
 
-def both_sides(checkpoint: Path) -> tuple[Side, Side]:
-    """The two servers to compare."""
-    return (
-        Side(
-            OURS,
-            ("-m", "gemma_server", "serve", "--port", "0"),
-            "/prompt",
-            lambda prompt, tokens: {
-                "prompt": prompt,
-                "sampling_steps": tokens,
-                "ignore_eos": True,
-            },
-        ),
-        Side(
-            THEIRS,
-            ("-m", "benchmarks.decode", "--serve-llama", str(checkpoint)),
-            "/v1/completions",
-            lambda prompt, tokens: {
-                "prompt": prompt,
-                "max_tokens": tokens,
-                "ignore_eos": True,
-                "temperature": 0,
-            },
-        ),
-    )
-
-
-def start(side: Side) -> AbstractContextManager[Server]:
-    """The side's server, for a `with` block; jax may not take a GPU that llama.cpp lacks."""
-    return serving(*side.arguments, JAX_PLATFORMS="cpu")
-
-
 def measure_round(
-    sides: tuple[Side, Side], samples: dict[str, Samples], rng: random.Random
+    sides: Sequence[Side], library: Library | None, samples: Samples, rng: random.Random
 ) -> None:
-    """Start both servers, let them take turns at each work, and add what was measured."""
+    """Start both servers, let all take turns at each work, and add what was measured."""
     with ExitStack() as stack:
         servers = [(side, stack.enter_context(start(side))) for side in sides]
         for side, server in servers:
             samples[side.name]["ready_s"].append(server.ready_s)
             for work in WORKS:
-                seconds(side, server, replace(work, tokens=min(work.tokens, WARMUP_TOKENS)), rng)
+                seconds(side, server, work.warmup, rng)
         for work in WORKS:
             seed = rng.random()
             for side, server in servers:
                 taken = seconds(side, server, work, random.Random(seed))
                 samples[side.name][work.row].append(work.counted / taken)
+            if library is not None and work in OF_LIBRARY:
+                measure_library(library, work, samples)
         for side, server in servers:
             samples[side.name]["peak_mb"].append(peak_mb(server))
 
 
+def measure_library(library: Library, work: Work, samples: Samples) -> None:
+    """The same work for each variant of the library."""
+    for variant in VARIANTS:
+        library.seconds(variant, work.prompt_tokens, work.warmup.tokens)
+        taken = library.seconds(variant, work.prompt_tokens, work.tokens)
+        samples[variant][work.row].append(work.counted / taken)
+
+
 def seconds(side: Side, server: Server, work: Work, rng: random.Random) -> float:
     """Wall time of the work, each stream in a thread; the prompts follow from `rng`."""
-    words = WORDS.split()
-    prompts = [" ".join(rng.choices(words, k=work.prompt_tokens - 1)) for _ in range(work.streams)]
+    prompts = [random_words(work.prompt_tokens - 1, rng) for _ in range(work.streams)]
     begin = time.perf_counter()
     with ThreadPoolExecutor(work.streams) as pool:
         for usage in pool.map(lambda prompt: complete(side, server, prompt, work.tokens), prompts):
@@ -185,22 +164,6 @@ def seconds(side: Side, server: Server, work: Work, rng: random.Random) -> float
             if done != (work.prompt_tokens, work.tokens):
                 raise RuntimeError(f"{side.name} did not do {work}: prompt and answer had {done}")
     return time.perf_counter() - begin
-
-
-def complete(side: Side, server: Server, prompt: str, tokens: int) -> dict[str, Any]:
-    """Generate, and return the answer's usage."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=600)
-    try:
-        body = json.dumps(side.body(prompt, tokens))
-        connection.request("POST", side.path, body, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        answer = response.read()
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise RuntimeError(f"{side.name} answered {response.status}: {answer[:500]!r}")
-    usage: dict[str, Any] = json.loads(answer)["usage"]
-    return usage
 
 
 def peak_mb(server: Server) -> float:
@@ -212,8 +175,8 @@ def peak_mb(server: Server) -> float:
     return int(match[1]) * 1024 / 1e6
 
 
-def report(rounds: int, samples: dict[str, Samples]) -> None:
-    """The table for people, then the line for programs."""
+def report(rounds: int, samples: Samples) -> None:
+    """The tables for people, then the line for programs."""
     table = [["", f"{OURS} [min-max]", f"{THEIRS} [min-max]", "ratio"]]
     document: dict[str, Any] = {"benchmark": "decode", "rounds": rounds, "rows": {}}
     for row, label in ROWS.items():
@@ -225,25 +188,26 @@ def report(rounds: int, samples: dict[str, Samples]) -> None:
             THEIRS: theirs.as_json(),
             "ratio": round(ratio, 3),
         }
-    print_table(table)
+    print(format_table(table))
+    if set(VARIANTS) <= set(samples):
+        document["hugging_face"] = report_library(samples)
     print(json.dumps(document))
 
 
-def serve_llama(model: str) -> None:
-    """Serve `model` with llama.cpp until a signal ends the process."""
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = model
-    params.n_gpu_layers = 0
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
-    params.n_parallel, params.n_ctx = SLOTS, SLOTS * CONTEXT_LENGTH
-    params.fit_params = False  # would change the context length to fit the memory
-    params.cache_prompt = params.cache_idle_slots = False
-    params.cache_ram_mib = params.n_ctx_checkpoints = 0
-    server = xllamacpp.Server(params)
-    print(f"{THEIRS} ready: {server.listening_address}", flush=True)
-    signal.pause()
+def report_library(samples: Samples) -> dict[str, Any]:
+    """A table of the library's variants; the ratio is ours to the library's."""
+    table = [["Hugging Face", *(f"{ROWS[work.row]} [min-max], ratio" for work in OF_LIBRARY)]]
+    document: dict[str, Any] = {}
+    for variant in VARIANTS:
+        document[variant], cells = {}, []
+        for work in OF_LIBRARY:
+            theirs = Summary.of(samples[variant][work.row])
+            ratio = Summary.of(samples[OURS][work.row]).median / theirs.median
+            cells.append(f"{theirs}, {ratio:.2f}")
+            document[variant][work.row] = {**theirs.as_json(), "ratio": round(ratio, 3)}
+        table.append([variant, *cells])
+    print(f"\n{format_table(table)}")
+    return document
 
 
 if __name__ == "__main__":

@@ -24,15 +24,14 @@ from typing import Any
 
 from flask import Flask, request
 
-from benchmarks.report import (
+from benchmarks.servers import (
     ROOT,
     Server,
-    Summary,
     end_servers_on_sigterm,
     positive,
-    print_table,
     serving,
 )
+from gemma_server.figures import Summary, format_table
 
 OURS = "gemma-server"
 _BARE = (
@@ -111,7 +110,7 @@ def report(rounds: int, requests: int, samples: dict[str, Samples]) -> None:
         table.append([name, *map(str, summaries.values()), f"{ratio:.2f}"])
         figures: dict[str, Any] = {name: value.as_json() for name, value in summaries.items()}
         document["servers"][name] = {**figures, "ratio_of_our_mean": round(ratio, 3)}
-    print_table(table)
+    print(format_table(table))
     print(json.dumps(document))
 
 

@@ -25,7 +25,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.report import print_table
+from gemma_server.figures import format_table
 from gemma_server.model.config import RELEASED, GemmaConfig
 from tests.hf import hf_config, hf_tensors
 from tests.layouts import stacked
@@ -55,7 +55,7 @@ def main() -> None:
         formats = {name: FORMATS[name] for name in options.formats}
         results += measure(ROWS[model], formats, options.dtypes)
     columns = list(results[0])
-    print_table([columns, *([str(result[name]) for name in columns] for result in results)])
+    print(format_table([columns, *([str(result[name]) for name in columns] for result in results)]))
     print(json.dumps({"loading": results}))
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import print_table
+from gemma_server.figures import format_table
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
 from tests.quality import LENGTH, Golden, Quality, Scorer, compare, quality, read_goldens
@@ -117,7 +117,7 @@ def report(measured: dict[str, Quality]) -> None:
         mean, most, difference, agreement = rows[dtype].values()
         table.append([dtype, f"{mean:.1e}", f"{most:.1e}", f"{difference:.1e}", f"{agreement:.2%}"])
     positions = len(next(iter(measured.values())).kl)
-    print_table(table)
+    print(format_table(table))
     print(json.dumps({"benchmark": "quality", "positions": positions, "rows": rows}))
 
 

@@ -30,24 +30,33 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OnDeath = Callable[[BaseException], None]
+Wrap = Callable[[Runner], Runner]
 
 
-def load_model(settings: Settings, model: ServedModel, on_death: OnDeath) -> None:
+def load_model(
+    settings: Settings, model: ServedModel, on_death: OnDeath, wrap: Wrap = lambda runner: runner
+) -> None:
     """Load what the settings name and make `model` ready, telling it each stage on the way.
+
+    The engine gets the runner as `wrap` returns it: the benchmark's takes the time of each step.
 
     Raises:
         ModelLoadError: the model cannot be loaded; the text says what to do.
     """
     load = _load_fake if settings.fake else _load_gemma
-    model.ready(load(settings, model, on_death))
+    model.ready(load(settings, model, on_death, wrap))
 
 
-def _load_fake(settings: Settings, model: ServedModel, on_death: OnDeath) -> LoadedModel:
+def _load_fake(
+    settings: Settings, model: ServedModel, on_death: OnDeath, wrap: Wrap
+) -> LoadedModel:
     return LoadedModel(
         name=settings.model_name or "fake",
         tokenizer=fake_tokenizer(),
         engine=_start(
-            FakeRunner(settings.slots), _limits(settings, settings.context_length, 256), on_death
+            wrap(FakeRunner(settings.slots)),
+            _limits(settings, settings.context_length, 256),
+            on_death,
         ),
         device="no device",
         load_s=0.0,
@@ -55,7 +64,9 @@ def _load_fake(settings: Settings, model: ServedModel, on_death: OnDeath) -> Loa
     )
 
 
-def _load_gemma(settings: Settings, model: ServedModel, on_death: OnDeath) -> LoadedModel:
+def _load_gemma(
+    settings: Settings, model: ServedModel, on_death: OnDeath, wrap: Wrap
+) -> LoadedModel:
     began = time.monotonic()
     model.at("opening the checkpoint")
     path = settings.model_checkpoint or demo_checkpoint(settings.cache_dir)
@@ -94,10 +105,12 @@ def _load_gemma(settings: Settings, model: ServedModel, on_death: OnDeath) -> Lo
     return LoadedModel(
         name=settings.model_name or config.name,
         tokenizer=checkpoint.tokenizer,
-        engine=_start(runner, _limits(settings, context_length, CHUNKS[-1]), on_death),
+        engine=_start(wrap(runner), _limits(settings, context_length, CHUNKS[-1]), on_death),
         device=_describe(device),
         load_s=time.monotonic() - began,
         compilations=compilations,
+        weight_bytes=runner.weight_bytes,
+        token_bytes=runner.token_bytes,
     )
 
 

@@ -1,5 +1,6 @@
-"""The command line: `gemma-server serve`, `generate`, `inspect` and `convert`."""
+"""The command line: `gemma-server serve`, `generate`, `bench`, `inspect` and `convert`."""
 
+import json
 import math
 import os
 import sys
@@ -22,11 +23,14 @@ from gemma_server.settings import (
 )
 
 if TYPE_CHECKING:
+    from gemma_server.build import Wrap
     from gemma_server.checkpoint import Checkpoint
+    from gemma_server.served import ServedModel
     from gemma_server.text.tokenizer import Tokenizer
 
 EXIT_USAGE, EXIT_LOAD = 2, 3
 _ONLY_SERVE = ("host", "port", "uds", "max_queue", "max_queue_tokens", "api_key_file")
+_NOT_BY_HAND = (*_ONLY_SERVE, "slots", "max_steps", "drain_timeout", "model_name")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -125,7 +129,7 @@ class _Number(click.FloatRange):
 )
 @click.option("--chat", is_flag=True, help="ask an instruction-tuned model, in its own template")
 @click.option("--system", default=None, help="what the model shall be told first; implies --chat")
-@_settings_options(without=(*_ONLY_SERVE, "slots", "max_steps", "drain_timeout", "model_name"))
+@_settings_options(without=_NOT_BY_HAND)
 def generate(
     prompt: str,
     steps: int,
@@ -162,6 +166,43 @@ def generate(
         _fail(str(error), 1)
     click.echo()
     loaded.engine.stop()
+
+
+@main.command()
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="how often to measure everything",
+)
+@_settings_options(without=(*_NOT_BY_HAND, "fake"))
+def bench(rounds: int, **flags: Any) -> None:
+    """Load the model with 16 slots, measure how fast it generates here, and end.
+
+    Tables, then one line of JSON on standard output. On an otherwise idle machine only.
+    """
+    from gemma_server.bench import SLOTS, Bench, format_report
+    from gemma_server.engine.timed import StepLog
+    from gemma_server.served import ServedModel
+
+    settings = _settings(flags | {"slots": SLOTS})
+    if settings.fake:
+        _fail("bench measures a model: unset GEMMA_FAKE", EXIT_USAGE)
+    log, model = StepLog(), ServedModel("gemma")
+    _load(settings, model, log.around)
+    loaded = model.require_ready()
+    try:
+        measuring = Bench(loaded, log)
+        measuring.run(rounds, lambda what: click.echo(f"gemma-server: {what}", err=True))
+    except UsageError as error:
+        _fail(str(error), EXIT_USAGE)
+    except GemmaServerError as error:
+        _fail(str(error), 1)
+    loaded.engine.stop()
+    report = measuring.report()
+    click.echo(format_report(report))
+    click.echo(json.dumps(report))
 
 
 _tokenizer_option = click.option(
@@ -229,7 +270,7 @@ def _encode(tokenizer: "Tokenizer", prompt: str, chat: bool, system: str | None)
     return tuple(encode_chat(tokenizer, [*told, Message("user", prompt)]))
 
 
-def _load(settings: Settings, model: Any) -> None:
+def _load(settings: Settings, model: "ServedModel", wrap: "Wrap" = lambda runner: runner) -> None:
     """Load in this thread while another shows how far it is."""
     import threading
 
@@ -238,7 +279,7 @@ def _load(settings: Settings, model: Any) -> None:
 
     threading.Thread(target=report_progress, args=(model,), daemon=True).start()
     try:
-        load_model(settings, model, on_death=traceback.print_exception)
+        load_model(settings, model, traceback.print_exception, wrap)
     except ModelLoadError as error:
         _fail(f"cannot load the model: {error}", EXIT_LOAD)
     except Exception as error:

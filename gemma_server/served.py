@@ -21,6 +21,8 @@ class LoadedModel:
     device: str
     load_s: float  # from the start of loading to ready
     compilations: Callable[[], int]  # programs compiled since the start
+    weight_bytes: int = 0  # on the device
+    token_bytes: int = 0  # of cache on the device, for each token in a slot
 
 
 class ServedModel:

@@ -26,6 +26,7 @@ def test_help_names_the_commands(flag: str) -> None:
     assert result.exit_code == 0
     assert "serve" in result.stdout
     assert "generate" in result.stdout
+    assert "bench" in result.stdout
 
 
 def test_version_is_the_packages() -> None:

@@ -16,7 +16,12 @@ ROOT = Path(__file__).parent.parent
 MODELS = (ROOT / "docs" / "models.md").read_text()
 API = (ROOT / "docs" / "api.md").read_text()
 SETTINGS = load_settings(fake=True)
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "clients" / "go" / "README.md"]
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "benchmarks").glob("*.md"),
+    ROOT / "clients" / "go" / "README.md",
+]
 
 
 def test_every_route_is_documented() -> None:
@@ -46,6 +51,13 @@ def test_the_table_of_models_has_every_released_one_with_what_it_needs() -> None
         sizes = [2 * weights, 4 * weights, 2 * cache, 4 * cache]
         expected = [*(f"{size / 1e9:.1f}" for size in sizes), f"{row.context_length:,}"]
         assert cells.split(" | ")[:5] == expected, row.name
+
+
+def test_every_benchmark_named_in_their_readme_exists_and_every_one_is_named() -> None:
+    folder = ROOT / "benchmarks"
+    commands = {path.stem for path in folder.glob("*.py") if "prog=" in path.read_text()}
+    named = re.findall(r"benchmarks\.(\w+)", (folder / "README.md").read_text())
+    assert commands - {"llama", "hugging_face"} == set(named)  # those are started by others
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -24,6 +24,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.runner": {"engine", "model"},
     "generation": {"engine", "text"},
     "served": {"engine", "text"},
+    "figures": set(),
+    "bench": {"engine", "served", "figures"},
     "web": {"web", "engine", "text", "settings", "served", "generation"},
     "startup": {"served", "settings"},
     "checkpoint": {"weights", "text", "model.config"},
@@ -43,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "worker": {"build", "web", "startup", "served", "settings", "engine"},
     "gunicorn_conf": {"worker", "settings"},
     "cli": {
+        "bench",
         "build",
         "checkpoint",
         "conversion",
@@ -58,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
 }
 JAX_ALLOWED = ("model", "native", "engine.runner", "engine.compilations")
-JAX_ALLOWED_WITHIN_FUNCTIONS = ("build", "conversion")
+JAX_ALLOWED_WITHIN_FUNCTIONS = ("bench", "build", "conversion")
 
 
 def modules() -> dict[str, Path]:

@@ -146,6 +146,17 @@ class JaxRunner:
             rows = tuple(Row(0, 0, 0, _GREEDY) for _ in range(count))
             self.dispatch(Plan(None, rows)).read()
 
+    @property
+    def weight_bytes(self) -> int:
+        """What the weights take on the device, all leaves together."""
+        return sum(int(leaf.nbytes) for leaf in jax.tree.leaves(self._params))
+
+    @property
+    def token_bytes(self) -> int:
+        """What one position of one slot takes in the cache, all layers together."""
+        positions = self._programs.slots * self._programs.length
+        return sum(int(leaf.nbytes) for leaf in jax.tree.leaves(self._cache)) // positions
+
     def dispatch(self, plan: Plan) -> "PendingTokens":
         """Start the plan's prefill chunk and its decode rows, in this order."""
         prefill = self._prefill(plan.prefill) if plan.prefill is not None else None

@@ -1,4 +1,4 @@
-"""What the benchmarks share: servers as subprocesses, summaries of samples, and the table.
+"""Servers as subprocesses of a benchmark.
 
 One machine's times say little, because other work disturbs them: what counts is the ratio of two
 servers that took turns within one run.
@@ -7,13 +7,12 @@ servers that took turns within one run.
 import os
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,27 +35,6 @@ class Server:
     pid: int
     port: int
     ready_s: float  # from the start of the process
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The median of some samples, and how far they spread."""
-
-    median: float
-    min: float
-    max: float
-
-    @classmethod
-    def of(cls, samples: Sequence[float]) -> "Summary":
-        """The summary of at least one sample."""
-        return cls(statistics.median(samples), min(samples), max(samples))
-
-    def __str__(self) -> str:
-        return f"{self.median:.1f} [{self.min:.1f}-{self.max:.1f}]"
-
-    def as_json(self) -> dict[str, float]:
-        """The three numbers, rounded to what a measurement can tell."""
-        return {name: round(value, 3) for name, value in vars(self).items()}
 
 
 @contextmanager
@@ -100,22 +78,19 @@ def positive(text: str) -> int:
     return number
 
 
-def print_table(rows: Iterable[Sequence[str]]) -> None:
-    """Rows of cells, the header first: the first column to the left, the others to the right."""
-    rows = list(rows)
-    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    for name, *cells in rows:
-        aligned = (cell.rjust(width) for cell, width in zip(cells, others, strict=True))
-        print("  ".join([name.ljust(first), *aligned]))
+def say(what: str) -> None:
+    """Tell the person who waits what is being done."""
+    print(what, file=sys.stderr, flush=True)
 
 
 def _watch(output: IO[str], ready: Future[tuple[int, float]]) -> None:
     """Note the port and the moment of the ready line, and read on: a full pipe would block."""
     last_words = deque[str](maxlen=20)
-    for line in output:
-        last_words.append(line)
-        if not ready.done() and (match := _READY.search(line)):
-            ready.set_result((int(match[1]), time.perf_counter()))
+    with output:
+        for line in output:
+            last_words.append(line)
+            if not ready.done() and (match := _READY.search(line)):
+                ready.set_result((int(match[1]), time.perf_counter()))
     if not ready.done():
         ready.set_exception(RuntimeError("a server failed to start:\n" + "".join(last_words)))
 

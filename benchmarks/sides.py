@@ -1,0 +1,137 @@
+"""gemma-server and llama.cpp: how to start each on the same GGUF file, and how to ask it."""
+
+import http.client
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import llama
+from benchmarks.servers import Server, serving
+
+OURS, THEIRS = "gemma-server", llama.NAME
+# Each is one token of Gemma's vocabulary, at the start of a text as well as after a space.
+WORDS = (
+    "river table green winter paper doctor yellow window summer music garden letter "
+    "silver market mother island forest planet engine camera flower history mountain picture "
+    "science village weather kitchen library morning"
+)
+ANSWER_TIMEOUT_S = 600.0
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Side:
+    """How to start one of the servers, and how to ask it."""
+
+    name: str
+    arguments: tuple[str, ...]
+    path: str
+    body: Callable[[str, int], Json]  # of a prompt and the tokens to generate
+    streaming: Json  # what the body has besides, to get an event for each piece of text
+    piece: Callable[[Json], str]  # the text in such an event, empty in one without
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """When the pieces of an answer came, in seconds of the performance counter."""
+
+    moments: list[float]
+    ended: float
+    usage: Json
+
+
+def both_sides(checkpoint: Path) -> tuple[Side, Side]:
+    """The two servers to compare. An end-of-text token does not end an answer."""
+    return (
+        Side(
+            OURS,
+            ("-m", "gemma_server", "serve", "--port", "0"),
+            "/prompt",
+            lambda prompt, tokens: {
+                "prompt": prompt,
+                "sampling_steps": tokens,
+                "ignore_eos": True,
+            },
+            {"stream": True},
+            lambda event: str(event.get("response", "")),
+        ),
+        Side(
+            THEIRS,
+            ("-m", "benchmarks.llama", str(checkpoint)),
+            "/v1/completions",
+            lambda prompt, tokens: {
+                "prompt": prompt,
+                "max_tokens": tokens,
+                "ignore_eos": True,
+                "temperature": 0,
+            },
+            {"stream": True, "stream_options": {"include_usage": True}},
+            lambda event: str(event["choices"][0]["text"] if event["choices"] else ""),
+        ),
+    )
+
+
+def start(side: Side) -> AbstractContextManager[Server]:
+    """The side's server, for a `with` block; jax may not take a GPU that llama.cpp lacks."""
+    return serving(*side.arguments, JAX_PLATFORMS="cpu")
+
+
+def random_words(tokens: int, rng: random.Random) -> str:
+    """A text of so many tokens, which nobody can have in a cache."""
+    return " ".join(rng.choices(WORDS.split(), k=tokens))
+
+
+def complete(side: Side, server: Server, prompt: str, tokens: int) -> Json:
+    """Generate, and return the answer's usage."""
+    with _asked(side, server, side.body(prompt, tokens)) as response:
+        usage: Json = json.loads(response.read())["usage"]
+    return usage
+
+
+def stream(side: Side, server: Server, prompt: str, tokens: int) -> Streamed:
+    """Generate, and note when each piece of text comes.
+
+    Raises:
+        RuntimeError: the server refused, or its answer ended early.
+    """
+    moments: list[float] = []
+    usage: Json | None = None
+    with _asked(side, server, side.body(prompt, tokens) | side.streaming) as response:
+        for event in _events(response):
+            if side.piece(event):
+                moments.append(time.perf_counter())
+            usage = event.get("usage") or usage
+        ended = time.perf_counter()
+    if usage is None or not moments:
+        raise RuntimeError(f"{side.name} ended an answer early")
+    return Streamed(moments, ended, usage)
+
+
+@contextmanager
+def _asked(side: Side, server: Server, body: Json) -> Iterator[http.client.HTTPResponse]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=ANSWER_TIMEOUT_S)
+    try:
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", side.path, json.dumps(body), headers)
+        response = connection.getresponse()
+        if response.status != 200:
+            answer = response.read()[:500]
+            raise RuntimeError(f"{side.name} answered {response.status}: {answer!r}")
+        yield response
+    finally:
+        connection.close()
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[Json]:
+    for line in response:
+        if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
+            event: Json = json.loads(line.removeprefix(b"data: "))
+            if "error" in event:
+                raise RuntimeError(f"a stream ended with {event['error']}")
+            yield event
