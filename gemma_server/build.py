@@ -8,8 +8,6 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gemma_server.checkpoint import Checkpoint, open_checkpoint
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.fake import FakeRunner, fake_tokenizer
@@ -19,8 +17,10 @@ from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
 from gemma_server.served import LoadedModel, ServedModel, byte_rate
 from gemma_server.settings import Settings
+from gemma_server.weights.arrays import Array
+from gemma_server.weights.blocks import Packed
 from gemma_server.weights.demo import demo_checkpoint
-from gemma_server.weights.source import Array, Blocks, Progress, load_leaves
+from gemma_server.weights.source import Progress, load_leaves
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -74,10 +74,10 @@ def _load_gemma(
     config = checkpoint.config
 
     model.at("starting the device")
-    _use_compile_cache(settings.cache_dir / "jax")
     import jax
 
     from gemma_server.engine.compilations import count_compilations
+    from gemma_server.engine.executables import Executables
     from gemma_server.engine.runner import CHUNKS, JaxRunner, Programs
 
     compilations = count_compilations()
@@ -89,11 +89,15 @@ def _load_gemma(
         config, slots=settings.slots, context_length=context_length, dtype=dtype, native=native
     )
 
+    directory = settings.cache_dir / "programs"
+    _make_private(directory)
+    kept = Executables(directory, programs.configuration)
+
     # Compiling needs the shapes alone, so it shares the time with reading the weights.
     progress = _Progress(model)
     compiler = ThreadPoolExecutor(1, "compiler")
     try:
-        compiling = compiler.submit(programs.compile, progress.compiled)
+        compiling = compiler.submit(programs.compile, progress.compiled, kept)
         params = put_on_device(checkpoint, dtype, progress.loaded)
         compiling.result()
     finally:
@@ -157,16 +161,6 @@ class _Progress:
         self._model.at("compiling and loading weights", share, self._detail)
 
 
-def _use_compile_cache(path: Path) -> None:
-    """Keep compiled programs between starts."""
-    import jax
-
-    _make_private(path)
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 def _make_private(path: Path) -> None:
     """Make a directory for code of ours. Whoever can write there can run code as us."""
     try:
@@ -207,29 +201,31 @@ def _dtype(name: str, platform: str, native: bool) -> "DTypeLike":
 def put_on_device(checkpoint: Checkpoint, dtype: "DTypeLike", progress: Progress) -> "Params":
     """The parameter tree on the device; one leaf at a time, so that the host holds only that."""
     import jax
-    from flax.traverse_util import flatten_dict, unflatten_dict
+    import numpy as np
+    from flax.traverse_util import unflatten_dict
 
-    from gemma_server.model.transformer import abstract_params
-
-    abstract = flatten_dict(abstract_params(checkpoint.config, dtype), sep="/")
+    # Named by the configuration: to trace the model for them takes a third of a second.
+    wanted = {
+        path: jax.ShapeDtypeStruct(shape, np.float32 if path.endswith("/scale") else dtype)
+        for path, shape in checkpoint.config.leaf_shapes.items()
+    }
     leaves = {
-        path: jax.block_until_ready(_on_device(array, abstract[path].dtype))
-        for path, array in load_leaves(checkpoint.weights, abstract, progress)
+        path: jax.block_until_ready(_on_device(loaded, checkpoint.config.leaf_shapes[path]))
+        for path, loaded in load_leaves(checkpoint.weights, wanted, progress)
     }
     params: Params = unflatten_dict(leaves, sep="/")
     return params
 
 
-def _on_device(loaded: "Array | Blocks", dtype: "DTypeLike") -> Any:
+def _on_device(loaded: Array | Packed, shape: tuple[int, ...]) -> Any:
     """A leaf as the programs take it."""
     import jax
 
-    from gemma_server.model.quantised import pack, quantise
+    from gemma_server.model.quantised import Quantised
 
-    if isinstance(loaded, Blocks):
-        return pack(loaded.values, loaded.scales)
-    if dtype == np.int8:
-        return quantise(loaded)
+    if isinstance(loaded, Packed):
+        values, scales = jax.device_put(tuple(loaded), may_alias=True)
+        return Quantised(values, scales, (shape[0], shape[1]))
     return jax.device_put(loaded, may_alias=True)
 
 

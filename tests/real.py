@@ -70,13 +70,13 @@ class RealModel:
         return self.tokenizer.decode(self.read(self.submit(text, steps, sampling)))
 
 
-def load_real_model(cache_dir: Path | None = None) -> RealModel:
-    """Load the demo model with the default settings."""
+def load_real_model(cache_dir: Path | None = None, dtype: str = "auto") -> RealModel:
+    """Load the demo model, with the default settings apart from these."""
 
     def fail(error: BaseException) -> None:
         raise error
 
-    settings = load_settings(cache_dir=cache_dir or default_cache_dir())
+    settings = load_settings(cache_dir=cache_dir or default_cache_dir(), dtype=dtype)
     model = ServedModel("real")
     load_model(settings, model, fail)
     return RealModel(settings, model.require_ready())

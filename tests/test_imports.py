@@ -60,7 +60,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": set(),
 }
-JAX_ALLOWED = ("model", "native", "engine.runner", "engine.compilations")
+JAX_ALLOWED = (
+    "model",
+    "native",
+    "engine.runner",
+    "engine.compilations",
+    "engine.executables",
+)
 JAX_ALLOWED_WITHIN_FUNCTIONS = ("bench", "build", "conversion")
 
 

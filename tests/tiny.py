@@ -10,6 +10,7 @@ import numpy.typing as npt
 from gemma_server.engine.fake import fake_pieces
 from gemma_server.model.config import GemmaConfig
 from gemma_server.text.tokenizer import model_from_pieces
+from gemma_server.weights.blocks import Blocks, pack
 from gemma_server.weights.gguf_file import GgufFile
 from gemma_server.weights.source import WeightSource, load_leaves
 from tests.oracle.gemma import PRESETS, OracleConfig, random_weights
@@ -210,3 +211,13 @@ def load_params(source: WeightSource, config: GemmaConfig) -> dict[str, Any]:
         {path: jnp.asarray(array) for path, array in leaves}, sep="/"
     )
     return params
+
+
+def quantised(blocks: Blocks, shape: tuple[int, int] | None = None) -> Any:
+    """The blocks on the device; without a shape they have no filling."""
+    import jax.numpy as jnp
+
+    from gemma_server.model.quantised import Quantised
+
+    values, scales = pack(blocks)
+    return Quantised(jnp.asarray(values), jnp.asarray(scales), shape or blocks.values.shape)

@@ -1,6 +1,7 @@
 """The only place that compiles and runs the model: plans in, ids out."""
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, cast
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.typing import DTypeLike
 
+from gemma_server.engine.executables import Executables
 from gemma_server.engine.plan import Chunk, Plan, Row, StepResult
 from gemma_server.engine.request import SamplingOptions
 from gemma_server.model.cache import Cache, empty_cache
@@ -40,10 +42,8 @@ class Programs:
         self._model = Transformer(config, dtype, block, native)
         self._compiled: dict[str, Any] = {}
 
-    def compile(self, progress: Callable[[float], None]) -> None:
-        """Compile the whole list; `progress` gets the share done."""
-        params = abstract_params(self.config, self.dtype)
-        cache, last = jax.eval_shape(self.new_state)
+    def compile(self, progress: Callable[[float], None], kept: Executables) -> None:
+        """Compile the whole list, or read what is kept of it; `progress` gets the share done."""
         one = _sampling(1)
         jobs: list[tuple[str, Callable[..., Any], list[Any]]] = [
             (
@@ -57,9 +57,25 @@ class Programs:
             for rows in row_counts(self.slots)
         ]
         for done, (name, function, shapes) in enumerate(jobs):
-            jitted = jax.jit(function, donate_argnums=(1, 2))
-            self._compiled[name] = jitted.lower(params, cache, last, *shapes).compile()
+
+            def compile_it(function: Any = function, shapes: list[Any] = shapes) -> Any:
+                jitted = jax.jit(function, donate_argnums=(1, 2))
+                return jitted.lower(*self._shapes, *shapes).compile()
+
+            self._compiled[name] = kept.get(name, compile_it)
             progress((done + 1) / len(jobs))
+
+    @cached_property
+    def _shapes(self) -> tuple[Params, Cache, jax.Array]:
+        """Of the weights and the state; tracing the model for them is not for a warm start."""
+        cache, last = jax.eval_shape(self.new_state)
+        return abstract_params(self.config, self.dtype), cache, last
+
+    @property
+    def configuration(self) -> str:
+        """All that the programs depend on beside the code."""
+        fixed = (self.slots, self.length, str(self.dtype))
+        return f"{self.config} {fixed} {self._model}"
 
     def __getitem__(self, name: str) -> Any:
         return self._compiled[name]

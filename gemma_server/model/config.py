@@ -7,6 +7,10 @@ at tag v2.0.8 (Gemma 1). This file imports no jax, so that the weight readers ma
 import math
 from dataclasses import dataclass, replace
 
+# 8-bit matrices: weights of a row that share a scale, and rows that lie side by side in memory.
+# gemma_server/native/product.cc is written for these numbers.
+BLOCK, GROUP = 32, 16
+
 
 @dataclass(frozen=True)
 class LayerKind:

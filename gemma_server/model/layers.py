@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from gemma_server.model import kernels
-from gemma_server.model.quantised import Quantised, product, quantise
+from gemma_server.model.quantised import Quantised, blank, product
 
 Matrix = jax.Array | Quantised  # [out, in]
 
@@ -82,12 +82,11 @@ class Embedder(nn.Module):
 
 
 def _matrix(init: nn.initializers.Initializer) -> Callable[..., Matrix]:
-    """The initialiser, for 8-bit weights too."""
+    """The initialiser, for 8-bit weights too: these are made of others and begin as zeros."""
 
     def init_matrix(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike) -> Matrix:
         if dtype == jnp.int8:
-            blocks: Quantised = quantise(init(key, shape, jnp.float32))
-            return blocks
+            return blank(shape)
         floats: jax.Array = init(key, shape, dtype)
         return floats
 

@@ -1,7 +1,7 @@
-"""Matrices of 8-bit integers in blocks, each block with a scale.
+"""Matrices of 8-bit integers in blocks of a row, each with a scale, as the device has them.
 
-A block is 32 weights of one output row; a weight is its integer times the block's scale. That is
-GGUF's Q8_0, whose blocks are taken over as they are.
+A weight is its integer times the scale of its block, as in GGUF's Q8_0. gemma_server/weights
+quantises and packs them.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemma_server.model import kernels
-
-BLOCK = 32  # weights of one output row that share a scale
-GROUP = 16  # output rows that lie side by side, as gemma_server/native/product.cc reads them
-LARGEST = 127
+from gemma_server.model.config import BLOCK, GROUP
 
 
 @partial(
@@ -51,33 +48,13 @@ class Quantised:
         return values.reshape(*index.shape, -1)[..., : self.shape[1]]
 
 
-@jax.jit
-def quantise(matrix: jax.Array) -> Quantised:
-    """The nearest quantised matrix: [out, in] of any float dtype; 0 where a block is all zeros."""
-    out, width = matrix.shape
-    matrix = jnp.pad(matrix.astype(jnp.float32), ((0, 0), (0, -width % BLOCK)))
-    matrix = matrix.reshape(out, -1, BLOCK)
-    # Rounded first, so that the values fit the scale that is kept.
-    scales = (jnp.abs(matrix).max(axis=-1) / LARGEST).astype(jnp.float16)
-    divisors = jnp.where(scales > 0, scales, 1).astype(jnp.float32)
-    values = jnp.clip(jnp.round(matrix / divisors[..., None]), -LARGEST, LARGEST)
-    return _pack(values.astype(jnp.int8).reshape(out, -1), scales, width)
-
-
-@jax.jit
-def pack(values: jax.Array, scales: jax.Array) -> Quantised:
-    """Blocks as files have them: values [out, in] i8, scales [out, in / BLOCK] f16."""
-    return _pack(values, scales, values.shape[1])
-
-
-def _pack(values: jax.Array, scales: jax.Array, width: int) -> Quantised:
-    out, blocks = scales.shape
-    values = jnp.pad(values, ((0, -out % GROUP), (0, 0)))
-    scales = jnp.pad(scales, ((0, -out % GROUP), (0, 0)))
+def blank(shape: tuple[int, int]) -> Quantised:
+    """A matrix of zeros."""
+    groups, blocks = -(-shape[0] // GROUP), -(-shape[1] // BLOCK)
     return Quantised(
-        values.reshape(-1, GROUP, blocks, BLOCK // 2, 2).transpose(0, 2, 3, 1, 4),
-        scales.reshape(-1, GROUP, blocks).transpose(0, 2, 1),
-        (out, width),
+        jnp.zeros((groups, blocks, BLOCK // 2, GROUP, 2), jnp.int8),
+        jnp.zeros((groups, blocks, GROUP), jnp.float16),
+        shape,
     )
 
 

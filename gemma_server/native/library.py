@@ -27,6 +27,7 @@ TARGETS = ("gemma_attention", "gemma_norm", "gemma_product")
 # Which instructions to use, the kernels choose when they run.
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
 _COMPILE_TIMEOUT_S = 300
+_registered = set[str]()  # prefixes; XLA's registry is the process's, and refuses a second entry
 
 
 class BuildError(Exception):
@@ -56,9 +57,12 @@ def load(cache_dir: Path, prefix: str = "") -> None:
         library = ctypes.CDLL(str(_built(cache_dir)))
     except OSError as error:
         raise BuildError(str(error)) from None
+    if prefix in _registered:
+        return
     for name in TARGETS:
         target = jax.ffi.pycapsule(getattr(library, name))
         jax.ffi.register_ffi_target(prefix + name, target, platform="cpu")
+    _registered.add(prefix)
 
 
 def build(directory: Path) -> Path:

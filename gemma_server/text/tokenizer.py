@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import Any
 
 import sentencepiece
 from google.protobuf.message import DecodeError
@@ -31,8 +30,9 @@ class PieceType(IntEnum):
     BYTE = 6
 
 
+_NORMAL = int(PieceType.NORMAL)  # comparing enumerations takes longer
 _WITHOUT_TEXT = frozenset({PieceType.UNKNOWN, PieceType.CONTROL})
-_NO_SPACES = frozenset({PieceType.CONTROL, PieceType.BYTE})
+_NO_SPACES = frozenset(map(int, (PieceType.CONTROL, PieceType.BYTE)))
 
 
 class Tokenizer:
@@ -45,9 +45,8 @@ class Tokenizer:
     def __init__(self, model: bytes) -> None:
         self._pieces = sentencepiece.SentencePieceProcessor()
         try:
-            proto = _parsed(model)
-            self._bytes = [_piece_bytes(piece) for piece in proto.pieces]
-            self._pieces.LoadFromSerializedProto(proto.SerializeToString())
+            marked, self._texts, self._types = _parsed(model)
+            self._pieces.LoadFromSerializedProto(marked)
         except (RuntimeError, ValueError, IndexError, DecodeError) as error:
             raise ModelLoadError(f"not a SentencePiece tokenizer: {error}") from None
         self.vocab_size: int = self._pieces.GetPieceSize()
@@ -94,7 +93,9 @@ class Tokenizer:
     def piece_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes, maybe part of a character, of one id; none for control tokens, and for
         an embedding row that only pads the table."""
-        return self._bytes[token_id] if 0 <= token_id < self.vocab_size else b""
+        if not 0 <= token_id < self.vocab_size:
+            return b""
+        return _piece_bytes(self._texts[token_id], self._types[token_id])
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of the ids; bytes that are no UTF-8 become U+FFFD."""
@@ -111,27 +112,39 @@ class Tokenizer:
         return token_id
 
 
-def _parsed(model: bytes) -> Any:
-    """The ModelProto. Markers become control pieces: in Google's own file any text spells them."""
+def _parsed(model: bytes) -> tuple[bytes, list[str], list[int]]:
+    """The model, its pieces' texts and their types. Markers become control pieces: in Google's own
+    file any text spells them. Raises ValueError for a damaged piece."""
     proto = model_pb.ModelProto()  # type: ignore[attr-defined]  # generated at run time
     proto.ParseFromString(model)
-    for piece in proto.pieces:
-        if piece.piece in _MARKERS:
-            piece.type = PieceType.CONTROL
-    return proto
+    texts = [piece.piece for piece in proto.pieces]
+    if not set(map(type, texts)) <= {str}:  # bytes are protobuf's way of saying: no UTF-8
+        damaged = next(text for text in texts if not isinstance(text, str))
+        raise ValueError(f"piece {damaged!r:.100} is no UTF-8")
+    for index in [index for index, text in enumerate(texts) if text in _MARKERS]:
+        proto.pieces[index].type = PieceType.CONTROL
+    types = [piece.type for piece in proto.pieces]
+    for text in [text for text, kind in zip(texts, types, strict=True) if kind == PieceType.BYTE]:
+        _piece_bytes(text, PieceType.BYTE)
+    return proto.SerializeToString(), texts, types
 
 
-def _piece_bytes(piece: Any) -> bytes:
-    """What the piece stands for. Raises ValueError for a damaged one."""
-    text = piece.piece
-    if not isinstance(text, str):  # protobuf's way of saying that it is no UTF-8
-        raise ValueError(f"piece {text!r:.100} is no UTF-8")
-    kind = piece.type
+def _piece_bytes(text: str, kind: int) -> bytes:
+    """What a piece stands for. Raises ValueError for a damaged one."""
     if kind in _WITHOUT_TEXT:
         return b""
     if kind == PieceType.BYTE:  # "<0x0A>"
         return bytes([int(text[3:5], 16)])
     return text.replace(_SPACE, " ").encode()
+
+
+def _own_type(piece: str, kind: int, *, is_unknown: bool) -> int:
+    """The type in Google's own model of a piece that GGUF types as `kind`."""
+    if is_unknown:
+        return PieceType.UNKNOWN
+    if piece in _CONTROL_PIECES:
+        return PieceType.CONTROL
+    return PieceType.USER_DEFINED if kind == PieceType.CONTROL else kind
 
 
 def model_from_pieces(
@@ -155,14 +168,11 @@ def model_from_pieces(
     normalizer = model.normalizer_spec
     normalizer.name, normalizer.escape_whitespaces = "identity", True
     normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
+    add = model.pieces.add  # the loop turns a quarter of a million times
     for index, (piece, score, kind) in enumerate(zip(pieces, scores, types, strict=True)):
-        if kind == PieceType.CONTROL:
-            kind = PieceType.USER_DEFINED
-        if piece in _CONTROL_PIECES:
-            kind = PieceType.CONTROL
-        if index == unknown:
-            kind = PieceType.UNKNOWN
+        if kind != _NORMAL or piece in _CONTROL_PIECES or index == unknown:
+            kind = _own_type(piece, kind, is_unknown=index == unknown)
         literal = piece if kind in _NO_SPACES else piece.replace(" ", _SPACE)
-        model.pieces.add(piece=literal, score=score, type=kind)
+        add(piece=literal, score=score, type=kind)
     serialized: bytes = model.SerializeToString()
     return serialized

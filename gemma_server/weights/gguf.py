@@ -11,10 +11,11 @@ import numpy as np
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig, Shape
 from gemma_server.weights.architecture import FAMILIES, config_of_family, count_layers
+from gemma_server.weights.arrays import Array
 from gemma_server.weights.gguf_blocks import EXACT_IN_BLOCKS
 from gemma_server.weights.gguf_file import GgufFile
 from gemma_server.weights.numbers import Numbers
-from gemma_server.weights.source import EMBEDDING, Array, Rows
+from gemma_server.weights.source import EMBEDDING, Rows
 
 _NOT_TEXT = ("v.", "mm.")  # the vision tower and its projector, in a file that has all
 _LAST_PIECE_TYPE = 6  # SentencePiece: normal, unknown, control, user defined, unused, byte

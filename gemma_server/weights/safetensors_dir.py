@@ -9,8 +9,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from gemma_server.errors import ModelLoadError
+from gemma_server.weights.arrays import Array
 from gemma_server.weights.files import INCOMPLETE, read_json, require_file
-from gemma_server.weights.source import Array
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # No Gemma comes near these; parsing more would take a hostile file's time.

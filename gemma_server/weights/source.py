@@ -3,19 +3,18 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
+from gemma_server.weights.arrays import Array, aligned_empty
+from gemma_server.weights.blocks import Blocks, Packed, pack, quantise
 from gemma_server.weights.files import INCOMPLETE
 
-Array: TypeAlias = npt.NDArray[Any]
-
 EMBEDDING = "embedder/embedding"
-BLOCK = 32  # weights of a row that share a scale, in 8-bit blocks
 _NAMED_AT_MOST = 4  # tensors in one error message
 
 
@@ -26,17 +25,6 @@ class Leaf(Protocol):
     def shape(self) -> tuple[int, ...]: ...
     @property
     def dtype(self) -> npt.DTypeLike: ...
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """A matrix of 8-bit integers: a weight is its value times the scale of its block of 32."""
-
-    values: Array  # [out, in] i8
-    scales: Array  # [out, in / 32] f16
-
-    def __getitem__(self, rows: slice) -> "Blocks":
-        return Blocks(self.values[rows], self.scales[rows])
 
 
 @dataclass(frozen=True)
@@ -101,10 +89,10 @@ def check(source: WeightSource) -> None:
 
 def load_leaves(
     source: WeightSource, abstract: Mapping[str, Leaf], progress: Progress
-) -> Iterator[tuple[str, Array | Blocks]]:
+) -> Iterator[tuple[str, Array | Packed]]:
     """Yield every leaf of the flat abstract tree in its dtype, one at a time.
 
-    An int8 leaf is yielded as blocks if the file has them, else as float32, to be quantised. The
+    An int8 leaf is packed from the file's own blocks if it has such, else quantised. The
     embedding may have more rows than its leaf: tables are padded, and the padding is left out.
 
     Raises:
@@ -125,7 +113,7 @@ def load_leaves(
             done += _nbytes(leaf) * (stop - start) // leaf.shape[0]
             start = stop
             progress(done, total)
-        yield path, out
+        yield path, _finished(out, leaf)
 
 
 def _rows_for(source: WeightSource, path: str, shape: tuple[int, ...]) -> Sequence[Rows]:
@@ -160,11 +148,16 @@ def _empty(leaf: Leaf, parts: Sequence[Rows]) -> Array | Blocks:
     """What the parts can be copied into."""
     shape, dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
     if dtype != np.int8:
-        return _aligned_empty(shape, dtype)
+        return aligned_empty(shape, dtype)
     if any(part.copy_blocks is None for part in parts):
-        return _aligned_empty(shape, np.dtype(np.float32))
-    scales = (shape[0], shape[1] // BLOCK)
-    return Blocks(np.empty(shape, np.int8), np.empty(scales, np.float16))
+        return aligned_empty(shape, np.dtype(np.float32))
+    return Blocks.empty(*shape)
+
+
+def _finished(loaded: Array | Blocks, leaf: Leaf) -> Array | Packed:
+    if isinstance(loaded, Blocks):
+        return pack(loaded)
+    return pack(quantise(loaded)) if np.dtype(leaf.dtype) == np.int8 else loaded
 
 
 def _copy(source: WeightSource, part: Rows, out: Array | Blocks) -> None:
@@ -183,11 +176,3 @@ def _copy(source: WeightSource, part: Rows, out: Array | Blocks) -> None:
 
 def _nbytes(leaf: Leaf) -> int:
     return int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
-
-
-def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """An array that begins on a cache line: jax takes such memory over on a CPU, uncopied."""
-    nbytes = int(np.prod(shape)) * dtype.itemsize
-    spare = np.empty(nbytes + 64, np.uint8)
-    start = -spare.ctypes.data % 64
-    return spare[start : start + nbytes].view(dtype).reshape(shape)

@@ -82,7 +82,7 @@ def test_the_server_answers_what_the_oracle_would(
     write: Callable[[str, Weights, Path], dict[str, str]],
 ) -> None:
     weights = tiny_weights(name)
-    server = start(*SERVE_REAL, env=write(name, weights, tmp_path))
+    server = start(*SERVE_REAL, "--dtype", "float32", env=write(name, weights, tmp_path))
     tokenizer = Tokenizer(model_from_pieces(*tiny_pieces(PRESETS[name].vocab)))
     ids = oracle.greedy(PRESETS[name], weights, tokenizer.encode(PROMPT), STEPS)
     answer = server.prompt(PROMPT, sampling_steps=STEPS, ignore_eos=True)

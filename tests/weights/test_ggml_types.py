@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from gemma_server.model.config import BLOCK
+from gemma_server.weights.blocks import Blocks
 from gemma_server.weights.gguf_blocks import EXACT_IN_BLOCKS
 from gemma_server.weights.gguf_file import GgufFile
-from gemma_server.weights.source import BLOCK, Blocks
 from tests.oracle.ggml import BLOCKS, decode
 from tests.tiny import read_tensor
 
@@ -64,9 +65,7 @@ def test_8_bit_blocks_hold_the_same_numbers(
 ) -> None:
     expected = np.array(decode(kind, tensors[kind].tobytes()), np.float32)
     rows, columns = math.prod(ROWS), COLUMNS
-    blocks = Blocks(
-        np.empty((rows, columns), np.int8), np.empty((rows, columns // BLOCK), np.float16)
-    )
+    blocks = Blocks.empty(rows, columns)
     GgufFile(path).copy_blocks(kind, blocks)
     scales = np.repeat(blocks.scales.astype(np.float32), BLOCK, axis=1)
     np.testing.assert_array_equal(blocks.values * scales, expected.reshape(rows, columns))
