@@ -18,7 +18,7 @@ from gemma_server.model.config import GemmaConfig
 from gemma_server.model.sampling import Sampling, sample
 from gemma_server.model.transformer import Params, Transformer, abstract_params
 
-CHUNKS = (32, 256)  # prompt tokens of the compiled prefill programs; the last is the largest plan
+CHUNKS = (8, 32, 128, 256)  # prompt tokens of the prefill programs; the last is the largest plan
 BLOCK = 256  # cached positions that attention reads at a time
 _GREEDY = SamplingOptions()
 
