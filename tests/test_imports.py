@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"engine"},
     "engine.fake": {"engine", "text"},
     "engine.runner": {"engine", "model"},
+    "engine.operands": {"engine", "model"},
     "generation": {"engine", "text"},
     "served": {"engine", "text"},
     "web": {"web", "engine", "text", "settings", "served", "generation"},
@@ -57,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": set(),
 }
-JAX_ALLOWED = ("model", "native", "engine.runner", "engine.compilations")
+JAX_ALLOWED = ("model", "native", "engine.runner", "engine.operands", "engine.compilations")
 JAX_ALLOWED_WITHIN_FUNCTIONS = ("build", "conversion")
 
 
