@@ -129,8 +129,9 @@ class Bench:
             _wait(handle)
         seconds: list[float] = []
         for before, step in full_steps(self._log.steps[began:], streams):
-            seconds.append(step.ended - before.ended)
-            decoding.host_s.append(max(0.0, step.dispatched - before.ended))
+            # A plan of several steps counts as so many steps of equal length.
+            seconds.append((step.ended - before.ended) / step.plan.steps)
+            decoding.host_s.append(max(0.0, step.dispatched - before.ended) / step.plan.steps)
             decoding.step_bytes.append(self._bytes_of(step))
         decoding.step_s += seconds
         decoding.tokens_per_s.append(streams * len(seconds) / sum(seconds))

@@ -78,6 +78,7 @@ def _load_gemma(
 
     from gemma_server.engine.compilations import count_compilations
     from gemma_server.engine.executables import Executables
+    from gemma_server.engine.pace import ON_CPU, ON_GPU
     from gemma_server.engine.runner import CHUNKS, JaxRunner, Programs
 
     compilations = count_compilations()
@@ -85,8 +86,14 @@ def _load_gemma(
     native = device.platform == "cpu" and _register_kernels(settings, model)
     dtype = _dtype(settings.dtype, device.platform, native)
     context_length = _context_length(settings, config)
+    pace = ON_CPU if device.platform == "cpu" else ON_GPU
     programs = Programs(
-        config, slots=settings.slots, context_length=context_length, dtype=dtype, native=native
+        config,
+        slots=settings.slots,
+        context_length=context_length,
+        dtype=dtype,
+        native=native,
+        pace=pace,
     )
 
     directory = settings.cache_dir / "programs"
@@ -109,7 +116,12 @@ def _load_gemma(
     return LoadedModel(
         name=settings.model_name or config.name,
         tokenizer=checkpoint.tokenizer,
-        engine=_start(wrap(runner), _limits(settings, context_length, CHUNKS[-1]), on_death),
+        engine=_start(
+            wrap(runner),
+            _limits(settings, context_length, CHUNKS[-1], pace.steps),
+            on_death,
+            ahead=pace.ahead,
+        ),
         device=_describe(device),
         load_s=time.monotonic() - began,
         compilations=compilations,
@@ -234,17 +246,18 @@ def _describe(device: object) -> str:
     return "CPU" if platform == "cpu" else f"{platform.upper()} {kind}".strip()
 
 
-def _limits(settings: Settings, context_length: int, chunk: int) -> Limits:
+def _limits(settings: Settings, context_length: int, chunk: int, steps: int = 1) -> Limits:
     return Limits(
         slots=settings.slots,
         context_length=context_length,
         chunk=chunk,
         max_queue=settings.max_queue,
         max_queue_tokens=settings.max_queue_tokens,
+        steps=steps,
     )
 
 
-def _start(runner: Runner, limits: Limits, on_death: OnDeath) -> Engine:
-    engine = Engine(runner, Scheduler(limits), on_death)
+def _start(runner: Runner, limits: Limits, on_death: OnDeath, *, ahead: int = 0) -> Engine:
+    engine = Engine(runner, Scheduler(limits), on_death, ahead=ahead)
     engine.start()
     return engine

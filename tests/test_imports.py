@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"engine"},
     "engine.fake": {"engine", "text"},
     "engine.runner": {"engine", "model"},
+    "engine.operands": {"engine", "model"},
     "generation": {"engine", "text"},
     "served": {"engine", "text"},
     "figures": set(),
@@ -64,8 +65,9 @@ JAX_ALLOWED = (
     "model",
     "native",
     "engine.runner",
-    "engine.compilations",
+    "engine.operands",
     "engine.executables",
+    "engine.compilations",
 )
 JAX_ALLOWED_WITHIN_FUNCTIONS = ("bench", "build", "conversion")
 

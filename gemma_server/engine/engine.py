@@ -2,9 +2,10 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
-from gemma_server.engine.plan import Plan, Runner, StepResult
+from gemma_server.engine.plan import PendingStep, Plan, Runner
 from gemma_server.engine.request import Handle, Request
 from gemma_server.engine.scheduler import Scheduler
 from gemma_server.errors import GenerationFailed, InvalidRequest, NotReady, RequestError
@@ -16,20 +17,29 @@ class Engine:
     Any thread may submit and cancel. Every accepted request ends with exactly one terminal event.
     When the runner raises, every request fails, later ones are refused, and `on_death` is called
     with the exception: an engine that died is not restarted, its process is.
+
+    `ahead` is how many plans may be with the device beside the one whose result is awaited: with
+    one, the device goes on while the host looks at what it drew.
     """
 
     def __init__(
-        self, runner: Runner, scheduler: Scheduler, on_death: Callable[[BaseException], None]
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        on_death: Callable[[BaseException], None],
+        *,
+        ahead: int = 0,
     ) -> None:
         self._runner = runner
         self._scheduler = scheduler
         self._on_death = on_death
+        self._ahead = ahead
+        self._in_flight: deque[tuple[Plan, PendingStep]] = deque()  # the thread's own
         self._changed = threading.Condition()  # guards the scheduler and the fields below
         self._refusal: RequestError | None = None
         self._stopping = False
-        self._step_began: float | None = None
+        self._progress_at: float | None = None  # None while nothing is in flight
         self.steps = 0
-        self.tokens_drawn = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -51,6 +61,11 @@ class Engine:
     def waiting(self) -> int:
         """Requests that wait for a slot."""
         return self._scheduler.waiting
+
+    @property
+    def tokens_drawn(self) -> int:
+        """Tokens drawn for requests, those that ended an answer included."""
+        return self._scheduler.tokens_drawn
 
     def start(self) -> None:
         """Start the engine's thread."""
@@ -90,17 +105,17 @@ class Engine:
             return handles
 
     def cancel(self, handle: Handle) -> None:
-        """End a request early; its slot is free from the next step on."""
+        """End a request early; its slot is free from the next plan on."""
         with self._changed:
             self._scheduler.cancel(handle)
 
     def step_age_s(self) -> float:
-        """For how long the step under way has been running; 0 when the device is idle."""
-        began = self._step_began
-        return 0.0 if began is None else time.monotonic() - began
+        """For how long the device has had work and ended no plan; 0 when it is idle."""
+        at = self._progress_at
+        return 0.0 if at is None else time.monotonic() - at
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """Fail what is left and end the thread after the step under way."""
+        """Fail what is left and end the thread once the device is through with what it has."""
         with self._changed:
             self._stopping = True
             self._refuse(NotReady("draining", "the server has stopped", retry_after_s=5))
@@ -109,32 +124,38 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while (plan := self._next_plan()) is not None:
-                result = self._execute(plan)
-                with self._changed:
-                    self._scheduler.commit(plan, result)
+            while (plan := self._next_plan()) is not None or self._in_flight:
+                if plan is not None:
+                    self._dispatch(plan)
+                if plan is None or len(self._in_flight) > self._ahead:
+                    self._commit_oldest()
         except BaseException as error:  # the device is in an unknown state: give up loudly
             with self._changed:
                 self._refuse(GenerationFailed(f"the engine died: {type(error).__name__}"))
             self._on_death(error)
 
     def _next_plan(self) -> Plan | None:
-        """Wait for work; None once the engine is stopping."""
+        """The next plan; None when only results can bring one, or the engine is stopping."""
         with self._changed:
             while not self._stopping:
                 plan = self._scheduler.plan()
-                if plan is not None:
+                if plan is not None or self._in_flight:
                     return plan
                 self._changed.wait()
             return None
 
-    def _execute(self, plan: Plan) -> StepResult:
-        self._step_began = time.monotonic()
-        result = self._runner.dispatch(plan).read()
-        self._step_began = None
-        self.steps += 1
-        self.tokens_drawn += len(result.decode) + (result.prefill is not None)
-        return result
+    def _dispatch(self, plan: Plan) -> None:
+        if not self._in_flight:
+            self._progress_at = time.monotonic()
+        self._in_flight.append((plan, self._runner.dispatch(plan)))
+
+    def _commit_oldest(self) -> None:
+        plan, pending = self._in_flight.popleft()
+        result = pending.read()
+        self._progress_at = time.monotonic() if self._in_flight else None
+        self.steps += plan.steps
+        with self._changed:
+            self._scheduler.commit(plan, result)
 
     def _refuse(self, error: RequestError) -> None:
         self._refusal = error

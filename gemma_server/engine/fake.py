@@ -31,7 +31,7 @@ def fake_tokenizer() -> Tokenizer:
 
 class FakeRunner:
     """Repeats each slot's prompt. `step_s` is how long a step takes; `fail_at` is the number of
-    the step, from 1, that raises."""
+    the plan, from 1, that raises."""
 
     def __init__(self, slots: int, *, step_s: float = 0.0, fail_at: int | None = None) -> None:
         self.step_s = step_s
@@ -39,16 +39,16 @@ class FakeRunner:
         self._cached: list[list[int]] = [[] for _ in range(slots)]
         self._prompt_length = [0] * slots
         self._last = [0] * slots
-        self._steps = 0
+        self._plans = 0
 
     def dispatch(self, plan: Plan) -> "FakeStep":
-        """Run the whole step at once."""
-        self._steps += 1
-        if self._steps == self.fail_at:
+        """Run the whole plan at once."""
+        self._plans += 1
+        if self._plans == self.fail_at:
             raise RuntimeError(f"told to fail at step {self.fail_at}")
-        time.sleep(self.step_s)
+        time.sleep(self.step_s * plan.steps)
         first = self._prefill(plan.prefill) if plan.prefill is not None else None
-        return FakeStep(StepResult(first, tuple(map(self._decode, plan.decode))))
+        return FakeStep(StepResult(first, tuple(self._decode(row, plan) for row in plan.decode)))
 
     def _prefill(self, chunk: Chunk) -> int | None:
         cached = self._cached[chunk.slot]
@@ -61,12 +61,15 @@ class FakeRunner:
         self._prompt_length[chunk.slot] = len(cached)
         return self._draw(chunk.slot, chunk.sampling)
 
-    def _decode(self, row: Row) -> int:
+    def _decode(self, row: Row, plan: Plan) -> tuple[int, ...]:
         cached = self._cached[row.slot]
         if row.position != len(cached):
             raise AssertionError(f"slot {row.slot}: {row.position} is not the cache's end")
-        cached.append(self._last[row.slot])
-        return self._draw(row.slot, row.sampling)
+        drawn = []
+        for _ in range(plan.steps):
+            cached.append(self._last[row.slot])
+            drawn.append(self._draw(row.slot, row.sampling))
+        return tuple(drawn)
 
     def _draw(self, slot: int, sampling: SamplingOptions) -> int:
         length = self._prompt_length[slot]
@@ -79,13 +82,13 @@ class FakeRunner:
 
 
 class FakeStep:
-    """A step that was over before it was asked for."""
+    """A plan that was over before it was asked for."""
 
     def __init__(self, result: StepResult) -> None:
         self._result = result
 
     def read(self) -> StepResult:
-        """What the step drew."""
+        """What the plan drew."""
         return self._result
 
 

@@ -1,4 +1,4 @@
-"""One step of the device as data, and what runs it."""
+"""One dispatch to the device as data, and what runs it."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,7 +22,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Row:
-    """Feed the slot's last drawn token at `position`, and draw the next one."""
+    """Feed the slot's last drawn token at `position`, and draw what follows."""
 
     task: int
     slot: int
@@ -32,28 +32,33 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the device does next: at most one chunk of one prompt, then one token per row."""
+    """What the device does next: at most one chunk of one prompt, then the rows, side by side.
+
+    Each row draws `steps` tokens, every one fed at the position behind the one before.
+    """
 
     prefill: Chunk | None
     decode: tuple[Row, ...]
+    steps: int = 1
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """The ids drawn: behind the prefill chunk (None if it was not the last), and per row.
+    """The ids drawn: behind the prefill chunk (None if it was not the last), and by each row.
 
-    A negative id says that the row's logits were not finite.
+    A negative id says that the row's logits were not finite. The device knows no ends: it draws
+    behind a stop token and behind the cache's end, too, and what it draws there means nothing.
     """
 
     prefill: int | None
-    decode: tuple[int, ...]
+    decode: tuple[tuple[int, ...], ...]
 
 
 class PendingStep(Protocol):
-    """A step under way on the device."""
+    """A plan under way on the device."""
 
     def read(self) -> StepResult:
-        """Wait for the step and return what it drew."""
+        """Wait for the plan's end and return what it drew."""
         ...
 
 
@@ -61,5 +66,5 @@ class Runner(Protocol):
     """What executes plans. Only the engine's thread may call it."""
 
     def dispatch(self, plan: Plan) -> PendingStep:
-        """Start a step; steps run in the order of their dispatch."""
+        """Start a plan; plans run in the order of their dispatch, whether or not they are read."""
         ...

@@ -33,9 +33,10 @@ class Limits:
 
     slots: int
     context_length: int  # tokens of prompt and answer together
-    chunk: int  # most prompt tokens in one step
+    chunk: int  # most prompt tokens in one plan
     max_queue: int  # most requests waiting for a slot
     max_queue_tokens: int  # most prompt tokens in these
+    steps: int = 1  # tokens that a row draws in one plan while no prompt is being read
 
     @property
     def longest_prompt(self) -> int:
@@ -47,12 +48,15 @@ class Limits:
 class _Task:
     """A request from submission to its terminal event.
 
-    0 <= prefilled <= len(prompt); decoding once they are equal and a first token is drawn.
+    Plans run ahead of their results. What the device was asked for: `prefilled` of the prompt,
+    then `planned` tokens of answer. What came back and was wanted: `drawn`, at most `longest`.
     """
 
     id: int
     handle: Handle
+    longest: int
     prefilled: int = 0
+    planned: int = 0
     drawn: int = 0
 
     @property
@@ -60,17 +64,28 @@ class _Task:
         return self.handle.request
 
     @property
+    def reading(self) -> bool:
+        """Some of its prompt is in no plan yet."""
+        return self.prefilled < len(self.request.token_ids)
+
+    @property
     def decoding(self) -> bool:
-        return self.drawn > 0
+        """It has a last token on the device, or will have, and is not yet sure to end."""
+        return 0 < self.planned < self.longest
 
     @property
     def position(self) -> int:
-        """Where the last drawn token goes: right behind everything the cache holds."""
-        return len(self.request.token_ids) + self.drawn - 1
+        """Where that last token goes: right behind everything the cache then holds."""
+        return len(self.request.token_ids) + self.planned - 1
 
 
 class Scheduler:
-    """First come, first served over a fixed number of slots, with a bounded waiting line."""
+    """First come, first served over a fixed number of slots, with a bounded waiting line.
+
+    Plans may be made while the results of earlier ones are not in yet. Each is to be dispatched,
+    and committed once, both in the order in which they were made. A slot that is free again may be
+    in such an earlier plan: the device comes to its new use later, and the old result is ignored.
+    """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
@@ -79,6 +94,7 @@ class Scheduler:
         self._waiting: deque[_Task] = deque()
         self._slots: list[_Task | None] = [None] * limits.slots
         self._seconds_per_request = 1.0  # a running mean of the time a slot is held
+        self.tokens_drawn = 0  # for requests, surplus apart
 
     @property
     def waiting(self) -> int:
@@ -100,7 +116,8 @@ class Scheduler:
         self.check_prompt(len(request.token_ids))
         self._refuse_when_full(len(request.token_ids))
         handle = Handle(request, Stamps(submitted=self._clock()))
-        self._waiting.append(_Task(next(self._ids), handle))
+        room = self.limits.context_length - len(request.token_ids)
+        self._waiting.append(_Task(next(self._ids), handle, min(request.max_tokens, room)))
         return handle
 
     def check_prompt(self, tokens: int) -> None:
@@ -111,29 +128,26 @@ class Scheduler:
             raise ContextLengthExceeded(tokens, self.limits.longest_prompt)
 
     def plan(self) -> Plan | None:
-        """Hand out free slots, then say what the next step does; None when there is no work."""
+        """Hand out free slots, then say what the device does next; None when all is planned."""
         self._admit()
-        rows = tuple(
-            Row(task.id, slot, task.position, task.request.sampling)
+        decoding = [
+            (slot, task)
             for slot, task in enumerate(self._slots)
             if task is not None and task.decoding
-        )
+        ]
         chunk = self._next_chunk()
-        return Plan(chunk, rows) if chunk or rows else None
+        if chunk is None and not decoding:
+            return None
+        # Between two chunks of a prompt the others draw one token: its first would wait for more.
+        steps = 1 if chunk is not None else self.limits.steps
+        return Plan(chunk, tuple(_next_row(slot, task, steps) for slot, task in decoding), steps)
 
     def commit(self, plan: Plan, result: StepResult) -> None:
-        """Turn what a step drew into events. Tasks that ended meanwhile get none."""
-        if plan.prefill is not None:
-            task = self._task_of(plan.prefill)
-            if task is not None:
-                task.prefilled += len(plan.prefill.token_ids)
-                if result.prefill is not None:
-                    task.handle.stamps.first_token = self._clock()
-                    self._take_token(plan.prefill.slot, task, result.prefill)
-        for row, token in zip(plan.decode, result.decode, strict=True):
-            task = self._task_of(row)
-            if task is not None:
-                self._take_token(row.slot, task, token)
+        """Turn what a plan drew into events. Tasks that have ended get none of it."""
+        if plan.prefill is not None and result.prefill is not None:
+            self._take(plan.prefill, (result.prefill,))
+        for row, tokens in zip(plan.decode, result.decode, strict=True):
+            self._take(row, tokens)
 
     def cancel(self, handle: Handle) -> None:
         """End a request early, wherever it is; a request that has ended stays as it is."""
@@ -181,37 +195,44 @@ class Scheduler:
                 self._slots[slot] = admitted
 
     def _next_chunk(self) -> Chunk | None:
-        """The next piece of the oldest prompt that is not yet read."""
+        """The next piece of the oldest prompt that is not yet planned to its end."""
         reading = [
             (task.id, slot, task)
             for slot, task in enumerate(self._slots)
-            if task is not None and not task.decoding
+            if task is not None and task.reading
         ]
         if not reading:
             return None
         _, slot, task = min(reading)
-        prompt = task.request.token_ids
-        token_ids = prompt[task.prefilled : task.prefilled + self.limits.chunk]
-        last = task.prefilled + len(token_ids) == len(prompt)
-        sampling = task.request.sampling if last else None
-        return Chunk(task.id, slot, task.prefilled, token_ids, sampling)
+        offset = task.prefilled
+        token_ids = task.request.token_ids[offset : offset + self.limits.chunk]
+        task.prefilled += len(token_ids)
+        if task.reading:
+            return Chunk(task.id, slot, offset, token_ids, None)
+        task.planned = 1
+        return Chunk(task.id, slot, offset, token_ids, task.request.sampling)
 
-    def _task_of(self, part: Chunk | Row) -> _Task | None:
-        task = self._slots[part.slot]
-        return task if task is not None and task.id == part.task else None
+    def _take(self, part: Chunk | Row, tokens: tuple[int, ...]) -> None:
+        """Give a task its tokens until it ends; what is behind that is surplus."""
+        for token in tokens:
+            task = self._slots[part.slot]
+            if task is None or task.id != part.task:
+                return
+            self._take_token(part.slot, task, token)
 
     def _take_token(self, slot: int, task: _Task, token: int) -> None:
-        request = task.request
+        self.tokens_drawn += 1
         task.drawn += 1
+        if task.drawn == 1:
+            task.handle.stamps.first_token = self._clock()
         if token < 0:
             error = GenerationFailed("the model computed no finite number for this prompt")
             self._end(slot, task, Failed(error))
-        elif token in request.stop_ids:
+        elif token in task.request.stop_ids:
             self._end(slot, task, Finished("stop", task.drawn))
         else:
             task.handle.deliver(Token(token))
-            full = len(request.token_ids) + task.drawn >= self.limits.context_length
-            if full or task.drawn == request.max_tokens:
+            if task.drawn == task.longest:
                 self._end(slot, task, Finished("length", task.drawn))
 
     def _end(self, slot: int, task: _Task, event: Event) -> None:
@@ -224,3 +245,9 @@ class Scheduler:
     def _terminate(self, task: _Task, event: Event) -> None:
         task.handle.stamps.ended = self._clock()
         task.handle.deliver(event)
+
+
+def _next_row(slot: int, task: _Task, steps: int) -> Row:
+    row = Row(task.id, slot, task.position, task.request.sampling)
+    task.planned += steps
+    return row

@@ -79,7 +79,8 @@ def attend(
     Works through the cache in blocks of `block` positions with a running softmax, and only the
     blocks that some row can see: short texts do not pay for a long context. A block in which a
     row sees nothing leaves that row's numbers exactly as they were, so a row's bits do not depend
-    on how long its neighbours are. Rows at or beyond the cache's end are padding.
+    on how long its neighbours are. When one block is the whole cache there is no loop; then each
+    row reads what its window can see. Rows at or beyond the cache's end are padding.
     """
     rows, new, heads, head_dim = q.shape
     _, kv_heads, length, _ = cache.k.shape
@@ -91,16 +92,15 @@ def attend(
     real = jnp.where(q_at < length, q_at, -1)
     newest = real.max(axis=2, keepdims=True)  # [B, 1, 1, 1], padding apart
 
-    def add_block(
-        index: jax.Array | int, carry: tuple[jax.Array, jax.Array, jax.Array]
+    def add(
+        start: jax.Array, size: int, carry: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         top, total, out = carry
-        start = index * block
-        k, v = cache.block(slots, start, block)  # [B, K, block, H]
-        k_at = start + jnp.arange(block)
+        k, v = cache.block(slots, start, size)  # [B, K, size, H]
+        k_at = start[..., None, None, None] + jnp.arange(size)  # broadcasts to [B, 1, 1, size]
         # Behind the newest token lies what the slot's last user left. Its weight is 0, but were
         # it not finite, the product would not be.
-        v = jnp.where(k_at[:, None] <= newest, v, 0)
+        v = jnp.where(jnp.swapaxes(k_at, -1, -2) <= newest, v, 0)
         logits = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
         seen = k_at <= q_at
         if window is not None:
@@ -121,10 +121,14 @@ def attend(
         jnp.zeros(q.shape, jnp.float32),
     )
     if block == length:
-        _, total, out = add_block(0, carry)
+        size = length if window is None else min(length, window + new - 1)
+        start = jnp.clip(positions[:, 0] + new - size, 0, length - size)
+        _, total, out = add(start, size, carry)
     else:
         first, last = _visible_blocks(positions, length, window, block)
-        _, total, out = jax.lax.fori_loop(first, last, add_block, carry)
+        _, total, out = jax.lax.fori_loop(
+            first, last, lambda index, carry: add(index * block, block, carry), carry
+        )
     out = (out / total).reshape(rows, kv_heads, new, group, head_dim)
     return out.transpose(0, 2, 1, 3, 4).reshape(rows, new, heads, head_dim)
 

@@ -34,19 +34,21 @@ class LayerCache(NamedTuple):
             self.v.at[where].set(_stored(v, self.v.dtype), mode="drop"),
         )
 
-    def block(
-        self, slots: jax.Array, start: jax.Array | int, length: int
-    ) -> tuple[jax.Array, jax.Array]:
-        """Positions start .. start + length of each row's slot: k and v [B, K, length, H]."""
+    def block(self, slots: jax.Array, start: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+        """Positions start .. start + length of each row's slot: k and v [B, K, length, H].
+
+        `start` is one for all rows or [B].
+        """
+        starts = jnp.broadcast_to(start, slots.shape)
 
         def of_all(cached: jax.Array) -> jax.Array:
             _, kv_heads, _, head_dim = cached.shape
 
-            def of_one(slot: jax.Array) -> jax.Array:
+            def of_one(slot: jax.Array, start: jax.Array) -> jax.Array:
                 sizes = (1, kv_heads, length, head_dim)
                 return jax.lax.dynamic_slice(cached, (slot, 0, start, 0), sizes)[0]
 
-            return _floats(jax.vmap(of_one)(slots))
+            return _floats(jax.vmap(of_one)(slots, starts))
 
         return of_all(self.k), of_all(self.v)
 

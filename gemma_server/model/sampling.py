@@ -1,5 +1,6 @@
 """From logits to token ids, on the device, with each row's own settings."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,17 +19,38 @@ class Sampling(NamedTuple):
     seed: jax.Array  # [B, 2] u32: the high and the low word
 
 
-def sample(logits: jax.Array, how: Sampling, positions: jax.Array) -> jax.Array:
+# What is needed if the first is true; otherwise the last will do.
+Choose = Callable[[jax.Array, Callable[[], jax.Array], Callable[[], jax.Array]], jax.Array]
+
+
+def always(
+    needed: jax.Array, compute: Callable[[], jax.Array], otherwise: Callable[[], jax.Array]
+) -> jax.Array:
+    """Compute it whether or not it is needed, where finding out costs more."""
+    return compute()
+
+
+def never(
+    needed: jax.Array, compute: Callable[[], jax.Array], otherwise: Callable[[], jax.Array]
+) -> jax.Array:
+    """For programs that run only when it is known not to be needed."""
+    return otherwise()
+
+
+def sample(
+    logits: jax.Array, how: Sampling, positions: jax.Array, choose: Choose = jax.lax.cond
+) -> jax.Array:
     """Draw one id per row: logits [B, V] f32, positions [B] of the tokens to draw -> [B] i32.
 
     Temperature, top-k, top-p and min-p apply in that order. The noise depends on (seed, position)
     alone, so neither the other rows nor the way the text was batched can change a row's draw.
-    Greedy rows take the exact argmax; when all rows are greedy, nothing else is computed.
+    Greedy rows take the exact argmax. What no row needs is left out as `choose` decides: the whole
+    draw when all rows are greedy, and the search for the top when none has top-k or top-p.
     """
     greedy = jnp.argmax(logits, axis=-1)
-    drawn = jax.lax.cond(
+    drawn = choose(
         jnp.any(how.temperature > 0.0),
-        lambda: jnp.where(how.temperature > 0.0, _draw(logits, how, positions), greedy),
+        lambda: jnp.where(how.temperature > 0.0, _draw(logits, how, positions, choose), greedy),
         lambda: greedy,
     )
     # The largest logit is NaN when any logit is, and infinite when any is +infinity.
@@ -36,13 +58,13 @@ def sample(logits: jax.Array, how: Sampling, positions: jax.Array) -> jax.Array:
     return jnp.where(finite, drawn, NOT_FINITE).astype(jnp.int32)
 
 
-def _draw(logits: jax.Array, how: Sampling, positions: jax.Array) -> jax.Array:
+def _draw(logits: jax.Array, how: Sampling, positions: jax.Array, choose: Choose) -> jax.Array:
     """The Gumbel-max draw from each row's filtered distribution: [B, V] -> [B]."""
     random = how.temperature > 0.0
     temperature = jnp.where(random, how.temperature, 1.0)
     # Relative to the largest, so that no temperature is too small to divide by.
     scaled = (logits - logits.max(axis=-1, keepdims=True)) / temperature[:, None]
-    filtered = jax.lax.cond(
+    filtered = choose(
         jnp.any(random & ((how.top_k > 0) | (how.top_p < 1.0))),
         lambda: _top(scaled, how.top_k, how.top_p),
         lambda: scaled,

@@ -7,20 +7,29 @@ import time
 import pytest
 
 from gemma_server.engine.engine import Engine
-from gemma_server.engine.fake import FakeRunner, fake_tokenizer
+from gemma_server.engine.fake import FakeRunner, FakeStep, fake_tokenizer
+from gemma_server.engine.plan import Plan, Runner, StepResult
 from gemma_server.engine.request import Cancelled, Failed, Finished, Handle, Request, Token
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.errors import GenerationFailed, InvalidRequest, Overloaded
 
 TOKENIZER = fake_tokenizer()
+PACES = pytest.mark.parametrize(
+    ("steps", "ahead"), [(1, 0), (8, 1), (3, 2)], ids=["on a CPU", "on a GPU", "further ahead"]
+)
 
 
 def make_engine(
-    runner: FakeRunner, deaths: list[BaseException] | None = None, **changes: int
+    runner: Runner,
+    deaths: list[BaseException] | None = None,
+    *,
+    ahead: int = 0,
+    **changes: int,
 ) -> Engine:
     limits = {"slots": 4, "context_length": 512, "chunk": 16, "max_queue": 100}
     scheduler = Scheduler(Limits(**{**limits, "max_queue_tokens": 10_000, **changes}))
-    engine = Engine(runner, scheduler, on_death=(deaths if deaths is not None else []).append)
+    on_death = (deaths if deaths is not None else []).append
+    engine = Engine(runner, scheduler, on_death, ahead=ahead)
     engine.start()
     return engine
 
@@ -38,8 +47,9 @@ def read_all(handle: Handle) -> tuple[str, object]:
         ids.append(event.id)
 
 
-def test_many_clients_at_once_each_get_their_own_answer() -> None:
-    engine = make_engine(FakeRunner(4))
+@PACES
+def test_many_clients_at_once_each_get_their_own_answer(steps: int, ahead: int) -> None:
+    engine = make_engine(FakeRunner(4), steps=steps, ahead=ahead)
     answers: dict[str, tuple[str, object]] = {}
 
     def client(number: int) -> None:
@@ -97,10 +107,13 @@ def test_several_requests_are_queued_all_or_none() -> None:
     engine.stop()
 
 
-def test_when_the_runner_raises_everybody_is_told_and_the_process_too() -> None:
+@PACES
+def test_when_the_runner_raises_everybody_is_told_and_the_process_too(
+    steps: int, ahead: int
+) -> None:
     deaths: list[BaseException] = []
-    engine = make_engine(FakeRunner(1, fail_at=3), deaths, slots=1)
-    handles = [engine.submit([make_request("abcdef")])[0] for _ in range(3)]
+    engine = make_engine(FakeRunner(1, fail_at=3), deaths, slots=1, steps=steps, ahead=ahead)
+    handles = [engine.submit([make_request("a" * 40)])[0] for _ in range(3)]
     for handle in handles:
         ending = read_all(handle)[1]
         assert isinstance(ending, Failed)
@@ -113,8 +126,11 @@ def test_when_the_runner_raises_everybody_is_told_and_the_process_too() -> None:
         engine.submit([make_request("later")])
 
 
-def test_the_age_of_a_hanging_step_grows_and_an_idle_engine_has_none() -> None:
-    engine = make_engine(FakeRunner(1, step_s=0.3), slots=1)
+@PACES
+def test_the_age_of_a_hanging_step_grows_and_an_idle_engine_has_none(
+    steps: int, ahead: int
+) -> None:
+    engine = make_engine(FakeRunner(1, step_s=0.3), slots=1, steps=steps, ahead=ahead)
     assert engine.step_age_s() == 0
     [handle] = engine.submit([make_request("a")])
     time.sleep(0.2)
@@ -124,16 +140,18 @@ def test_the_age_of_a_hanging_step_grows_and_an_idle_engine_has_none() -> None:
     assert engine.step_age_s() == 0
 
 
-def test_stopping_fails_what_is_left() -> None:
-    engine = make_engine(FakeRunner(1, step_s=0.01), slots=1)
+@PACES
+def test_stopping_fails_what_is_left(steps: int, ahead: int) -> None:
+    engine = make_engine(FakeRunner(1, step_s=0.01), slots=1, steps=steps, ahead=ahead)
     handles = [engine.submit([make_request("a" * 400)])[0] for _ in range(2)]
     assert isinstance(handles[0].next_event(5), Token)
     engine.stop()
     assert all(isinstance(read_all(handle)[1], Failed) for handle in handles)
 
 
-def test_slots_do_not_leak_under_random_clients() -> None:
-    engine = make_engine(FakeRunner(4))
+@PACES
+def test_slots_do_not_leak_under_random_clients(steps: int, ahead: int) -> None:
+    engine = make_engine(FakeRunner(4), steps=steps, ahead=ahead)
     rng = random.Random(0)
 
     def client(seed: int) -> None:
@@ -152,3 +170,80 @@ def test_slots_do_not_leak_under_random_clients() -> None:
         thread.join(20)
     assert (engine.active, engine.waiting) == (0, 0)
     engine.stop()
+
+
+class SlowReader:
+    """A fake device whose results take their time, and which notes what is asked of it."""
+
+    def __init__(self, slots: int, read_s: float = 0.0, fail_at_read: int = 0) -> None:
+        self._runner = FakeRunner(slots)
+        self.read_s, self.fail_at_read = read_s, fail_at_read
+        self.dispatched: list[Plan] = []
+        self.read: list[Plan] = []
+        self.most_in_flight = 0
+
+    def dispatch(self, plan: Plan) -> "SlowResult":
+        self.dispatched.append(plan)
+        self.most_in_flight = max(self.most_in_flight, len(self.dispatched) - len(self.read))
+        return SlowResult(self, plan, self._runner.dispatch(plan))
+
+
+class SlowResult:
+    def __init__(self, device: SlowReader, plan: Plan, step: FakeStep) -> None:
+        self._device, self._plan, self._step = device, plan, step
+
+    def read(self) -> StepResult:
+        time.sleep(self._device.read_s)
+        self._device.read.append(self._plan)
+        if len(self._device.read) == self._device.fail_at_read:
+            raise RuntimeError("told to fail at a read")
+        return self._step.read()
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_the_engine_runs_just_so_far_ahead_and_reads_everything_in_order(ahead: int) -> None:
+    device = SlowReader(2)
+    engine = make_engine(device, slots=2, steps=3, ahead=ahead)
+    for handle in engine.submit([make_request("y" * 50), make_request("z" * 20)]):
+        read_all(handle)
+    deadline = time.monotonic() + 5
+    while engine.step_age_s() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert engine.step_age_s() == 0  # idle, with nothing in flight
+    assert device.read == device.dispatched
+    assert device.most_in_flight == 1 + ahead
+    assert engine.steps == sum(plan.steps for plan in device.read)
+    assert engine.tokens_drawn == 51 + 21
+    engine.stop()
+
+
+def test_the_age_of_a_step_is_that_of_the_last_progress() -> None:
+    """Plans wait for each other on the device; none of these alone hangs."""
+    engine = make_engine(SlowReader(1, read_s=0.02), slots=1, steps=2, ahead=2)
+    [handle] = engine.submit([make_request("a" * 60)])
+    oldest = 0.0
+    while isinstance(handle.next_event(5), Token):
+        oldest = max(oldest, engine.step_age_s())
+    assert 0 < oldest < 0.3
+    engine.stop()
+
+
+def test_a_failing_read_fails_everything_in_flight() -> None:
+    deaths: list[BaseException] = []
+    engine = make_engine(SlowReader(2, fail_at_read=3), deaths, slots=2, steps=2, ahead=1)
+    handles = engine.submit([make_request("a" * 40) for _ in range(4)])
+    assert all(isinstance(read_all(handle)[1], Failed) for handle in handles)
+    deadline = time.monotonic() + 5
+    while not deaths and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [str(death) for death in deaths] == ["told to fail at a read"]
+
+
+def test_stopping_waits_for_what_the_device_still_has() -> None:
+    device = SlowReader(1, read_s=0.05)
+    engine = make_engine(device, slots=1, steps=2, ahead=2)
+    [handle] = engine.submit([make_request("a" * 60)])
+    assert isinstance(handle.next_event(5), Token)
+    engine.stop()
+    assert isinstance(read_all(handle)[1], Failed)
+    assert device.read == device.dispatched

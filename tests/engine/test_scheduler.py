@@ -1,8 +1,6 @@
 """Scheduling by hand: the clock is a number, the device is the test."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gemma_server.engine.plan import Plan, StepResult
 from gemma_server.engine.request import (
@@ -34,12 +32,22 @@ def make_request(prompt: int, max_tokens: int = 3) -> Request:
     return Request(tuple(range(10, 10 + prompt)), max_tokens, stop_ids=frozenset({STOP}))
 
 
-def step(scheduler: Scheduler, token: int = 7) -> Plan:
-    """Plan, draw `token` wherever one is drawn, commit."""
+def next_plan(scheduler: Scheduler) -> Plan:
     plan = scheduler.plan()
     assert plan is not None
+    return plan
+
+
+def draw(plan: Plan, token: int = 7) -> StepResult:
+    """Draw `token` wherever one is drawn."""
     drawn = token if plan.prefill is not None and plan.prefill.sampling is not None else None
-    scheduler.commit(plan, StepResult(drawn, (token,) * len(plan.decode)))
+    return StepResult(drawn, ((token,) * plan.steps,) * len(plan.decode))
+
+
+def step(scheduler: Scheduler, token: int = 7) -> Plan:
+    """Plan, draw, commit."""
+    plan = next_plan(scheduler)
+    scheduler.commit(plan, draw(plan, token))
     return plan
 
 
@@ -162,8 +170,7 @@ def test_cancelling_frees_the_slot_at_every_stage_and_once(steps_before: int) ->
 def test_a_request_cancelled_during_a_step_gets_nothing_from_it() -> None:
     scheduler = make_scheduler(slots=1)
     gone = scheduler.submit(make_request(prompt=1))
-    plan = scheduler.plan()
-    assert plan is not None
+    plan = next_plan(scheduler)
     scheduler.cancel(gone)
     heir = scheduler.submit(make_request(prompt=1))
     scheduler.commit(plan, StepResult(7, ()))
@@ -176,9 +183,7 @@ def test_numbers_that_are_not_finite_fail_their_request_alone() -> None:
     bad, good = (scheduler.submit(make_request(prompt=1)) for _ in range(2))
     step(scheduler)
     step(scheduler)  # bad has drawn 2 tokens, good 1
-    plan = scheduler.plan()
-    assert plan is not None
-    scheduler.commit(plan, StepResult(None, (-1, 7)))
+    scheduler.commit(next_plan(scheduler), StepResult(None, ((-1,), (7,))))
     assert isinstance(events(bad)[-1], Failed)
     assert events(good) == [Token(7), Token(7)]
 
@@ -193,33 +198,65 @@ def test_failing_all_ends_the_waiting_too() -> None:
     assert scheduler.plan() is None
 
 
-@settings(deadline=None, max_examples=300)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["submit", "step", "cancel"]), st.integers(0, 40)), max_size=80
-    )
-)
-def test_every_accepted_request_ends_with_exactly_one_terminal_event(
-    actions: list[tuple[str, int]],
-) -> None:
-    scheduler = make_scheduler()
-    handles: list[Handle] = []
-    for action, number in actions:
-        if action == "submit":
-            try:
-                handles.append(scheduler.submit(make_request(number, max_tokens=1 + number % 7)))
-            except (InvalidRequest, Overloaded):
-                continue
-        elif action == "cancel" and handles:
-            scheduler.cancel(handles[number % len(handles)])
-        elif scheduler.plan() is not None:
-            step(scheduler, token=STOP if number == 0 else 7)
-        assert 0 <= scheduler.active <= 2
-        assert 0 <= scheduler.waiting <= 3 + 2
-    while scheduler.plan() is not None:
-        step(scheduler)
-    for handle in handles:
-        found = events(handle)
-        assert [isinstance(event, Token) for event in found] == [True] * (len(found) - 1) + [False]
-        tokens = sum(isinstance(event, Token) for event in found)
-        assert tokens <= handle.request.max_tokens
+def test_a_block_s_tokens_are_all_taken_up_to_the_end() -> None:
+    scheduler = make_scheduler(steps=4)
+    handle = scheduler.submit(make_request(prompt=2, max_tokens=7))
+    plans = [step(scheduler) for _ in range(3)]
+    assert [plan.steps for plan in plans] == [1, 4, 4]
+    assert [row.position for plan in plans for row in plan.decode] == [2, 6]
+    assert scheduler.plan() is None
+    assert events(handle) == [Token(7)] * 7 + [Finished("length", 7)]
+    assert scheduler.tokens_drawn == 7
+
+
+def test_what_a_block_draws_behind_an_end_is_surplus() -> None:
+    scheduler = make_scheduler(steps=4)
+    stopped, broken = (scheduler.submit(make_request(prompt=1, max_tokens=9)) for _ in range(2))
+    step(scheduler)
+    step(scheduler)
+    scheduler.commit(next_plan(scheduler), StepResult(None, ((7, STOP, 7, 7), (7, 7, -1, 7))))
+    assert events(stopped) == [Token(7), Token(7), Token(7), Finished("stop", 4)]
+    *tokens, failed = events(broken)
+    assert (tokens, type(failed)) == ([Token(7)] * 3, Failed)
+    assert scheduler.tokens_drawn == 4 + 4
+
+
+def test_while_a_prompt_is_read_the_others_draw_one_token_at_a_time() -> None:
+    scheduler = make_scheduler(steps=4)
+    scheduler.submit(make_request(prompt=2, max_tokens=20))
+    step(scheduler)
+    assert step(scheduler).steps == 4
+    scheduler.submit(make_request(prompt=6))
+    assert [step(scheduler).steps for _ in range(3)] == [1, 1, 4]
+
+
+def test_plans_go_on_where_those_in_flight_will_end() -> None:
+    """The whole request is planned before any result is in."""
+    scheduler = make_scheduler(steps=2)
+    handle = scheduler.submit(make_request(prompt=6, max_tokens=4))
+    plans = [next_plan(scheduler) for _ in range(4)]
+    chunks = [plan.prefill for plan in plans if plan.prefill is not None]
+    assert [(chunk.offset, len(chunk.token_ids)) for chunk in chunks] == [(0, 4), (4, 2)]
+    assert [row.position for plan in plans for row in plan.decode] == [6, 8]
+    assert scheduler.plan() is None
+    assert scheduler.active == 1
+    for plan in plans:
+        scheduler.commit(plan, draw(plan))
+    assert events(handle) == [Token(7)] * 4 + [Finished("length", 4)]
+    assert scheduler.active == 0
+
+
+def test_a_slot_is_handed_out_while_its_old_block_is_in_flight() -> None:
+    scheduler = make_scheduler(slots=1, steps=2)
+    gone = scheduler.submit(make_request(prompt=1, max_tokens=9))
+    step(scheduler)
+    ending, stale = next_plan(scheduler), next_plan(scheduler)
+    heir = scheduler.submit(make_request(prompt=1, max_tokens=9))
+    scheduler.commit(ending, draw(ending, STOP))
+    first = next_plan(scheduler)
+    assert first.prefill is not None
+    scheduler.commit(stale, draw(stale))
+    assert events(gone) == [Token(7), Finished("stop", 2)]
+    assert events(heir) == []
+    scheduler.commit(first, draw(first))
+    assert events(heir) == [Token(7)]

@@ -62,11 +62,12 @@ def test_a_slot_forgets_its_last_user_and_ignores_its_neighbours(case: Any) -> N
     np.testing.assert_allclose(got_long, expected["long"], atol=TOLERANCE)
 
 
-def test_rows_at_different_positions_decode_side_by_side(case: Any) -> None:
+@pytest.mark.parametrize("block", [BLOCK, LENGTH], ids=["in blocks", "in one, as on a GPU"])
+def test_rows_at_different_positions_decode_side_by_side(case: Any, block: int) -> None:
     name, weights, params = case
     texts = [text_of(name, seed=6, length=30), text_of(name, seed=7, length=12)]
     expected = [oracle.logits(oracle.PRESETS[name], weights, ids) for ids in texts]
-    model = Model(name, params)
+    model = Model(name, params, block=block)
     for slot, ids in enumerate(texts):
         model.feed([slot], [ids[:-6]], [0])
     for step in range(6, 0, -1):

@@ -1,0 +1,118 @@
+"""Blocks of any length, read any number of plans late: the answers are the same, one by one.
+
+The fake runner answers a prompt with itself and refuses plans that no device could run, so what
+each request must get is known beforehand.
+"""
+
+from collections import deque
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemma_server.engine.fake import FakeRunner, FakeStep
+from gemma_server.engine.plan import Plan
+from gemma_server.engine.request import Cancelled, Event, Finished, Handle, Request, Token
+from gemma_server.engine.scheduler import Limits, Scheduler
+from gemma_server.errors import InvalidRequest, Overloaded
+
+STOP = 1  # the fake runner's <eos>
+CONTEXT = 32
+
+
+class Pipeline:
+    """A scheduler on the fake runner, with as many plans in flight as the test wants."""
+
+    def __init__(self, slots: int, chunk: int, steps: int) -> None:
+        limits = Limits(slots, CONTEXT, chunk, max_queue=3, max_queue_tokens=50, steps=steps)
+        self.scheduler = Scheduler(limits, clock=lambda: 0.0)
+        self.in_flight: deque[tuple[Plan, FakeStep]] = deque()
+        self._runner = FakeRunner(slots)
+
+    def dispatch(self) -> bool:
+        """Plan and dispatch; False when there is nothing to plan."""
+        plan = self.scheduler.plan()
+        if plan is None:
+            return False
+        assert all(row.position < CONTEXT for row in plan.decode)
+        self.in_flight.append((plan, self._runner.dispatch(plan)))
+        return True
+
+    def commit(self) -> None:
+        """Read and commit the oldest plan in flight, if there is one."""
+        if self.in_flight:
+            plan, step = self.in_flight.popleft()
+            self.scheduler.commit(plan, step.read())
+
+    def finish(self, ahead: int) -> None:
+        """As the engine does it, until there is nothing to do."""
+        while (planned := self.dispatch()) or self.in_flight:
+            if not planned or len(self.in_flight) > ahead:
+                self.commit()
+
+
+def make_request(length: int, max_tokens: int) -> Request:
+    return Request(tuple(range(20, 20 + length)), max_tokens, stop_ids=frozenset({STOP}))
+
+
+def answer_to(request: Request) -> list[Event]:
+    """The prompt again without its first token, then <eos>, as far as there is room."""
+    echo = [*request.token_ids[1:], STOP]
+    most = min(request.max_tokens, CONTEXT - len(request.token_ids))
+    if most >= len(echo):
+        return [*map(Token, echo[:-1]), Finished("stop", len(echo))]
+    return [*map(Token, echo[:most]), Finished("length", most)]
+
+
+def events(handle: Handle) -> list[Event]:
+    found = []
+    while (event := handle.next_event(0)) is not None:
+        found.append(event)
+    return found
+
+
+ACTIONS = st.sampled_from(["submit", "submit", "dispatch", "dispatch", "commit", "cancel"])
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    slots=st.integers(1, 3),
+    chunk=st.integers(1, 9),
+    steps=st.integers(1, 9),
+    ahead=st.integers(0, 3),
+    actions=st.lists(st.tuples(ACTIONS, st.integers(0, 40), st.integers(1, 40)), max_size=80),
+)
+def test_every_accepted_request_gets_its_answer_and_one_terminal_event(
+    slots: int, chunk: int, steps: int, ahead: int, actions: list[tuple[str, int, int]]
+) -> None:
+    pipeline = Pipeline(slots, chunk, steps)
+    handles: list[Handle] = []
+    cancelled: set[Handle] = set()
+    for action, number, tokens in actions:
+        if action == "submit":
+            try:
+                handles.append(pipeline.scheduler.submit(make_request(number, tokens)))
+            except (InvalidRequest, Overloaded):
+                continue
+        elif action == "dispatch" and len(pipeline.in_flight) <= ahead:
+            pipeline.dispatch()
+        elif action == "commit":
+            pipeline.commit()
+        elif action == "cancel" and handles:
+            cancelled.add(handles[number % len(handles)])
+            pipeline.scheduler.cancel(handles[number % len(handles)])
+        assert 0 <= pipeline.scheduler.active <= slots
+        assert 0 <= pipeline.scheduler.waiting <= 3 + slots
+    pipeline.finish(ahead)
+    assert (pipeline.scheduler.active, pipeline.scheduler.waiting) == (0, 0)
+    drawn = 0
+    for handle in handles:
+        *tokens_got, ending = events(handle)
+        expected = answer_to(handle.request)
+        if handle in cancelled and ending == Cancelled():
+            assert tokens_got == expected[: len(tokens_got)]
+            drawn += len(tokens_got)
+        else:
+            assert [*tokens_got, ending] == expected
+            assert isinstance(ending, Finished)
+            drawn += ending.tokens
+    assert pipeline.scheduler.tokens_drawn == drawn
