@@ -1,10 +1,14 @@
 """What a checkpoint is and what it needs, told from its headers alone."""
 
+from collections.abc import Mapping
+
 from gemma_server.checkpoint import Checkpoint
 from gemma_server.model.config import GemmaConfig
 from gemma_server.settings import Settings
 
-_BYTES_OF = {"float32": 4, "bfloat16": 2}
+# 8-bit weights have a scale of 16 bits to every 32; the cache beside them is bfloat16.
+_WEIGHT_BYTES = {"int8": 1 + 2 / 32, "bfloat16": 2, "float32": 4}
+_CACHE_BYTES = {"bfloat16": 2, "float32": 4}
 
 
 def describe(checkpoint: Checkpoint) -> str:
@@ -22,7 +26,7 @@ def describe(checkpoint: Checkpoint) -> str:
             f"of width {config.head_dim}",
             "context": _context(config),
             "tokenizer": _tokenizer(checkpoint),
-            "weights take": _each_dtype(config.parameters),
+            "weights take": _each_dtype(config.parameters, _WEIGHT_BYTES),
             "cache takes": _cache(config),
         }
     )
@@ -45,19 +49,19 @@ def _tokenizer(checkpoint: Checkpoint) -> str:
 def _cache(config: GemmaConfig) -> str:
     slots, tokens = (Settings.model_fields[name].default for name in ("slots", "context_length"))
     tokens = min(tokens, config.context_length)
-    each = _each_dtype(config.cached_numbers_per_token * slots * tokens)
+    each = _each_dtype(config.cached_numbers_per_token * slots * tokens, _CACHE_BYTES)
     return f"{each}, for {slots} slots of {tokens:,} tokens (--slots, --context-length)"
 
 
-def _each_dtype(numbers: int) -> str:
-    return ", ".join(f"{_size(numbers * size)} in {dtype}" for dtype, size in _BYTES_OF.items())
+def _each_dtype(numbers: int, bytes_of: Mapping[str, float]) -> str:
+    return ", ".join(f"{_size(numbers * size)} in {dtype}" for dtype, size in bytes_of.items())
 
 
-def _size(nbytes: int) -> str:
+def _size(nbytes: float) -> str:
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if nbytes >= 10 * unit:
             return f"{nbytes / unit:,.0f} {name}"
-    return f"{nbytes} bytes"
+    return f"{nbytes:.0f} bytes"
 
 
 def _table(rows: dict[str, str]) -> str:
