@@ -51,15 +51,15 @@ class Programs:
         """Compile the whole list; `progress` gets the share done."""
         params = abstract_params(self.config, self.dtype)
         cache, last = jax.eval_shape(self.new_state)
-        jobs = list(self._jobs())
+        jobs = list(self.jobs())
         for done, (name, function, shape) in enumerate(jobs):
             operand = jax.ShapeDtypeStruct(shape, jnp.int32)
             jitted = jax.jit(function, donate_argnums=(1, 2))
             self._compiled[name] = jitted.lower(params, cache, last, operand).compile()
             progress((done + 1) / len(jobs))
 
-    def _jobs(self) -> Iterator[tuple[Name, Callable[..., Any], tuple[int, ...]]]:
-        """Each program's name, function, and the shape of its last operand."""
+    def jobs(self) -> Iterator[tuple[Name, Callable[..., Any], tuple[int, ...]]]:
+        """What to compile: each program's name, function, and the shape of its last operand."""
         for random in self.kinds:
             for size in CHUNKS:
                 prefill = partial(self._prefill, choose=self._choose(random))
