@@ -50,7 +50,7 @@ class Programs:
 
     def compile(self, progress: Callable[[float], None], kept: Executables) -> None:
         """Compile the whole list, or read what is kept of it; `progress` gets the share done."""
-        jobs = list(self._jobs())
+        jobs = list(self.jobs())
         for done, (name, function, shape) in enumerate(jobs):
             self._compiled[name] = kept.get(
                 "_".join(map(str, name)), partial(self._compile_one, function, shape)
@@ -73,8 +73,8 @@ class Programs:
         fixed = (self.slots, self.length, str(self.dtype), self.pace)
         return f"{self.config} {fixed} {self._model}"
 
-    def _jobs(self) -> Iterator[tuple[Name, Callable[..., Any], tuple[int, ...]]]:
-        """Each program's name, function, and the shape of its last operand."""
+    def jobs(self) -> Iterator[tuple[Name, Callable[..., Any], tuple[int, ...]]]:
+        """What to compile: each program's name, function, and the shape of its last operand."""
         for random in self.kinds:
             for size in CHUNKS:
                 prefill = partial(self._prefill, choose=self._choose(random))
