@@ -118,8 +118,11 @@ def _asked(side: Side, server: Server, body: Json) -> Iterator[http.client.HTTPR
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=ANSWER_TIMEOUT_S)
     try:
         headers = {"Content-Type": "application/json"}
-        connection.request("POST", side.path, json.dumps(body), headers)
-        response = connection.getresponse()
+        try:
+            connection.request("POST", side.path, json.dumps(body), headers)
+            response = connection.getresponse()
+        except OSError as error:
+            raise RuntimeError(f"{side.name}, port {server.port}: {error}") from error
         if response.status != 200:
             answer = response.read()[:500]
             raise RuntimeError(f"{side.name} answered {response.status}: {answer!r}")

@@ -277,9 +277,15 @@ def _load(settings: Settings, model: "ServedModel", wrap: "Wrap" = lambda runner
     from gemma_server.build import load_model
     from gemma_server.startup import report_progress
 
-    threading.Thread(target=report_progress, args=(model,), daemon=True).start()
+    reporter = threading.Thread(target=report_progress, args=(model,), daemon=True)
+    reporter.start()
     try:
-        load_model(settings, model, traceback.print_exception, wrap)
+        try:
+            load_model(settings, model, traceback.print_exception, wrap)
+        finally:
+            if model.status == "loading":
+                model.drain()  # it has failed: there is nothing more to report
+            reporter.join()
     except ModelLoadError as error:
         _fail(f"cannot load the model: {error}", EXIT_LOAD)
     except Exception as error:
