@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, MutableSequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +35,7 @@ class Server:
     pid: int
     port: int
     ready_s: float  # from the start of the process
+    last_words: Collection[str]  # the lines that it has printed last
 
 
 @contextmanager
@@ -59,9 +60,11 @@ def serving(*arguments: str, **environment: str) -> Iterator[Server]:
     try:
         assert process.stdout is not None
         ready: Future[tuple[int, float]] = Future()
-        threading.Thread(target=_watch, args=(process.stdout, ready), daemon=True).start()
+        last_words = deque[str](maxlen=20)
+        watched = (process.stdout, ready, last_words)
+        threading.Thread(target=_watch, args=watched, daemon=True).start()
         port, at = ready.result(_READY_TIMEOUT_S)
-        yield Server(process.pid, port, at - start)
+        yield Server(process.pid, port, at - start, last_words)
     finally:
         _stop(process)
 
@@ -83,9 +86,10 @@ def say(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
 
 
-def _watch(output: IO[str], ready: Future[tuple[int, float]]) -> None:
+def _watch(
+    output: IO[str], ready: Future[tuple[int, float]], last_words: MutableSequence[str]
+) -> None:
     """Note the port and the moment of the ready line, and read on: a full pipe would block."""
-    last_words = deque[str](maxlen=20)
     with output:
         for line in output:
             last_words.append(line)

@@ -122,7 +122,10 @@ def _asked(side: Side, server: Server, body: Json) -> Iterator[http.client.HTTPR
             connection.request("POST", side.path, json.dumps(body), headers)
             response = connection.getresponse()
         except OSError as error:
-            raise RuntimeError(f"{side.name}, port {server.port}: {error}") from error
+            said = "".join(server.last_words)
+            raise RuntimeError(
+                f"{side.name}, port {server.port}: {error}; it said:\n{said}"
+            ) from error
         if response.status != 200:
             answer = response.read()[:500]
             raise RuntimeError(f"{side.name} answered {response.status}: {answer!r}")

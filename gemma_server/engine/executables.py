@@ -79,7 +79,14 @@ def _machine() -> list[bytes]:
         os.environ.get("XLA_FLAGS", ""),
         device.platform,
         device.device_kind,
-        str(len(os.sched_getaffinity(0))),
+        _cpus(),
         *features,
     )
     return [name.encode() for name in named]
+
+
+def _cpus() -> str:
+    """Those that this process may use, where the system tells: XLA divides work among them."""
+    if hasattr(os, "sched_getaffinity"):
+        return str(len(os.sched_getaffinity(0)))
+    return str(os.cpu_count())

@@ -234,6 +234,9 @@ ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   const Weights weights{values.typed_data(),
                         reinterpret_cast<const uint16_t*>(scales.untyped_data()),
                         out->dimensions()[1], rows.blocks};
+  if (static_cast<int64_t>(values.element_count()) !=
+      weights.groups() * weights.blocks * kGroup * kBlock)
+    return ffi::Error::InvalidArgument("the weights are not packed for this product");
   const int64_t groups = weights.groups(), parts = std::min<int64_t>(groups, 4 * pool.num_threads());
   share(pool, parts, [&](int64_t part) {
     for (int64_t g = groups * part / parts; g < groups * (part + 1) / parts; g++)

@@ -48,7 +48,7 @@ def quantise(matrix: Array) -> Blocks:
     blocks = Blocks.empty(out, width)
     step = max(1, _CHUNK_BYTES // (4 * width))
     chunks = [slice(row, row + step) for row in range(0, out, step)]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(lambda rows: _quantise_into(matrix[rows], blocks[rows]), chunks):
             pass
     return blocks

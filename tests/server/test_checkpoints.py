@@ -94,6 +94,18 @@ def test_the_server_answers_what_the_oracle_would(
     assert sum(to_the_end.json["usage"].values()) == 96
 
 
+def test_without_a_compiler_it_serves_float32(start: Start, tmp_path: Path) -> None:
+    weights = tiny_weights("gemma3")
+    # Other flags make it another library than the one that installing has built.
+    without = {"PATH": str(tmp_path), "CXXFLAGS": "-DNOT_BUILT_YET"}
+    server = start(*SERVE_REAL, env=_gguf("gemma3", weights, tmp_path) | without)
+    assert "native kernels cannot be used: no C++ compiler found" in server.stderr
+    tokenizer = Tokenizer(model_from_pieces(*tiny_pieces(PRESETS["gemma3"].vocab)))
+    ids = oracle.greedy(PRESETS["gemma3"], weights, tokenizer.encode(PROMPT), STEPS)
+    answer = server.prompt(PROMPT, sampling_steps=STEPS, ignore_eos=True)
+    assert answer.json["response"] == tokenizer.decode(ids)
+
+
 def test_bfloat16_serves_too(start: Start, tmp_path: Path) -> None:
     env = _gguf("gemma3", tiny_weights("gemma3"), tmp_path)
     server = start(*SERVE_REAL, "--dtype", "bfloat16", env=env)
