@@ -176,3 +176,13 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(tmp_path: Path) -> 
     assert "layer_1/pre_feed_forward_norm/scale" in line
     assert f"[{width}]" in line
     assert f"[{width - 1}]" in line
+
+
+@pytest.mark.parametrize("name", ["programs", "native"])
+def test_code_that_others_could_have_written_is_not_run(tmp_path: Path, name: str) -> None:
+    env = _gguf("gemma3", tiny_weights("gemma3"), tmp_path)
+    directory = tmp_path / "cache" / name
+    directory.mkdir(parents=True)
+    directory.chmod(0o777)
+    line = _refusal(tmp_path, {**env, "GEMMA_CACHE_DIR": str(tmp_path / "cache")})
+    assert f"{directory}: others may write there" in line
