@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gemma_server.engine.executables import Executables
+from gemma_server.engine.kind import Kind
 from gemma_server.engine.pace import ON_GPU
 from gemma_server.engine.plan import Chunk, PendingStep, Plan, Row
 from gemma_server.engine.request import SamplingOptions
@@ -47,13 +48,15 @@ def measure(
     }
     params = random_params(config)
     weights = sum(int(leaf.nbytes) for leaf in jax.tree.leaves(params))
-    runner = make_runner(config, params, 1, ("prefill", CHUNKS[-1], False))
+    runner = make_runner(config, params, 1, ("prefill", CHUNKS[-1], Kind.GREEDY.name))
     prefill_s = seconds_to_read(runner)
     yield about | {"prefill_s": prefill_s, "tok_s": PROMPT / prefill_s}
     for batch in batches:
         del runner  # its cache has to go before there is a larger one
         rows = next(rows for rows in row_counts(batch) if rows >= batch)
-        runner = make_runner(config, params, batch, ("decode", rows, ON_GPU.steps, False))
+        runner = make_runner(
+            config, params, batch, ("decode", rows, ON_GPU.steps, Kind.GREEDY.name)
+        )
         step_s = seconds_per_step(runner, batch, blocks)
         seen = batch * cache_bytes(config, PROMPT + blocks * ON_GPU.steps // 2)
         speed = (weights + seen) / step_s / 1e9

@@ -13,6 +13,8 @@ from gemma_server.engine.request import (
     Finished,
     FinishReason,
     Handle,
+    Logprobs,
+    PromptLogprobs,
     Timings,
     Token,
 )
@@ -31,11 +33,17 @@ class ClientGone(Exception):
 class Piece:
     """The next part of an answer's text, and the tokens that begin in it.
 
-    One without text and tokens says that nothing has come for a while.
+    Before any text the prompt's logprobs come in a piece of their own, if they are wanted.
     """
 
     text: str
     tokens: tuple[Token, ...] = ()
+    prompt: tuple[Logprobs, ...] = ()  # of all prompt tokens but the first
+
+    @property
+    def is_beat(self) -> bool:
+        """It only says that nothing has come for a while."""
+        return not (self.text or self.tokens or self.prompt)
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Completion:
 
     text: str
     tokens: tuple[Token, ...]  # of the text: none behind a stop string, nor the one that ended it
+    prompt_logprobs: tuple[Logprobs, ...]  # of all prompt tokens but the first, if wanted
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
@@ -74,6 +83,7 @@ class Generation:
         self._beat_s = beat_s  # after so many seconds without text comes an empty piece
         self._unshown: deque[tuple[int, Token]] = deque()  # and where in the text each begins
         self._shown = 0  # characters
+        self._prompt_logprobs: list[Logprobs] = []
         self._ending: tuple[FinishReason, int] | None = None  # and the tokens drawn
         self._completion: Completion | None = None
 
@@ -102,6 +112,7 @@ class Generation:
         self._completion = Completion(
             "".join(piece.text for piece in shown),
             tuple(token for piece in shown for token in piece.tokens),
+            tuple(self._prompt_logprobs),
             reason,
             len(self._handle.request.token_ids),
             tokens,
@@ -124,12 +135,16 @@ class Generation:
         return self._handle.stamps.timings()
 
     def _safe_pieces(self) -> Iterator[Piece]:
-        tokens = 0
+        tokens, prompt_told = 0, False
         while True:
             event = self._next_event()
             if event is None:
                 yield Piece("")
-            elif isinstance(event, Token):
+                continue
+            if self._prompt_logprobs and not prompt_told:
+                prompt_told = True
+                yield Piece("", prompt=tuple(self._prompt_logprobs))
+            if isinstance(event, Token):
                 tokens += 1
                 self._unshown.append((self._stream.decoded, event))
                 if text := self._stream.push(event.id):
@@ -160,6 +175,8 @@ class Generation:
             match self._handle.next_event(self._patience()):
                 case Token() | Finished() as event:
                     return event
+                case PromptLogprobs(scores):
+                    self._prompt_logprobs += scores
                 case Failed(error):
                     raise error.with_traceback(None)  # one error may end many requests
                 case Cancelled():  # by nobody but ourselves

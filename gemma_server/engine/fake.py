@@ -2,18 +2,22 @@
 
 Its tokenizer has one token per byte. After "<bos>hello" it draws h, e, l, l, o, <eos>. With a
 temperature above 0 and an odd seed, letters come in the other case, so that a test can see sampling
-options arrive. Like a real cache it knows only what was put into a slot, and it refuses
-plans that no real device could run.
+options arrive. What it draws has probability 1/2, and the ids behind it 1/4, 1/8, ...; penalties
+and bias it ignores, and while <eos> is banned it draws dots. Like a real cache it knows only what
+was put into a slot, and it refuses plans that no real device could run.
 """
 
+import math
 import time
 
 from gemma_server.engine.plan import Chunk, Plan, Row, StepResult
-from gemma_server.engine.request import SamplingOptions
+from gemma_server.engine.request import Logprobs, SamplingOptions, Token
 from gemma_server.text.tokenizer import TURN_MARKERS, PieceType, Tokenizer, model_from_pieces
 
 _SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", *TURN_MARKERS)
 _EOS = 1
+_DOT = len(_SPECIAL) + ord(".")
+_VOCAB = len(_SPECIAL) + 257
 
 
 def fake_pieces() -> tuple[list[str], list[float], list[int]]:
@@ -38,6 +42,7 @@ class FakeRunner:
         self.fail_at = fail_at
         self._cached: list[list[int]] = [[] for _ in range(slots)]
         self._prompt_length = [0] * slots
+        self._banned_until = [0] * slots
         self._last = [0] * slots
         self._plans = 0
 
@@ -47,10 +52,14 @@ class FakeRunner:
         if self._plans == self.fail_at:
             raise RuntimeError(f"told to fail at step {self.fail_at}")
         time.sleep(self.step_s * plan.steps)
-        first = self._prefill(plan.prefill) if plan.prefill is not None else None
-        return FakeStep(StepResult(first, tuple(self._decode(row, plan) for row in plan.decode)))
+        chunk, prompt = plan.prefill, tuple[Logprobs, ...]()
+        first = self._prefill(chunk) if chunk is not None else None
+        if chunk is not None:
+            prompt = tuple(_logprobs(token, chunk.top_logprobs or 0) for token in chunk.scored)
+        rows = tuple(self._decode(row, plan) for row in plan.decode)
+        return FakeStep(StepResult(first, rows, prompt))
 
-    def _prefill(self, chunk: Chunk) -> int | None:
+    def _prefill(self, chunk: Chunk) -> Token | None:
         cached = self._cached[chunk.slot]
         if chunk.offset > len(cached):
             raise AssertionError(f"slot {chunk.slot}: {chunk.offset} leaves a gap in the cache")
@@ -59,26 +68,29 @@ class FakeRunner:
         if chunk.sampling is None:
             return None
         self._prompt_length[chunk.slot] = len(cached)
-        return self._draw(chunk.slot, chunk.sampling)
+        self._banned_until[chunk.slot] = len(cached) + (_EOS in chunk.banned) * chunk.min_tokens
+        return self._draw(chunk.slot, chunk.sampling, chunk.top_logprobs)
 
-    def _decode(self, row: Row, plan: Plan) -> tuple[int, ...]:
+    def _decode(self, row: Row, plan: Plan) -> tuple[Token, ...]:
         cached = self._cached[row.slot]
         if row.position != len(cached):
             raise AssertionError(f"slot {row.slot}: {row.position} is not the cache's end")
         drawn = []
         for _ in range(plan.steps):
             cached.append(self._last[row.slot])
-            drawn.append(self._draw(row.slot, row.sampling))
+            drawn.append(self._draw(row.slot, row.sampling, row.top_logprobs))
         return tuple(drawn)
 
-    def _draw(self, slot: int, sampling: SamplingOptions) -> int:
+    def _draw(self, slot: int, sampling: SamplingOptions, top: int | None) -> Token:
         length = self._prompt_length[slot]
         source = 1 + len(self._cached[slot]) - length  # 0 is <bos>
         token = self._cached[slot][source] if source < length else _EOS
         if sampling.temperature > 0 and sampling.seed % 2 and token >= len(_SPECIAL):
             token = _swap_case(token)
+        if token == _EOS and len(self._cached[slot]) < self._banned_until[slot]:
+            token = _DOT
         self._last[slot] = token
-        return token
+        return Token(token, None if top is None else _logprobs(token, top))
 
 
 class FakeStep:
@@ -90,6 +102,11 @@ class FakeStep:
     def read(self) -> StepResult:
         """What the plan drew."""
         return self._result
+
+
+def _logprobs(token: int, top: int) -> Logprobs:
+    likeliest = (((token + n) % _VOCAB, -(n + 1) * math.log(2)) for n in range(top))
+    return Logprobs(-math.log(2), tuple(likeliest))
 
 
 def _swap_case(token: int) -> int:

@@ -1,4 +1,8 @@
-"""What a dispatch uploads: one array of words. On a GPU each small array more is a copy more."""
+"""What a dispatch uploads: one array of words. On a GPU each small array more is a copy more.
+
+How a slot samples comes with its prompt's last chunk and stays on the device; decode names slots
+and positions only.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,89 +11,117 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from gemma_server.engine.plan import Chunk
-from gemma_server.engine.request import SamplingOptions
+from gemma_server.engine.plan import Chunk, Row
+from gemma_server.engine.request import MAX_BANS, MAX_BIAS, SamplingOptions
+from gemma_server.model.adjustment import Adjustment
 from gemma_server.model.sampling import Sampling
 
-# One row as the host writes it: where it is, and how it samples.
-_ROW = np.dtype(
+ROW_WORDS = 2  # slot and position
+_ALWAYS = np.iinfo(np.int32).max
+_TABLE = MAX_BIAS + MAX_BANS
+_CHUNK = 5  # words of a chunk beside its settings and tokens
+
+# A slot's settings as the host writes them.
+_SETTINGS = np.dtype(
     [
-        ("slot", np.int32),
-        ("position", np.int32),
         ("temperature", np.float32),
         ("top_k", np.int32),
         ("top_p", np.float32),
         ("min_p", np.float32),
         ("seed", np.uint32, 2),
+        ("logprobs", np.int32),
+        ("repetition", np.float32),
+        ("frequency", np.float32),
+        ("presence", np.float32),
+        ("window", np.int32),
+        ("answer", np.int32),
+        ("bias_ids", np.int32, _TABLE),
+        ("bias_values", np.float32, _TABLE),
+        ("bias_until", np.int32, _TABLE),
     ]
 )
-WORDS = _ROW.itemsize // 4
+SETTINGS_WORDS = _SETTINGS.itemsize // 4
 
 
-class Rows(NamedTuple):
-    """The same rows as the programs see them; every field has one entry per row."""
+class Settings(NamedTuple):
+    """The same as the programs see them, of several rows."""
 
-    slots: jax.Array  # [B] i32
-    positions: jax.Array  # [B] i32
     how: Sampling
+    adjustment: Adjustment
+    logprobs: jax.Array  # [B] bool: wanted
 
 
-def pack(rows: Sequence[tuple[int, int, SamplingOptions]]) -> npt.NDArray[np.int32]:
-    """Slot, position and sampling of each row: [B, WORDS]."""
-    packed = np.array(
-        [
-            (slot, position, how.temperature, how.top_k, how.top_p, how.min_p, _words(how.seed))
-            for slot, position, how in rows
-        ],
-        _ROW,
-    )
-    return packed.view(np.int32).reshape(-1, WORDS)
+def pack_settings(chunk: Chunk) -> npt.NDArray[np.int32]:
+    """How to go on behind a prompt's last chunk: [SETTINGS_WORDS]."""
+    how, answer = chunk.sampling or SamplingOptions(), chunk.offset + len(chunk.token_ids)
+    packed = np.zeros((), _SETTINGS)
+    packed["temperature"], packed["min_p"] = how.temperature, how.min_p
+    packed["top_k"], packed["top_p"] = how.top_k, how.top_p
+    packed["seed"] = divmod(how.seed, 1 << 32)
+    packed["logprobs"] = chunk.top_logprobs is not None
+    packed["repetition"] = how.repetition_penalty
+    packed["frequency"], packed["presence"] = how.frequency_penalty, how.presence_penalty
+    packed["window"] = -1 if how.penalty_window is None else how.penalty_window
+    packed["answer"] = answer
+    table = [(token, value, _ALWAYS) for token, value in how.bias]
+    table += [(token, -np.inf, answer + chunk.min_tokens) for token in chunk.banned]
+    for index, entry in enumerate(table):
+        packed["bias_ids"][index], packed["bias_values"][index], packed["bias_until"][index] = entry
+    return packed.reshape(1).view(np.int32)
 
 
-def unpack(packed: jax.Array) -> Rows:
-    """What `pack` was given: [B, WORDS] i32, in a program."""
+def unpack_settings(packed: jax.Array) -> Settings:
+    """What `pack_settings` was given: [B, SETTINGS_WORDS] i32, in a program."""
 
     def column(name: str) -> Any:
-        dtype, offset = _ROW.fields[name][:2]  # type: ignore[index]
+        dtype, offset = _SETTINGS.fields[name][:2]  # type: ignore[index]
         first = offset // 4
         words = packed[:, first : first + dtype.itemsize // 4]
         columns = jax.lax.bitcast_convert_type(words, dtype.base)
         return columns if dtype.shape else columns[:, 0]
 
-    fields = {name: column(name) for name in _ROW.fields or ()}
-    slots, positions = fields.pop("slot"), fields.pop("position")
-    return Rows(slots, positions, Sampling(**fields))
+    how = Sampling(*map(column, Sampling._fields))
+    adjustment = Adjustment(*map(column, Adjustment._fields))
+    return Settings(how, adjustment, column("logprobs") != 0)
+
+
+def pack_rows(rows: Sequence[Row], count: int, beyond: tuple[int, int]) -> npt.NDArray[np.int32]:
+    """Slot and position of each row, then of padding up to `count`: [count, ROW_WORDS]."""
+    filled = [(row.slot, row.position) for row in rows]
+    return np.array(filled + [beyond] * (count - len(rows)), np.int32)
 
 
 class ChunkOperand(NamedTuple):
     """A chunk as the programs see it."""
 
-    row: Rows  # one: the slot, the first token's position, and how to draw behind the last
+    slot: jax.Array  # [] i32
+    offset: jax.Array  # [] i32: the first token's position
     filled: jax.Array  # [] i32: how many of the tokens are no padding
     draw: jax.Array  # [] bool
+    score: jax.Array  # [] bool
+    settings: jax.Array  # [SETTINGS_WORDS] i32
     tokens: jax.Array  # [T] i32
+    scored: jax.Array  # [T] i32: the ids that follow them
 
 
 def pack_chunk(chunk: Chunk, size: int) -> npt.NDArray[np.int32]:
     """A chunk, filled up with padding to `size` tokens."""
-    row = pack([(chunk.slot, chunk.offset, chunk.sampling or SamplingOptions())])[0]
-    words = np.zeros(chunk_words(size), np.int32)
-    words[:WORDS] = row
-    words[WORDS], words[WORDS + 1] = len(chunk.token_ids), chunk.sampling is not None
-    words[WORDS + 2 :][: len(chunk.token_ids)] = chunk.token_ids
-    return words
+    ids = np.zeros((2, size), np.int32)
+    ids[0, : len(chunk.token_ids)] = chunk.token_ids
+    ids[1, : len(chunk.scored)] = chunk.scored
+    draw, score = chunk.sampling is not None, bool(chunk.scored)
+    head = [chunk.slot, chunk.offset, len(chunk.token_ids), draw, score]
+    return np.concatenate([np.array(head, np.int32), pack_settings(chunk), ids.ravel()])
 
 
 def unpack_chunk(words: jax.Array) -> ChunkOperand:
     """What `pack_chunk` was given, in a program."""
-    row = unpack(words[None, :WORDS])
-    return ChunkOperand(row, words[WORDS], words[WORDS + 1] != 0, words[WORDS + 2 :])
+    slot, offset, filled, draw, score = words[:_CHUNK]
+    settings, ids = words[_CHUNK:][:SETTINGS_WORDS], words[_CHUNK + SETTINGS_WORDS :]
+    tokens, scored = ids.reshape(2, -1)
+    return ChunkOperand(slot, offset, filled, draw != 0, score != 0, settings, tokens, scored)
 
 
 def chunk_words(size: int) -> int:
     """The length of a packed chunk of `size` tokens."""
-    return WORDS + 2 + size
-
-
-def _words(seed: int) -> tuple[int, int]:
-    return divmod(seed, 1 << 32)
+    return _CHUNK + SETTINGS_WORDS + 2 * size

@@ -3,14 +3,17 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from gemma_server.engine.request import SamplingOptions
+from gemma_server.engine.request import Logprobs, SamplingOptions, Token
 
 
 @dataclass(frozen=True)
 class Chunk:
     """Read `token_ids` into `slot` at positions offset, offset + 1, ...
 
-    `sampling` is None except in a prompt's last chunk, behind which the first token is drawn.
+    `sampling` is None except in a prompt's last chunk, behind which the first token is drawn. That
+    chunk says for the whole answer how its tokens are drawn: `banned` ids not before `min_tokens`
+    others, and with the `top_logprobs` likeliest (None: no logprobs).
+    `scored` are the ids that follow each token within the prompt, if their logprobs are wanted.
     """
 
     task: int
@@ -18,16 +21,26 @@ class Chunk:
     offset: int
     token_ids: tuple[int, ...]
     sampling: SamplingOptions | None
+    top_logprobs: int | None = None
+    banned: tuple[int, ...] = ()
+    min_tokens: int = 0
+    scored: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Row:
-    """Feed the slot's last drawn token at `position`, and draw what follows."""
+    """Feed the slot's last drawn token at `position`, and draw what follows.
+
+    How is known from the prompt's last chunk; here it only helps to choose a program. `banned`
+    says whether some ids still are.
+    """
 
     task: int
     slot: int
     position: int
     sampling: SamplingOptions
+    top_logprobs: int | None = None
+    banned: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,14 +57,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class StepResult:
-    """The ids drawn: behind the prefill chunk (None if it was not the last), and by each row.
+    """The tokens drawn: behind the prefill chunk (None if it was not the last), and by each row.
 
     A negative id says that the row's logits were not finite. The device knows no ends: it draws
     behind a stop token and behind the cache's end, too, and what it draws there means nothing.
     """
 
-    prefill: int | None
-    decode: tuple[tuple[int, ...], ...]
+    prefill: Token | None
+    decode: tuple[tuple[Token, ...], ...]
+    prompt: tuple[Logprobs, ...] = ()  # of the chunk's `scored`
 
 
 class PendingStep(Protocol):

@@ -10,6 +10,10 @@ from gemma_server.errors import RequestError
 
 FinishReason = Literal["stop", "length"]
 
+MAX_BIAS = 300  # tokens whose logits one request can change
+MAX_BANS = 32  # stop ids that `min_tokens` can hold back
+MAX_TOP_LOGPROBS = 20
+
 
 def random_seed() -> int:
     """A seed for a request that brought none."""
@@ -18,23 +22,65 @@ def random_seed() -> int:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How to choose each token. Temperature 0 is the exact argmax; then the rest is inert."""
+    """How to choose each token. Temperature 0 is the exact argmax; then the filters are inert.
+
+    First `bias` is added to the logits, then the penalties apply to tokens that occur in the last
+    `penalty_window` tokens of prompt and answer. If that is None, repetition looks at all of
+    both, presence and frequency at the answer alone.
+    """
 
     temperature: float = 0.0
     top_k: int = 0  # 0 is off
     top_p: float = 1.0  # 1 is off
     min_p: float = 0.0  # 0 is off
     seed: int = 0  # 0 <= seed < 2**64
+    repetition_penalty: float = 1.0  # 1 is off; else it divides logits above 0, multiplies others
+    frequency_penalty: float = 0.0  # subtracted for each time
+    presence_penalty: float = 0.0  # subtracted once
+    penalty_window: int | None = None
+    bias: tuple[tuple[int, float], ...] = ()  # of ids; at most MAX_BIAS
+
+    @property
+    def adjusts(self) -> bool:
+        """The model's own logits are not what is drawn from."""
+        penalties = (self.repetition_penalty, self.frequency_penalty, self.presence_penalty)
+        return penalties != (1.0, 0.0, 0.0) or bool(self.bias)
 
 
 @dataclass(frozen=True)
 class Request:
-    """Generate after `token_ids`, at most `max_tokens`, until one of `stop_ids` is drawn."""
+    """Generate after `token_ids`, at most `max_tokens`, until one of `stop_ids` is drawn.
+
+    None of them can be drawn before `min_tokens` others have been. With 0 `max_tokens` the prompt
+    is read and nothing drawn. `top_logprobs` asks for each token's logprob and those of so many
+    likeliest ones, `prompt_logprobs` for the prompt's too.
+    """
 
     token_ids: tuple[int, ...]
     max_tokens: int
     sampling: SamplingOptions = SamplingOptions()
     stop_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
+    top_logprobs: int | None = None  # 0 ... MAX_TOP_LOGPROBS; None: no logprobs at all
+    prompt_logprobs: bool = False  # needs top_logprobs
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """What the model itself gave a token, before bias, penalties, temperature and filters."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # the likeliest ids, likeliest first
+
+
+@dataclass(frozen=True)
+class PromptLogprobs:
+    """Those of the next prompt tokens, from the second on: one event per chunk, before any Token.
+
+    The first token has none.
+    """
+
+    scores: tuple[Logprobs, ...]
 
 
 @dataclass(frozen=True)
@@ -42,6 +88,7 @@ class Token:
     """One more token of the answer."""
 
     id: int
+    logprobs: Logprobs | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +111,7 @@ class Failed:
     error: RequestError
 
 
-Event = Token | Finished | Cancelled | Failed
+Event = PromptLogprobs | Token | Finished | Cancelled | Failed
 
 
 @dataclass

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 
 from gemma_server.engine.plan import Chunk, Plan, Row, StepResult
 from gemma_server.engine.request import (
+    MAX_BANS,
+    MAX_BIAS,
+    MAX_TOP_LOGPROBS,
     Cancelled,
     Event,
     Failed,
     Finished,
     Handle,
+    PromptLogprobs,
     Request,
     Stamps,
     Token,
@@ -42,6 +46,20 @@ class Limits:
     def longest_prompt(self) -> int:
         """A prompt must leave room for one token of answer."""
         return self.context_length - 1
+
+    def check(self, request: Request) -> None:
+        """Raise `InvalidRequest` for what the runner has no room for."""
+        if len(request.sampling.bias) > MAX_BIAS:
+            raise InvalidRequest(f"at most {MAX_BIAS} tokens can have a bias", param="logit_bias")
+        if request.min_tokens > 0 and len(request.stop_ids) > MAX_BANS:
+            what = f"min_tokens goes with at most {MAX_BANS} stop tokens"
+            raise InvalidRequest(what, param="min_tokens")
+        top = request.top_logprobs
+        if top is not None and not 0 <= top <= MAX_TOP_LOGPROBS:
+            what = f"at most {MAX_TOP_LOGPROBS} logprobs a token"
+            raise InvalidRequest(what, param="top_logprobs")
+        if request.prompt_logprobs and top is None:
+            raise InvalidRequest("prompt_logprobs needs top_logprobs", param="prompt_logprobs")
 
 
 @dataclass(eq=False)
@@ -110,10 +128,12 @@ class Scheduler:
         """Put a request at the end of the waiting line.
 
         Raises:
-            InvalidRequest: an empty prompt, or one that does not fit the context.
+            InvalidRequest: an empty prompt, or one that does not fit the context; or more options
+                than the runner has room for.
             Overloaded: the line is full.
         """
         self.check_prompt(len(request.token_ids))
+        self.limits.check(request)
         self._refuse_when_full(len(request.token_ids))
         handle = Handle(request, Stamps(submitted=self._clock()))
         room = self.limits.context_length - len(request.token_ids)
@@ -144,8 +164,8 @@ class Scheduler:
 
     def commit(self, plan: Plan, result: StepResult) -> None:
         """Turn what a plan drew into events. Tasks that have ended get none of it."""
-        if plan.prefill is not None and result.prefill is not None:
-            self._take(plan.prefill, (result.prefill,))
+        if plan.prefill is not None:
+            self._take_chunk(plan.prefill, result)
         for row, tokens in zip(plan.decode, result.decode, strict=True):
             self._take(row, tokens)
 
@@ -204,34 +224,47 @@ class Scheduler:
         if not reading:
             return None
         _, slot, task = min(reading)
-        offset = task.prefilled
-        token_ids = task.request.token_ids[offset : offset + self.limits.chunk]
-        task.prefilled += len(token_ids)
-        if task.reading:
-            return Chunk(task.id, slot, offset, token_ids, None)
-        task.planned = 1
-        return Chunk(task.id, slot, offset, token_ids, task.request.sampling)
+        chunk = _chunk(slot, task, self.limits.chunk)
+        task.prefilled += len(chunk.token_ids)
+        if not task.reading:
+            task.planned = 1
+        return chunk
 
-    def _take(self, part: Chunk | Row, tokens: tuple[int, ...]) -> None:
+    def _owner(self, part: Chunk | Row) -> _Task | None:
+        """The task that the part was planned for, unless it has ended."""
+        task = self._slots[part.slot]
+        return task if task is not None and task.id == part.task else None
+
+    def _take_chunk(self, chunk: Chunk, result: StepResult) -> None:
+        task = self._owner(chunk)
+        if task is not None and result.prompt:
+            task.handle.deliver(PromptLogprobs(result.prompt))
+        if result.prefill is not None:
+            self._take(chunk, (result.prefill,))
+
+    def _take(self, part: Chunk | Row, tokens: tuple[Token, ...]) -> None:
         """Give a task its tokens until it ends; what is behind that is surplus."""
         for token in tokens:
-            task = self._slots[part.slot]
-            if task is None or task.id != part.task:
+            task = self._owner(part)
+            if task is None:
                 return
             self._take_token(part.slot, task, token)
 
-    def _take_token(self, slot: int, task: _Task, token: int) -> None:
-        self.tokens_drawn += 1
-        task.drawn += 1
-        if task.drawn == 1:
+    def _take_token(self, slot: int, task: _Task, token: Token) -> None:
+        if task.drawn == 0:
             task.handle.stamps.first_token = self._clock()
-        if token < 0:
+        if task.longest > 0:  # else the prompt was all that was wanted
+            self.tokens_drawn += 1
+            task.drawn += 1
+        if token.id < 0:
             error = GenerationFailed("the model computed no finite number for this prompt")
             self._end(slot, task, Failed(error))
-        elif token in task.request.stop_ids:
+        elif task.longest == 0:
+            self._end(slot, task, Finished("length", 0))
+        elif token.id in task.request.stop_ids:
             self._end(slot, task, Finished("stop", task.drawn))
         else:
-            task.handle.deliver(Token(token))
+            task.handle.deliver(token)
             if task.drawn == task.longest:
                 self._end(slot, task, Finished("length", task.drawn))
 
@@ -247,7 +280,30 @@ class Scheduler:
         task.handle.deliver(event)
 
 
+def _chunk(slot: int, task: _Task, most: int) -> Chunk:
+    """The next tokens of the task's prompt, at most so many."""
+    request, offset = task.request, task.prefilled
+    end = offset + most
+    token_ids = request.token_ids[offset:end]
+    scored = request.token_ids[offset + 1 : end + 1] if request.prompt_logprobs else ()
+    if end < len(request.token_ids):
+        return Chunk(task.id, slot, offset, token_ids, None, request.top_logprobs, scored=scored)
+    return Chunk(
+        task.id,
+        slot,
+        offset,
+        token_ids,
+        request.sampling,
+        request.top_logprobs,
+        tuple(request.stop_ids) if request.min_tokens > 0 else (),
+        request.min_tokens,
+        scored,
+    )
+
+
 def _next_row(slot: int, task: _Task, steps: int) -> Row:
-    row = Row(task.id, slot, task.position, task.request.sampling)
+    request = task.request
+    banned = bool(request.stop_ids) and task.planned < request.min_tokens
+    row = Row(task.id, slot, task.position, request.sampling, request.top_logprobs, banned)
     task.planned += steps
     return row

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gemma_server.model.adjustment import Adjustment
+
 NOT_FINITE = -1  # instead of a token id, where a row's logits hold NaN or infinity
 
 
@@ -37,22 +39,48 @@ def never(
     return otherwise()
 
 
-def sample(
-    logits: jax.Array, how: Sampling, positions: jax.Array, choose: Choose = jax.lax.cond
-) -> jax.Array:
-    """Draw one id per row: logits [B, V] f32, positions [B] of the tokens to draw -> [B] i32.
+class Adjusted(NamedTuple):
+    """The model's logits, and what the rows change in them before they draw."""
 
-    Temperature, top-k, top-p and min-p apply in that order. The noise depends on (seed, position)
-    alone, so neither the other rows nor the way the text was batched can change a row's draw.
-    Greedy rows take the exact argmax. What no row needs is left out as `choose` decides: the whole
-    draw when all rows are greedy, and the search for the top when none has top-k or top-p.
+    logits: jax.Array  # [B, V] f32
+    adjustment: Adjustment
+    texts: Callable[[], jax.Array]  # [B, S] i32: each row's ids so far, gathered only if needed
+    choose: Choose = jax.lax.cond
+
+    def apply(self, positions: jax.Array) -> jax.Array:
+        """The logits that the tokens at positions [B] are drawn from: [B, V]."""
+        return self.choose(
+            jnp.any(self.adjustment.active(positions)),
+            lambda: self.adjustment.apply(self.logits, self.texts(), positions),
+            lambda: self.logits,
+        )
+
+
+def sample(
+    given: Adjusted, how: Sampling, positions: jax.Array, choose: Choose = jax.lax.cond
+) -> jax.Array:
+    """Draw one id per row for positions [B] -> [B] i32.
+
+    Temperature, top-k, top-p and min-p apply in that order, after bias and penalties. The noise
+    depends on (seed, position) alone, so neither the other rows nor the way the text was batched
+    can change a row's draw. Greedy rows take the exact argmax. What no row needs is left out as
+    `choose` decides: everything but the argmax when all rows are greedy and change nothing, and
+    the search for the top when none has top-k or top-p.
     """
-    greedy = jnp.argmax(logits, axis=-1)
-    drawn = choose(
-        jnp.any(how.temperature > 0.0),
-        lambda: jnp.where(how.temperature > 0.0, _draw(logits, how, positions, choose), greedy),
-        lambda: greedy,
-    )
+    logits, random = given.logits, how.temperature > 0.0
+    greedy = jnp.argmax(logits, axis=-1)  # outside of the condition, where XLA:CPU divides it
+
+    def draw() -> jax.Array:
+        adjusted = given.apply(positions)
+        best = jnp.argmax(adjusted, axis=-1)
+        return choose(
+            jnp.any(random),
+            lambda: jnp.where(random, _draw(adjusted, how, positions, choose), best),
+            lambda: best,
+        )
+
+    needed = jnp.any(random | given.adjustment.active(positions))
+    drawn = choose(needed, draw, lambda: greedy)
     # The largest logit is NaN when any logit is, and infinite when any is +infinity.
     finite = jnp.isfinite(logits.max(axis=-1))
     return jnp.where(finite, drawn, NOT_FINITE).astype(jnp.int32)

@@ -97,6 +97,17 @@ class Tokenizer:
             return b""
         return _piece_bytes(self._texts[token_id], self._types[token_id])
 
+    def token_name(self, token_id: int) -> str:
+        """One id for a person: its text, or what a control token is called; bytes that are no
+        whole character are spelt as OpenAI spells them, `bytes:\\xf0`."""
+        data = self.piece_bytes(token_id)
+        if not data and 0 <= token_id < self.vocab_size:
+            return self._texts[token_id]
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of the ids; bytes that are no UTF-8 become U+FFFD."""
         return b"".join(map(self.piece_bytes, token_ids)).decode("utf-8", errors="replace")

@@ -82,7 +82,7 @@ class Job:
             self._metrics.completed(completion)
 
     def usage(self) -> dict[str, int]:
-        """Tokens of all prompts and answers. `n` answers to one prompt read it `n` times."""
+        """Tokens of all prompts and answers."""
         completions = self.completions
         return {
             "prompt_tokens": sum(completion.prompt_tokens for completion in completions),

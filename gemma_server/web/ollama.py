@@ -3,14 +3,14 @@
 The wire as ollama/ollama's `api/types.go` and ollama/ollama-python's `_types.py` have it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from flask import Blueprint, Response, json
 
 from gemma_server import __version__
-from gemma_server.engine.request import Request
+from gemma_server.engine.request import Request, Token
 from gemma_server.errors import InvalidRequest, RequestError
 from gemma_server.generation import Completion, Piece
 from gemma_server.served import LoadedModel, ServedModel
@@ -18,6 +18,7 @@ from gemma_server.text.chat import Message, encode_chat
 from gemma_server.web.body import read_body
 from gemma_server.web.errors import body_of
 from gemma_server.web.job import Job
+from gemma_server.web.logprobs import entries
 from gemma_server.web.messages import encode_messages
 from gemma_server.web.metrics import Metrics
 from gemma_server.web.ollama_schema import ChatBody, GenerateBody, OllamaBody, ShowBody
@@ -44,7 +45,7 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
         if not body.prompt:
             return _only_load(body, {"response": ""})
         ids = _encode(body, loaded)
-        return _respond(body, Generated(body.model, None if body.raw else ids), ids, loaded)
+        return _respond(body, Generated(body, loaded, None if body.raw else ids), ids, loaded)
 
     @routes.post("/api/chat")
     def chat() -> Response | dict[str, Any]:
@@ -53,7 +54,7 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
         loaded = model.find(body.model)
         if not body.messages:
             return _only_load(body, {"message": {"role": "assistant", "content": ""}})
-        return _respond(body, Said(body.model), encode_messages(loaded, body.messages), loaded)
+        return _respond(body, Said(body, loaded), encode_messages(loaded, body.messages), loaded)
 
     @routes.get("/api/tags")
     def tags() -> dict[str, Any]:
@@ -83,12 +84,13 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
         options = body.options
         steps = options.steps(loaded.engine.context_length, max_steps)
         stops = loaded.tokenizer.stop_ids
-        request = Request(tuple(ids), steps, options.sampling(), stops)
+        wanted = body.wanted_logprobs
+        request = Request(tuple(ids), steps, options.sampling(), stops, top_logprobs=wanted)
         job = Job(loaded, [request], as_list(options.stop), metrics)
         if body.stream:
             return stream(job, LineWriter(form))
         [completion] = job.run()
-        return form.last(job, completion, completion.text)
+        return form.last(job, completion, whole=True)
 
     return routes
 
@@ -185,38 +187,53 @@ def _show(loaded: LoadedModel) -> dict[str, Any]:
     }
 
 
-class Generated:
+class _Form:
+    """What all parts of one answer share."""
+
+    def __init__(self, body: OllamaBody, loaded: LoadedModel) -> None:
+        self._model, self._tokenizer = body.model, loaded.tokenizer
+        self._with_logprobs = body.logprobs
+
+    def part(self, text: str, tokens: Sequence[Token] = ()) -> dict[str, Any]:
+        """More text, and more to come."""
+        found = {"logprobs": entries(self._tokenizer, tokens)} if self._with_logprobs else {}
+        return {**_head(self._model), **self.content(text), "done": False, **found}
+
+    def content(self, text: str) -> dict[str, Any]:
+        """How the text is put."""
+        raise NotImplementedError
+
+    def last(self, job: Job, completion: Completion, *, whole: bool = False) -> dict[str, Any]:
+        """The end, with the whole text where nothing was streamed."""
+        part = self.part(completion.text, completion.tokens) if whole else self.part("")
+        return {**part, **_ending(job, completion)}
+
+
+class Generated(_Form):
     """Answers of /api/generate. The last has the `context` to go on from, unless it is raw."""
 
-    def __init__(self, model: str, prompt_ids: list[int] | None) -> None:
-        self._model, self._prompt_ids = model, prompt_ids
+    def __init__(self, body: OllamaBody, loaded: LoadedModel, prompt_ids: list[int] | None) -> None:
+        super().__init__(body, loaded)
+        self._prompt_ids = prompt_ids
 
-    def part(self, text: str) -> dict[str, Any]:
-        """More text, and more to come."""
-        return {**_head(self._model), "response": text, "done": False}
+    def content(self, text: str) -> dict[str, Any]:
+        """How the text is put."""
+        return {"response": text}
 
-    def last(self, job: Job, completion: Completion, text: str = "") -> dict[str, Any]:
+    def last(self, job: Job, completion: Completion, *, whole: bool = False) -> dict[str, Any]:
         """The end, with the whole text where nothing was streamed."""
-        context = {}
+        last = super().last(job, completion, whole=whole)
         if self._prompt_ids is not None:
-            context = {"context": self._prompt_ids + [token.id for token in completion.tokens]}
-        return {**self.part(text), **_ending(job, completion), **context}
+            last["context"] = self._prompt_ids + [token.id for token in completion.tokens]
+        return last
 
 
-class Said:
+class Said(_Form):
     """Answers of /api/chat."""
 
-    def __init__(self, model: str) -> None:
-        self._model = model
-
-    def part(self, text: str) -> dict[str, Any]:
-        """More text, and more to come."""
-        message = {"role": "assistant", "content": text}
-        return {**_head(self._model), "message": message, "done": False}
-
-    def last(self, job: Job, completion: Completion, text: str = "") -> dict[str, Any]:
-        """The end, with the whole text where nothing was streamed."""
-        return {**self.part(text), **_ending(job, completion)}
+    def content(self, text: str) -> dict[str, Any]:
+        """How the text is put."""
+        return {"message": {"role": "assistant", "content": text}}
 
 
 def _ending(job: Job, completion: Completion) -> dict[str, Any]:
@@ -246,7 +263,7 @@ class LineWriter:
 
     def piece(self, index: int, piece: Piece) -> bytes:
         """More text."""
-        return _line(self._form.part(piece.text)) if piece.text else b""
+        return _line(self._form.part(piece.text, piece.tokens))
 
     def ping(self) -> bytes:
         """Text without a character: there are no comments in JSON."""

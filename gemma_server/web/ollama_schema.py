@@ -5,12 +5,13 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from gemma_server.engine.request import SamplingOptions
+from gemma_server.engine.request import MAX_TOP_LOGPROBS, SamplingOptions
 from gemma_server.errors import InvalidRequest
 from gemma_server.web.messages import Messages
 from gemma_server.web.schema import ForeignBody, MinP, Stops, Temperature, TopK, seed_of
 
 # Go programs fill options from maps, and whole numbers may arrive with a fraction of zero.
+_ALL = 1 << 30  # tokens: more than any context
 Whole = Annotated[int, Field(strict=False, ge=-(2**63), lt=2**64)]
 
 
@@ -19,9 +20,6 @@ class Options(ForeignBody):
 
     WITHIN: ClassVar[str] = "options."
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "repeat_penalty": (1, 0),
-        "presence_penalty": (0,),
-        "frequency_penalty": (0,),
         "typical_p": (1, 0),
         "tfs_z": (1, 0),
         "mirostat": (0,),
@@ -35,6 +33,10 @@ class Options(ForeignBody):
     min_p: MinP = 0.0
     seed: Whole = 0  # which is random
     stop: Stops = Field([])
+    repeat_penalty: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
+    repeat_last_n: Whole = 64
+    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
 
     def sampling(self) -> SamplingOptions:
         """How to choose each token. top_p 0 is the likeliest token."""
@@ -45,6 +47,10 @@ class Options(ForeignBody):
             top_p=1.0 if greedy else self.top_p,
             min_p=self.min_p,
             seed=seed_of(None if self.seed in (0, -1) else self.seed, 0),
+            repetition_penalty=self.repeat_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            penalty_window=_ALL if self.repeat_last_n < 0 else min(self.repeat_last_n, _ALL),
         )
 
     def steps(self, context_length: int, max_steps: int | None) -> int:
@@ -77,8 +83,6 @@ class OllamaBody(ForeignBody):
         "format": ("",),
         "tools": ([],),
         "think": (False,),
-        "logprobs": (False,),
-        "top_logprobs": (0,),
         "truncate": (False,),
         "shift": (False,),
         "suffix": ("",),
@@ -89,7 +93,14 @@ class OllamaBody(ForeignBody):
     model: Annotated[str, Field(min_length=1)]
     stream: bool = True
     options: Options = Options()
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
     keep_alive: Any = None  # the model stays loaded anyway
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to tell beside each; None for no logprobs."""
+        return self.top_logprobs if self.logprobs else None
 
 
 class GenerateBody(OllamaBody):

@@ -6,18 +6,19 @@ What the official clients demand of the wire is told in their sources: openai/op
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flask import Blueprint, Response
 
-from gemma_server.engine.request import Request
+from gemma_server.engine.request import Logprobs, Request, Token
 from gemma_server.errors import InvalidRequest, RequestError
 from gemma_server.generation import Completion, Piece
 from gemma_server.served import LoadedModel, ServedModel
 from gemma_server.web.body import read_body
 from gemma_server.web.errors import body_of
 from gemma_server.web.job import Job
+from gemma_server.web.logprobs import Scored, TextOffsets, entries, scored
 from gemma_server.web.messages import encode_messages
 from gemma_server.web.metrics import Metrics
 from gemma_server.web.openai_schema import (
@@ -42,7 +43,8 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
         body = read_body(ChatBody)
         loaded = _find(model, body)
         ids = encode_messages(loaded, body.messages)
-        return _respond(body, Chat(loaded), _job(body, [ids], loaded, metrics, max_steps))
+        form = Chat(loaded, with_logprobs=bool(body.logprobs))
+        return _respond(body, form, _job(body, [ids], loaded, metrics, max_steps))
 
     @routes.post("/v1/completions")
     def completions() -> Response | dict[str, Any]:
@@ -50,8 +52,7 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
         body = read_body(CompletionBody)
         loaded = _find(model, body)
         prompts = _encode(body, loaded)
-        echoes = [loaded.tokenizer.decode(ids) for ids in prompts] if body.echo else None
-        form = Text(loaded, body.n, echoes)
+        form = Text(loaded, prompts, body)
         return _respond(body, form, _job(body, prompts, loaded, metrics, max_steps))
 
     @routes.get("/v1/models")
@@ -102,9 +103,19 @@ def _job(
             param="n",
         )
     steps = body.steps(loaded.engine.context_length, max_steps)
-    stops = body.stop_ids(loaded.tokenizer.stop_ids, loaded.tokenizer.vocab_size)
+    vocab_size = loaded.tokenizer.vocab_size
+    stops = body.stop_ids(loaded.tokenizer.stop_ids, vocab_size)
+    bias = body.bias(vocab_size)
     requests = [
-        Request(tuple(ids), steps, body.sampling(seed_of(body.seed, index)), stops)
+        Request(
+            tuple(ids),
+            steps,
+            body.sampling(seed_of(body.seed, index), bias),
+            stops,
+            body.min_tokens,
+            body.wanted_logprobs,
+            prompt_logprobs=body.scores_prompt,
+        )
         for ids in prompts
         for index in range(body.n)
     ]
@@ -137,16 +148,19 @@ def _check_ids(ids: list[int], param: str, loaded: LoadedModel) -> None:
 
 def _respond(body: OpenAIBody, form: "Chat | Text", job: Job) -> Response | dict[str, Any]:
     if body.stream:
-        return stream(job, EventWriter(form, with_usage=body.stream_options.include_usage))
+        return stream(
+            job, EventWriter(form, n=body.n, with_usage=body.stream_options.include_usage)
+        )
     completions = job.run()
     choices = [form.choice(index, item) for index, item in enumerate(completions)]
     head = form.head(form.object)
-    return {**head, "choices": choices, "usage": _usage(job), "timings": job.timings()}
+    return {**head, "choices": choices, "usage": _usage(job, body.n), "timings": job.timings()}
 
 
-def _usage(job: Job) -> dict[str, Any]:
+def _usage(job: Job, n: int) -> dict[str, Any]:
+    """A prompt counts once, however many answers it gets."""
     usage = job.usage()
-    prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
+    prompt, completion = usage["prompt_tokens"] // n, usage["completion_tokens"]
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -177,6 +191,7 @@ class _Form:
         self._created = int(time.time())
         self._model = loaded.name
         self._fingerprint = f"fp_{loaded.facts.digest[:12]}"
+        self._tokenizer = loaded.tokenizer
 
     def head(self, kind: str) -> dict[str, Any]:
         """The fields in front of the choices."""
@@ -194,22 +209,33 @@ class Chat(_Form):
 
     id_prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
+    def __init__(self, loaded: LoadedModel, *, with_logprobs: bool) -> None:
+        super().__init__(loaded)
+        self._with_logprobs = with_logprobs
+
     def choice(self, index: int, completion: Completion) -> dict[str, Any]:
         """A whole answer."""
         message = {"role": "assistant", "content": completion.text, "refusal": None}
-        return _choice(index, {"message": message}, completion.finish_reason)
+        reason, logprobs = completion.finish_reason, self._logprobs(completion.tokens)
+        return _choice(index, {"message": message}, reason, logprobs)
 
-    def opening(self, index: int) -> dict[str, Any] | None:
+    def opening(self, index: int, scores: Sequence[Logprobs]) -> dict[str, Any] | None:
         """Who speaks, before there is text."""
         return _choice(index, {"delta": {"role": "assistant", "content": ""}}, None)
 
     def part(self, index: int, piece: Piece) -> dict[str, Any]:
         """More text."""
-        return _choice(index, {"delta": {"content": piece.text}}, None)
+        delta = {"delta": {"content": piece.text}}
+        return _choice(index, delta, None, self._logprobs(piece.tokens))
 
     def ending(self, index: int, completion: Completion) -> dict[str, Any]:
         """Why there is no more."""
         return _choice(index, {"delta": {}}, completion.finish_reason)
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        if not self._with_logprobs:
+            return None
+        return {"content": entries(self._tokenizer, tokens), "refusal": None}
 
 
 class Text(_Form):
@@ -217,34 +243,52 @@ class Text(_Form):
 
     id_prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, loaded: LoadedModel, n: int, echoes: list[str] | None) -> None:
+    def __init__(self, loaded: LoadedModel, prompts: list[list[int]], body: CompletionBody) -> None:
         super().__init__(loaded)
-        self._n, self._echoes = n, echoes
+        self._prompts = [ids for ids in prompts for _ in range(body.n)] if body.echo else None
+        self._offsets: list[TextOffsets] = []
+        if body.logprobs is not None:
+            self._offsets = [TextOffsets(loaded.tokenizer) for _ in range(len(prompts) * body.n)]
 
     def choice(self, index: int, completion: Completion) -> dict[str, Any]:
         """A whole answer."""
-        text = (self._echo(index) or "") + completion.text
-        return _choice(index, {"text": text}, completion.finish_reason)
+        echo, tokens = self._echo(index, completion.prompt_logprobs)
+        logprobs = self._logprobs(index, tokens + scored(completion.tokens))
+        return _choice(index, {"text": echo + completion.text}, completion.finish_reason, logprobs)
 
-    def opening(self, index: int) -> dict[str, Any] | None:
+    def opening(self, index: int, scores: Sequence[Logprobs]) -> dict[str, Any] | None:
         """The prompt, if it is to be echoed."""
-        echo = self._echo(index)
-        return None if echo is None else _choice(index, {"text": echo}, None)
+        if self._prompts is None:
+            return None
+        text, tokens = self._echo(index, scores)
+        return _choice(index, {"text": text}, None, self._logprobs(index, tokens))
 
     def part(self, index: int, piece: Piece) -> dict[str, Any]:
         """More text."""
-        return _choice(index, {"text": piece.text}, None)
+        logprobs = self._logprobs(index, scored(piece.tokens))
+        return _choice(index, {"text": piece.text}, None, logprobs)
 
     def ending(self, index: int, completion: Completion) -> dict[str, Any]:
         """Why there is no more."""
         return _choice(index, {"text": ""}, completion.finish_reason)
 
-    def _echo(self, index: int) -> str | None:
-        return None if self._echoes is None else self._echoes[index // self._n]
+    def _echo(self, index: int, scores: Sequence[Logprobs]) -> tuple[str, list[Scored]]:
+        if self._prompts is None:
+            return "", []
+        ids = self._prompts[index]
+        return self._tokenizer.decode(ids), list(zip(ids, (None, *scores), strict=False))
+
+    def _logprobs(self, index: int, tokens: list[Scored]) -> dict[str, Any] | None:
+        return self._offsets[index].lists(tokens) if self._offsets else None
 
 
-def _choice(index: int, content: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
-    return {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
+def _choice(
+    index: int,
+    content: dict[str, Any],
+    finish_reason: str | None,
+    logprobs: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
 class EventWriter:
@@ -253,13 +297,14 @@ class EventWriter:
 
     mimetype = "text/event-stream"
 
-    def __init__(self, form: Chat | Text, *, with_usage: bool) -> None:
-        self._form, self._with_usage = form, with_usage
+    def __init__(self, form: Chat | Text, *, n: int, with_usage: bool) -> None:
+        self._form, self._n, self._with_usage = form, n, with_usage
         self._opened: set[int] = set()
 
     def piece(self, index: int, piece: Piece) -> bytes:
         """More text of one choice."""
-        return self._open(index) + self._chunk(self._form.part(index, piece))
+        opening = self._open(index, piece.prompt)
+        return opening if piece.prompt else opening + self._chunk(self._form.part(index, piece))
 
     def ping(self) -> bytes:
         """A comment."""
@@ -274,18 +319,18 @@ class EventWriter:
             ending = self._form.ending(index, completion)
             yield self._open(index) + self._chunk(ending, **more)
         if self._with_usage:
-            yield self._chunk(None, usage=_usage(job))
+            yield self._chunk(None, usage=_usage(job, self._n))
         yield DONE
 
     def failure(self, error: RequestError) -> bytes:
         """The error as any answer has it."""
         return event(body_of(error))
 
-    def _open(self, index: int) -> bytes:
+    def _open(self, index: int, scores: Sequence[Logprobs] = ()) -> bytes:
         if index in self._opened:
             return b""
         self._opened.add(index)
-        opening = self._form.opening(index)
+        opening = self._form.opening(index, scores)
         return b"" if opening is None else self._chunk(opening)
 
     def _chunk(self, choice: dict[str, Any] | None, **more: Any) -> bytes:

@@ -1,11 +1,12 @@
 """What OpenAI's routes accept; its own extensions are named as vLLM names them."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gemma_server.engine.request import SamplingOptions
+from gemma_server.engine.request import MAX_BIAS, MAX_TOP_LOGPROBS, SamplingOptions
 from gemma_server.errors import InvalidRequest
 from gemma_server.web.messages import ChatMessage
 from gemma_server.web.schema import (
@@ -20,6 +21,8 @@ from gemma_server.web.schema import (
 _MAX_TOKENS = 1 << 30  # more than any context
 _MAX_IDS = 1 << 17
 MaxTokens = Annotated[int, Field(ge=1, le=_MAX_TOKENS)]
+TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
+Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 TokenIds = Annotated[list[int], Field(min_length=1, max_length=_MAX_IDS)]
 
 
@@ -45,10 +48,31 @@ class OpenAIBody(ForeignBody):
     stop: Stops = Field([])
     stop_token_ids: Annotated[list[int], Field(max_length=64)] = Field([])
     ignore_eos: bool = False
+    min_tokens: Annotated[int, Field(ge=0, le=_MAX_TOKENS)] = 0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
+    logit_bias: Annotated[
+        dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]], Field(max_length=MAX_BIAS)
+    ] = Field({})
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
 
-    def sampling(self, seed: int) -> SamplingOptions:
+    def bias(self, vocab_size: int) -> tuple[tuple[int, float], ...]:
+        """The tokens whose logits are changed, and by how much.
+
+        Raises:
+            InvalidRequest: a key is no token.
+        """
+        for key in self.logit_bias:
+            if not re.fullmatch("[0-9]{1,9}", key) or int(key) >= vocab_size:
+                raise InvalidRequest(
+                    f"logit_bias: {key[:40]!r} is no token; they go from 0 to {vocab_size - 1}",
+                    param="logit_bias",
+                )
+        return tuple((int(key), value) for key, value in self.logit_bias.items())
+
+    def sampling(self, seed: int, bias: tuple[tuple[int, float], ...]) -> SamplingOptions:
         """How to choose each token. top_p 0 is the likeliest token, as OpenAI has it."""
         greedy = self.top_p == 0.0
         return SamplingOptions(
@@ -57,6 +81,10 @@ class OpenAIBody(ForeignBody):
             top_p=1.0 if greedy else self.top_p,
             min_p=self.min_p,
             seed=seed % 2**64,
+            repetition_penalty=self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            bias=bias,
         )
 
     def stop_ids(self, model_s: frozenset[int], vocab_size: int) -> frozenset[int]:
@@ -82,12 +110,6 @@ class OpenAIBody(ForeignBody):
 
 
 _COMMON_REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "logit_bias": ({},),
-    "min_tokens": (0,),
-    "logprobs": (False,),
     "truncate": (False,),
 }
 
@@ -97,7 +119,6 @@ class ChatBody(OpenAIBody):
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **_COMMON_REFUSED,
-        "top_logprobs": (0,),
         "tools": ([],),
         "tool_choice": ("none", "auto"),
         "functions": ([],),
@@ -110,6 +131,21 @@ class ChatBody(OpenAIBody):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
     max_completion_tokens: MaxTokens | None = None
+    logprobs: bool = False
+    top_logprobs: TopLogprobs = 0
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to tell beside each; None for no logprobs."""
+        if self.top_logprobs and not self.logprobs:
+            message = "top_logprobs: needs logprobs to be true"
+            raise InvalidRequest(message, param="top_logprobs")
+        return self.top_logprobs if self.logprobs else None
+
+    @property
+    def scores_prompt(self) -> bool:
+        """A chat's prompt is not shown."""
+        return False
 
     def steps(self, context_length: int, max_steps: int | None) -> int:
         """The most tokens to generate; by default until the model ends, or the context does.
@@ -140,6 +176,18 @@ class CompletionBody(OpenAIBody):
         | Annotated[list[PromptText | TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
     echo: bool = False
+    max_tokens: Annotated[int, Field(ge=0, le=_MAX_TOKENS)] | None = None
+    logprobs: TopLogprobs | None = None
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to tell beside each; None for no logprobs."""
+        return self.logprobs
+
+    @property
+    def scores_prompt(self) -> bool:
+        """What is echoed has logprobs too."""
+        return self.echo and self.logprobs is not None
 
     @property
     def has_several_prompts(self) -> bool:

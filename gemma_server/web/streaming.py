@@ -68,7 +68,7 @@ def _body(job: Job, arrivals: Iterator[Arrival], writer: Writer) -> Iterator[byt
     """The stream's parts; after a failure its reason, and then a broken body."""
     try:
         for index, piece in arrivals:
-            yield writer.piece(index, piece) if piece.text or piece.tokens else writer.ping()
+            yield writer.ping() if piece.is_beat else writer.piece(index, piece)
     except ClientGone:
         raise BrokenBody from None
     except RequestError as error:

@@ -1,5 +1,6 @@
 """The official Ollama client for Python, unmodified, against a server process."""
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -63,6 +64,21 @@ def test_generate_streamed(client: ollama.Client) -> None:
     assert parts[-1].eval_count == 6
 
 
+def test_logprobs(client: ollama.Client) -> None:
+    """In the fake, what is drawn has the probability 1/2, and the next ids half of it each."""
+    fields: dict[str, object] = {
+        "raw": True,
+        "options": GREEDY,
+        "logprobs": True,
+        "top_logprobs": 1,
+    }
+    whole = client.generate("fake", "hey", **fields)  # type: ignore[call-overload]
+    assert [token.token for token in whole.logprobs] == list("hey")
+    assert all(token.logprob == pytest.approx(-math.log(2)) for token in whole.logprobs)
+    parts = client.generate("fake", "hey", stream=True, **fields)  # type: ignore[call-overload]
+    assert [token for part in parts for token in part.logprobs or []] == whole.logprobs
+
+
 def test_chat(client: ollama.Client) -> None:
     answer = client.chat("fake", HI, options=GREEDY)
     assert (answer.message.role, answer.message.content) == ("assistant", ANSWER)
@@ -99,7 +115,8 @@ def test_what_is_there(client: ollama.Client) -> None:
     [
         (404, "model 'other' not found", {"model": "other"}),
         (400, "format is not supported", {"format": "json"}),
-        (400, "options.repeat_penalty is not supported", {"options": {"repeat_penalty": 1.1}}),
+        (400, "options.typical_p is not supported", {"options": {"typical_p": 0.5}}),
+        (400, "options.repeat_penalty: ", {"options": {"repeat_penalty": 0}}),
         (400, "options.temperature: ", {"options": {"temperature": -1}}),
         (400, "options.num_ctx: ", {"options": {"num_ctx": 1 << 20}}),
         (400, "the prompt has 5001 tokens", {"prompt": "x" * 5000}),

@@ -1,5 +1,6 @@
 """The official OpenAI client for Python, unmodified, against a server process."""
 
+import math
 import threading
 from collections.abc import Iterator
 
@@ -121,6 +122,53 @@ def test_several_choices_streamed(client: openai.OpenAI) -> None:
     assert reasons == dict.fromkeys(range(4), "stop")
 
 
+def test_chat_logprobs(client: openai.OpenAI) -> None:
+    """In the fake, what is drawn has the probability 1/2, and the next ids half of it each."""
+    answer = client.chat.completions.create(
+        model="fake", messages=HI, temperature=0, logprobs=True, top_logprobs=2
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    # the template's <start_of_turn> has no text
+    assert [token.token for token in logprobs.content] == ["<start_of_turn>", *ANSWER]
+    assert all(token.logprob == pytest.approx(-math.log(2)) for token in logprobs.content)
+    assert logprobs.content[1].bytes == [ord("u")]
+    assert [top.token for top in logprobs.content[1].top_logprobs] == ["u", "v"]
+    streamed = [
+        token
+        for chunk in client.chat.completions.create(
+            model="fake", messages=HI, temperature=0, logprobs=True, top_logprobs=2, stream=True
+        )
+        if chunk.choices[0].logprobs is not None
+        for token in chunk.choices[0].logprobs.content or []
+    ]
+    assert streamed == logprobs.content
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_is_scored(client: openai.OpenAI, stream: bool) -> None:
+    """As evaluation harnesses ask: the prompt echoed, with logprobs, and nothing more."""
+    body: dict[str, object] = {"model": "fake", "prompt": "héy", "max_tokens": 0, "echo": True}
+    whole = client.completions.create(**body, logprobs=1)  # type: ignore[call-overload]
+    if stream:
+        chunks = client.completions.create(**body, logprobs=1, stream=True)  # type: ignore[call-overload]
+        first = next(iter(chunks))
+        assert first.choices[0].logprobs == whole.choices[0].logprobs
+        assert first.choices[0].text == "héy"
+        assert [chunk.choices[0].finish_reason for chunk in chunks] == ["length"]
+        return
+    [choice] = whole.choices
+    assert (choice.text, choice.finish_reason) == ("héy", "length")
+    assert whole.usage.completion_tokens == 0
+    found = choice.logprobs
+    assert found.tokens == ["<bos>", "h", "bytes:\\xc3", "bytes:\\xa9", "y"]
+    assert found.text_offset == [0, 0, 1, 1, 2]
+    assert found.token_logprobs == [None, *[pytest.approx(-math.log(2))] * 4]
+    assert found.top_logprobs[0] is None
+    assert list(found.top_logprobs[1]) == ["h"]
+
+
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["fake"]
     assert client.models.retrieve("fake").object == "model"
@@ -133,7 +181,9 @@ def test_models(client: openai.OpenAI) -> None:
     [
         ({"max_tokens": -1}, "max_tokens", "invalid_value"),
         ({"temperature": "hot"}, "temperature", "invalid_value"),
-        ({"logprobs": 1}, "logprobs", "unsupported_field"),
+        ({"logprobs": 21}, "logprobs", "invalid_value"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "invalid_value"),
         ({"suffix": "x"}, "suffix", "unsupported_field"),
         ({"best_of": 3}, "best_of", "unsupported_field"),
         ({"prompt": "x" * 5000}, "prompt", "context_length_exceeded"),

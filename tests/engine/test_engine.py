@@ -1,15 +1,26 @@
 """The engine's thread on the fake runner: many clients, cancellations, and death."""
 
+import math
 import random
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.fake import FakeRunner, FakeStep, fake_tokenizer
 from gemma_server.engine.plan import Plan, Runner, StepResult
-from gemma_server.engine.request import Cancelled, Failed, Finished, Handle, Request, Token
+from gemma_server.engine.request import (
+    Cancelled,
+    Failed,
+    Finished,
+    Handle,
+    Logprobs,
+    PromptLogprobs,
+    Request,
+    Token,
+)
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.errors import GenerationFailed, InvalidRequest, Overloaded
 
@@ -247,3 +258,21 @@ def test_stopping_waits_for_what_the_device_still_has() -> None:
     engine.stop()
     assert isinstance(read_all(handle)[1], Failed)
     assert device.read == device.dispatched
+
+
+def test_the_fake_model_s_logprobs_and_its_answer_until_it_may_end() -> None:
+    engine = make_engine(FakeRunner(1), slots=1, chunk=2)
+    request = replace(make_request("ab"), min_tokens=4, top_logprobs=2, prompt_logprobs=True)
+    [handle] = engine.submit([request])
+    events = [handle.next_event(5) for _ in range(6)]
+    engine.stop()
+
+    def halves(token: int) -> Logprobs:
+        return Logprobs(-math.log(2), ((token, -math.log(2)), (token + 1, -2 * math.log(2))))
+
+    a, b, dot = TOKENIZER.encode("ab.")[1:]
+    assert events[:2] == [PromptLogprobs((halves(a), halves(b))), Token(a, halves(a))]
+    assert events[2:] == [
+        *(Token(token, halves(token)) for token in (b, dot, dot)),
+        Finished("stop", 5),
+    ]

@@ -1,5 +1,7 @@
 """Scheduling by hand: the clock is a number, the device is the test."""
 
+from dataclasses import replace
+
 import pytest
 
 from gemma_server.engine.plan import Plan, StepResult
@@ -9,7 +11,10 @@ from gemma_server.engine.request import (
     Failed,
     Finished,
     Handle,
+    Logprobs,
+    PromptLogprobs,
     Request,
+    SamplingOptions,
     Token,
 )
 from gemma_server.engine.scheduler import Limits, Scheduler
@@ -38,10 +43,17 @@ def next_plan(scheduler: Scheduler) -> Plan:
     return plan
 
 
+def result(first: int | None, *rows: list[int]) -> StepResult:
+    """What a device returns that drew these."""
+    drawn = tuple(tuple(map(Token, row)) for row in rows)
+    return StepResult(None if first is None else Token(first), drawn)
+
+
 def draw(plan: Plan, token: int = 7) -> StepResult:
     """Draw `token` wherever one is drawn."""
-    drawn = token if plan.prefill is not None and plan.prefill.sampling is not None else None
-    return StepResult(drawn, ((token,) * plan.steps,) * len(plan.decode))
+    last = plan.prefill is not None and plan.prefill.sampling is not None
+    rows = [[token] * plan.steps] * len(plan.decode)
+    return result(token if last else None, *rows)
 
 
 def step(scheduler: Scheduler, token: int = 7) -> Plan:
@@ -173,7 +185,7 @@ def test_a_request_cancelled_during_a_step_gets_nothing_from_it() -> None:
     plan = next_plan(scheduler)
     scheduler.cancel(gone)
     heir = scheduler.submit(make_request(prompt=1))
-    scheduler.commit(plan, StepResult(7, ()))
+    scheduler.commit(plan, result(7))
     assert events(gone) == [Cancelled()]
     assert events(heir) == []
 
@@ -183,7 +195,7 @@ def test_numbers_that_are_not_finite_fail_their_request_alone() -> None:
     bad, good = (scheduler.submit(make_request(prompt=1)) for _ in range(2))
     step(scheduler)
     step(scheduler)  # bad has drawn 2 tokens, good 1
-    scheduler.commit(next_plan(scheduler), StepResult(None, ((-1,), (7,))))
+    scheduler.commit(next_plan(scheduler), result(None, [-1], [7]))
     assert isinstance(events(bad)[-1], Failed)
     assert events(good) == [Token(7), Token(7)]
 
@@ -214,7 +226,7 @@ def test_what_a_block_draws_behind_an_end_is_surplus() -> None:
     stopped, broken = (scheduler.submit(make_request(prompt=1, max_tokens=9)) for _ in range(2))
     step(scheduler)
     step(scheduler)
-    scheduler.commit(next_plan(scheduler), StepResult(None, ((7, STOP, 7, 7), (7, 7, -1, 7))))
+    scheduler.commit(next_plan(scheduler), result(None, [7, STOP, 7, 7], [7, 7, -1, 7]))
     assert events(stopped) == [Token(7), Token(7), Token(7), Finished("stop", 4)]
     *tokens, failed = events(broken)
     assert (tokens, type(failed)) == ([Token(7)] * 3, Failed)
@@ -260,3 +272,69 @@ def test_a_slot_is_handed_out_while_its_old_block_is_in_flight() -> None:
     assert events(heir) == []
     scheduler.commit(first, draw(first))
     assert events(heir) == [Token(7)]
+
+
+def test_without_tokens_wanted_the_prompt_is_read_and_nothing_delivered() -> None:
+    scheduler = make_scheduler(slots=1)
+    handle = scheduler.submit(make_request(prompt=6, max_tokens=0))
+    heir = scheduler.submit(make_request(prompt=1, max_tokens=0))
+    assert [step(scheduler).decode for _ in range(3)] == [(), (), ()]
+    assert events(handle) == events(heir) == [Finished("length", 0)]
+    assert (scheduler.tokens_drawn, scheduler.active) == (0, 0)
+    broken = scheduler.submit(make_request(prompt=1, max_tokens=0))
+    step(scheduler, token=-1)
+    assert [type(event) for event in events(broken)] == [Failed]
+
+
+def test_a_prompt_s_logprobs_come_chunk_by_chunk_before_the_first_token() -> None:
+    scheduler = make_scheduler()
+    request = replace(make_request(6, max_tokens=1), top_logprobs=2, prompt_logprobs=True)
+    handle = scheduler.submit(request)
+    first, last = next_plan(scheduler), next_plan(scheduler)
+    assert [plan.prefill.scored for plan in (first, last) if plan.prefill is not None] == [
+        (11, 12, 13, 14),
+        (15,),
+    ]
+    scores = [tuple(Logprobs(-float(n), ()) for n in range(count)) for count in (4, 1)]
+    scheduler.commit(first, StepResult(None, (), scores[0]))
+    scheduler.commit(last, StepResult(Token(7), (), scores[1]))
+    expected = [*map(PromptLogprobs, scores), Token(7), Finished("length", 1)]
+    assert events(handle) == expected
+
+
+def test_the_prompt_s_logprobs_of_a_cancelled_request_go_nowhere() -> None:
+    scheduler = make_scheduler(slots=1)
+    gone = scheduler.submit(make_request(prompt=2))
+    plan = next_plan(scheduler)
+    scheduler.cancel(gone)
+    heir = scheduler.submit(make_request(prompt=2))
+    next_plan(scheduler)
+    scheduler.commit(plan, StepResult(Token(7), (), (Logprobs(-1.0, ()),)))
+    assert (events(gone), events(heir)) == ([Cancelled()], [])
+
+
+def test_stop_ids_are_banned_until_enough_tokens_are_planned() -> None:
+    scheduler = make_scheduler(steps=2)
+    scheduler.submit(replace(make_request(5, max_tokens=9), min_tokens=4))
+    scheduler.submit(make_request(prompt=1))
+    chunks = [plan.prefill for plan in (step(scheduler) for _ in range(3))]
+    found = [(chunk.banned, chunk.min_tokens) for chunk in chunks if chunk is not None]
+    assert found == [((), 0), ((STOP,), 4), ((), 0)]
+    rows = [step(scheduler).decode for _ in range(2)]
+    assert [row.banned for plan in rows for row in plan if row.slot == 0] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"top_logprobs": 21},
+        {"top_logprobs": -1},
+        {"prompt_logprobs": True},
+        {"sampling": SamplingOptions(bias=((3, 1.0),) * 301)},
+        {"min_tokens": 1, "stop_ids": frozenset(range(33))},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_what_the_runner_has_no_room_for_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest):
+        make_scheduler().submit(replace(make_request(3), **wrong))  # type: ignore[arg-type]

@@ -29,14 +29,45 @@ def _sampling(rows: int, **columns: Any) -> Any:
     )
 
 
-def _draw(logits: Any, how: Any, position: int = 7) -> Any:
+def _adjustment(rows: int, entries: int = 4, **columns: Any) -> Any:
+    from gemma_server.model.adjustment import Adjustment
+
+    make: Any = Adjustment
+    defaults = {"repetition": 1.0, "frequency": 0.0, "presence": 0.0, "window": -1, "answer": 0}
+    full = [
+        np.broadcast_to(np.asarray(columns.get(name, default)), (rows,))
+        for name, default in defaults.items()
+    ]
+    table = np.zeros((3, rows, entries))
+    for row, biases in enumerate(columns.get("bias", ())):
+        table[:, row, : len(biases)] = np.array(biases, np.float64).reshape(-1, 3).T
+    ids, values, until = table
+    return make(
+        *(column.astype(np.float32) for column in full[:3]),
+        *(column.astype(np.int32) for column in full[3:]),
+        ids.astype(np.int32),
+        values.astype(np.float32),
+        until.astype(np.int32),
+    )
+
+
+def _draw(
+    logits: Any, how: Any, position: int = 7, adjustment: Any = None, texts: Any = None
+) -> Any:
     import jax
 
-    from gemma_server.model.sampling import sample
+    from gemma_server.model.sampling import Adjusted, sample
+
+    def draw(logits: Any, how: Any, adjustment: Any, texts: Any, positions: Any) -> Any:
+        return sample(Adjusted(logits, adjustment, lambda: texts), how, positions)
 
     rows = len(logits)
     positions = np.full(rows, position, np.int32)
-    return np.asarray(jax.jit(sample)(np.asarray(logits, np.float32), how, positions))
+    adjustment = _adjustment(rows) if adjustment is None else adjustment
+    texts = np.zeros((rows, 1), np.int32) if texts is None else np.asarray(texts, np.int32)
+    return np.asarray(
+        jax.jit(draw)(np.asarray(logits, np.float32), how, adjustment, texts, positions)
+    )
 
 
 def _logits(seed: int = 0) -> Any:
@@ -137,3 +168,97 @@ def test_tokens_equal_to_the_last_one_kept_stay() -> None:
     logits[[3, 9, 27]] = 2.0
     drawn = _draw(np.tile(logits, (500, 1)), _sampling(500, top_k=2))
     assert set(drawn.tolist()) == {3, 9, 27}
+
+
+ALWAYS = 1 << 30
+TEXT = [3, 3, 9, 27, 3, 9, 5, 5, 5, 5]  # from position 6 on what another text left there
+ADJUSTMENTS: dict[str, dict[str, Any]] = {
+    "repetition": {"repetition": 1.5},
+    "below 1": {"repetition": 0.5},
+    "frequency": {"frequency": 0.7, "answer": 2},
+    "presence": {"presence": 2.5, "answer": 2},
+    "a window": {"repetition": 1.3, "frequency": -0.4, "presence": 0.3, "window": 2, "answer": 5},
+    "no window": {"repetition": 1.3, "frequency": 0.4, "presence": -0.3, "answer": 4},
+    "a window of nothing": {"repetition": 2.0, "window": 0},
+    "bias": {"bias": [(4, 3.5, ALWAYS), (9, -100.0, ALWAYS)]},
+    "a ban": {"bias": [(9, -np.inf, 7), (3, -np.inf, 6)]},
+    "all": {
+        "repetition": 1.2,
+        "presence": 0.5,
+        "window": 4,
+        "bias": [(9, 2.0, 99), (3, -np.inf, 7)],
+    },
+}
+
+
+def _adjusted(logits: Any, position: int, options: dict[str, Any]) -> Any:
+    """In float64, one token after the other."""
+    changed, read = np.array(logits, np.float64), TEXT[:position]
+    for token, value, until in options.get("bias", ()):
+        changed[token] += value if position < until else 0
+    window = options.get("window", -1)
+    seen = read if window < 0 else read[len(read) - window :]
+    others = read[options.get("answer", 0) :] if window < 0 else seen
+    for token in range(VOCAB):
+        if token in seen:
+            penalty = options.get("repetition", 1.0)
+            changed[token] *= 1 / penalty if changed[token] > 0 else penalty
+        count = others.count(token)
+        changed[token] -= options.get("frequency", 0.0) * count
+        changed[token] -= options.get("presence", 0.0) * (count > 0)
+    return changed
+
+
+@pytest.mark.parametrize("position", [6, 7])
+def test_adjustments_match_their_definitions_row_by_row(position: int) -> None:
+    """One row for each, and one without any, which keeps its bits."""
+    import jax
+
+    cases = [*ADJUSTMENTS.values(), {}]
+    rows = len(cases)
+    columns: dict[str, Any] = {
+        name: [case.get(name, default) for case in cases]
+        for name, default in [("repetition", 1.0), ("frequency", 0.0), ("presence", 0.0),
+                              ("window", -1), ("answer", 0), ("bias", [])]
+    }  # fmt: skip
+    logits = np.stack([_logits(seed) for seed in range(rows)]).astype(np.float32)
+    positions, texts = (
+        np.full(rows, position, np.int32),
+        np.tile(np.array(TEXT, np.int32), (rows, 1)),
+    )
+    adjustment = _adjustment(rows, **columns)
+    got = np.asarray(jax.jit(type(adjustment).apply)(adjustment, logits, texts, positions))
+    for row, case in enumerate(cases):
+        expected = _adjusted(logits[row], position, case)
+        np.testing.assert_allclose(got[row], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(got[-1], logits[-1])
+    greedy = _draw(logits, _sampling(rows, temperature=0.0), position, adjustment, texts)
+    np.testing.assert_array_equal(greedy, got.argmax(axis=-1))
+
+
+def test_filters_and_noise_come_after_the_adjustments() -> None:
+    draws = 4000
+    options = ADJUSTMENTS["all"]
+    columns = {**options, "bias": [options["bias"]] * draws}
+    logits, texts = _logits(), np.tile(TEXT, (draws, 1))
+    how = _sampling(draws, temperature=0.8, top_k=6, top_p=0.9)
+    drawn = _draw(np.tile(logits, (draws, 1)), how, 6, _adjustment(draws, **columns), texts)
+    expected = _reference(_adjusted(logits, 6, options), 0.8, 6, 0.9, 0.0)
+    found = np.bincount(drawn, minlength=VOCAB) / draws
+    assert np.all(np.abs(found - expected) <= 5 * np.sqrt(expected * (1 - expected) / draws) + 1e-9)
+
+
+def test_a_neighbour_s_adjustments_change_no_draw() -> None:
+    logits, texts = np.stack([_logits(seed) for seed in range(3)]), np.tile(TEXT, (3, 1))
+    how = _sampling(3, temperature=[0.0, 1.0, 0.0], top_k=[0, 5, 0])
+    among = _adjustment(3, repetition=[1.0, 1.0, 1.8], bias=[[], [], [(2, 50.0, 99)]])
+    drawn = _draw(logits, how, 6, among, texts)
+    np.testing.assert_array_equal(drawn[:2], _draw(logits, how, 6)[:2])
+    assert drawn[2] == 2
+
+
+def test_a_ban_does_not_make_a_row_count_as_not_finite() -> None:
+    [drawn] = _draw(
+        [_logits()], _sampling(1, temperature=1.0), 6, _adjustment(1, bias=[[(3, -np.inf, 9)]])
+    )
+    assert drawn >= 0

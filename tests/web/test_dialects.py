@@ -157,6 +157,32 @@ def test_every_dialect_s_defaults_are_its_own(serve: Serve) -> None:
     assert found == [(0.0, 0, 1.0), openai, openai, ollama, ollama]
 
 
+def test_penalties_and_bias_arrive(serve: Serve) -> None:
+    sidecar = serve()
+    wishes = {
+        "frequency_penalty": 0.5,
+        "presence_penalty": -1.0,
+        "repetition_penalty": 1.2,
+        "logit_bias": {"9": 5, "10": -100.0},
+        "min_tokens": 3,
+    }
+    assert _ask(sidecar, "/v1/completions", **wishes).status_code == 200
+    last_words = {"repeat_penalty": 1.3, "repeat_last_n": 7, "frequency_penalty": 1}
+    assert _ask(sidecar, "/api/generate", options=last_words).status_code == 200
+    one, other = sidecar.runner.samplings
+    assert (one.frequency_penalty, one.presence_penalty, one.repetition_penalty) == (0.5, -1, 1.2)
+    assert (one.bias, one.penalty_window) == (((9, 5.0), (10, -100.0)), None)
+    assert (other.repetition_penalty, other.frequency_penalty) == (1.3, 1)
+    assert other.penalty_window == 7
+
+
+def test_tokens_behind_a_stop_string_have_no_logprobs(sidecar: Sidecar) -> None:
+    document = _ask(sidecar, "/v1/completions", stop="lo", logprobs=0).json
+    assert document is not None
+    assert document["choices"][0]["text"] == "hel"
+    assert document["choices"][0]["logprobs"]["tokens"] == ["h", "e", "l"]
+
+
 def test_an_operator_s_limit_holds_on_every_route(serve: Serve) -> None:
     sidecar = serve(max_steps=3)
     cases: dict[str, dict[str, Any]] = {

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
+from gemma_server.engine.request import SamplingOptions
 from tests.web.conftest import STAGES, Serve, Sidecar, assert_error, wait_until
 
 
@@ -127,7 +128,7 @@ def test_sampling_options_reach_the_runner(serve: Serve) -> None:
     }
     sidecar.prompt("x", **options)
     [sampling] = sidecar.runner.samplings
-    assert vars(sampling) == options
+    assert sampling == SamplingOptions(**options)
 
 
 def test_without_a_seed_every_request_draws_its_own(serve: Serve) -> None:

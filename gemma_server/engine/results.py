@@ -1,0 +1,52 @@
+"""What the programs return, on the host again: tokens and their logprobs."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gemma_server.engine.plan import Plan, StepResult
+from gemma_server.engine.request import MAX_TOP_LOGPROBS, Logprobs, Token
+
+_IDS = slice(2, 2 + MAX_TOP_LOGPROBS)
+_VALUES = slice(_IDS.stop, None)
+
+Words = npt.NDArray[np.int32]
+
+
+class PendingTokens:
+    """The results of a dispatched plan, still on their way from the device.
+
+    Those of a chunk are [1 + T, words]: of the token behind it, then of the prompt's tokens. Those
+    of the rows are [steps, B, words].
+    """
+
+    def __init__(self, plan: Plan, prefill: Any, decode: Any) -> None:
+        self._plan, self._prefill, self._decode = plan, prefill, decode
+
+    def read(self) -> StepResult:
+        """Wait for the device and fetch them."""
+        rows: tuple[tuple[Token, ...], ...] = ()
+        if self._decode is not None:
+            words = np.asarray(self._decode).swapaxes(0, 1)
+            pairs = zip(self._plan.decode, words, strict=False)  # what is left is padding
+            rows = tuple(_tokens(found, row.top_logprobs) for row, found in pairs)
+        chunk = self._plan.prefill
+        if chunk is None:
+            return StepResult(None, rows)
+        words, top = np.asarray(self._prefill), chunk.top_logprobs
+        [first] = _tokens(words[:1], top)
+        prompt = tuple(_logprobs(found, top or 0) for found in words[1 : 1 + len(chunk.scored)])
+        return StepResult(first if chunk.sampling is not None else None, rows, prompt)
+
+
+def _tokens(words: Words, top: int | None) -> tuple[Token, ...]:
+    if top is None:
+        return tuple(map(Token, words[:, 0].tolist()))
+    return tuple(Token(int(found[0]), _logprobs(found, top)) for found in words)
+
+
+def _logprobs(words: Words, top: int) -> Logprobs:
+    floats = words.view(np.float32)
+    pairs = zip(words[_IDS].tolist(), floats[_VALUES].tolist(), strict=True)
+    return Logprobs(float(floats[1]), tuple(pairs)[:top])
