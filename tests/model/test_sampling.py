@@ -222,7 +222,10 @@ def test_adjustments_match_their_definitions_row_by_row(position: int) -> None:
                               ("window", -1), ("answer", 0), ("bias", [])]
     }  # fmt: skip
     logits = np.stack([_logits(seed) for seed in range(rows)]).astype(np.float32)
-    positions, texts = np.full(rows, position, np.int32), np.tile(np.int32(TEXT), (rows, 1))
+    positions, texts = (
+        np.full(rows, position, np.int32),
+        np.tile(np.array(TEXT, np.int32), (rows, 1)),
+    )
     adjustment = _adjustment(rows, **columns)
     got = np.asarray(jax.jit(type(adjustment).apply)(adjustment, logits, texts, positions))
     for row, case in enumerate(cases):
