@@ -1,5 +1,6 @@
 """A tiny model at every pace: blocks, plans read late, programs without branches."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,14 @@ import pytest
 
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.pace import ON_CPU, ON_GPU, Pace
-from gemma_server.engine.request import Finished, Handle, Request, SamplingOptions, Token
+from gemma_server.engine.request import (
+    Finished,
+    Handle,
+    PromptLogprobs,
+    Request,
+    SamplingOptions,
+    Token,
+)
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.weights.orbax import OrbaxWeights
 from tests.tiny import load_params, tiny_config, tiny_weights, write_orbax
@@ -58,6 +66,12 @@ def engine(programs: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def answers() -> dict[int, list[int]]:
     """What the first pace answered; the others have to agree."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def scores() -> dict[int, list[float]]:
+    """The same of the logprobs."""
     return {}
 
 
@@ -123,3 +137,52 @@ def test_without_branches_nothing_makes_the_host_wait(programs: Any) -> None:
         if " conditional(" in line or (" while(" in line and "known_trip_count" not in line)
     ]
     assert bool(waits) == programs.pace.branches
+
+
+def test_logprobs_change_no_token_and_are_the_same_at_every_pace(
+    engine: Engine, answers: dict[int, list[int]], scores: dict[int, Any]
+) -> None:
+    """Among rows that want none; test_logprobs.py holds the numbers against the oracle."""
+    numbers = range(6)
+    wanted = [replace(make_request(n), top_logprobs=3, prompt_logprobs=n % 2 == 1) for n in numbers]
+    handles = engine.submit([r for n in numbers for r in (wanted[n], make_request(n))])
+    for number in numbers:
+        events = []
+        while not isinstance(event := handles[2 * number].next_event(60), Finished):
+            events.append(event)
+        prompt = [s for e in events if isinstance(e, PromptLogprobs) for s in e.scores]
+        tokens = [event for event in events if isinstance(event, Token)]
+        expected = read_all(handles[2 * number + 1])[0]
+        assert [token.id for token in tokens] == answers.setdefault(number, expected) == expected
+        assert len(prompt) == (number % 2) * (len(wanted[number].token_ids) - 1)
+        found = [s.logprob for s in (*prompt, *(t.logprobs for t in tokens)) if s is not None]
+        assert len(found) == len(prompt) + len(tokens)
+        np.testing.assert_allclose(found, scores.setdefault(number, found), atol=1e-4)
+
+
+def test_adjustments_steer_their_own_row_and_no_other(
+    engine: Engine, answers: dict[int, list[int]]
+) -> None:
+    plain = make_request(2)
+    [alone] = engine.submit([plain])
+    expected = read_all(alone)[0]
+    stop = expected[0]
+    biased = SamplingOptions(bias=((5, 1e4),))
+    distinct = SamplingOptions(bias=((5, 30.0), (6, 30.0)), frequency_penalty=1e4)
+    requests = [
+        plain,
+        replace(plain, sampling=biased),
+        replace(plain, sampling=distinct),
+        replace(plain, stop_ids=frozenset({stop, 5}), min_tokens=4, sampling=biased),
+        replace(plain, max_tokens=0),
+    ]
+    handles = engine.submit(requests)
+    got = [read_all(handle) for handle in handles]
+    count = plain.max_tokens
+    assert got[0] == (expected, Finished("length", count))
+    assert got[1][0] == [5] * count
+    assert len(set(got[2][0])) == count
+    assert set(got[2][0][:2]) == {5, 6}
+    assert not {stop, 5} & set(got[3][0])
+    assert got[3][1] == Finished("stop", 5)
+    assert got[4] == ([], Finished("length", 0))
