@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_server.checkpoint import Checkpoint, open_checkpoint
+from gemma_server.engine.compilations import Compilations
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.fake import FakeRunner, fake_tokenizer
 from gemma_server.engine.plan import Runner
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
-from gemma_server.served import LoadedModel, ServedModel, byte_rate
+from gemma_server.served import Facts, LoadedModel, ServedModel, byte_rate
 from gemma_server.settings import Settings
 from gemma_server.weights.arrays import Array
 from gemma_server.weights.blocks import Packed
@@ -60,7 +61,7 @@ def _load_fake(
         ),
         device="no device",
         load_s=0.0,
-        compilations=lambda: 0,
+        compilations=Compilations(),
     )
 
 
@@ -76,12 +77,11 @@ def _load_gemma(
     model.at("starting the device")
     import jax
 
-    from gemma_server.engine.compilations import count_compilations
     from gemma_server.engine.executables import Executables
     from gemma_server.engine.pace import ON_CPU, ON_GPU
     from gemma_server.engine.runner import CHUNKS, JaxRunner, Programs
 
-    compilations = count_compilations()
+    compilations = Compilations().watch()
     device = jax.devices()[0]
     native = device.platform == "cpu" and _register_kernels(settings, model)
     dtype = _dtype(settings.dtype, device.platform, native)
@@ -127,6 +127,19 @@ def _load_gemma(
         compilations=compilations,
         weight_bytes=runner.weight_bytes,
         token_bytes=runner.token_bytes,
+        facts=_facts(checkpoint),
+    )
+
+
+def _facts(checkpoint: Checkpoint) -> Facts:
+    config, stored = checkpoint.config, checkpoint.weights.stored
+    return Facts(
+        family="gemma3" if config.qk_norm else "gemma2" if config.post_norms else "gemma",
+        format=checkpoint.weights.format,
+        stored_as=max(stored, key=lambda kind: stored[kind]),
+        parameters=config.parameters,
+        file_bytes=sum(stored.values()),
+        trained_context=config.context_length,
     )
 
 

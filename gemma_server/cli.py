@@ -161,7 +161,7 @@ def generate(
         [handle] = loaded.engine.submit([request])
         generation = Generation(loaded.engine, loaded.tokenizer, handle)
         for piece in generation.pieces():
-            click.echo(piece, nl=False)
+            click.echo(piece.text, nl=False)
     except GemmaServerError as error:
         _fail(str(error), 1)
     click.echo()

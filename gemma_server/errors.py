@@ -6,6 +6,7 @@
     └── RequestError               one request failed; the server is fine
         ├── InvalidRequest         something in it is wrong, `param` names it    400
         │   └── ContextLengthExceeded
+        ├── ModelNotFound          another model was asked for                   404
         ├── Overloaded             the waiting line is full                      429
         ├── NotReady               the model is loading, or the server drains    503
         ├── DeadlineExceeded       the client's own time limit ran out           504
@@ -58,6 +59,15 @@ class ContextLengthExceeded(InvalidRequest):
         )
         self.prompt_tokens = prompt_tokens
         self.limit = limit
+
+
+class ModelNotFound(RequestError):
+    """The request names a model that this server does not have."""
+
+    code = "model_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"model {name[:100]!r} not found", param="model")
 
 
 class Overloaded(RequestError):

@@ -1,6 +1,8 @@
-"""The last hop of a request: its handle's ids become safe text, a piece at a time."""
+"""The last hop of a request: its handle's tokens become safe text, a piece at a time."""
 
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,10 +28,22 @@ class ClientGone(Exception):
 
 
 @dataclass(frozen=True)
+class Piece:
+    """The next part of an answer's text, and the tokens that begin in it.
+
+    One without text and tokens says that nothing has come for a while.
+    """
+
+    text: str
+    tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True)
 class Completion:
     """How a generation ended, and what it took."""
 
     text: str
+    tokens: tuple[Token, ...]  # of the text: none behind a stop string, nor the one that ended it
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
@@ -51,11 +65,15 @@ class Generation:
         *,
         client_gone: Callable[[], bool] = lambda: False,
         deadline: float | None = None,
+        beat_s: float = math.inf,
     ) -> None:
         self._engine, self._handle = engine, handle
         self._stream = TextStream(tokenizer.piece_bytes, stops)
         self._client_gone = client_gone
         self._deadline = deadline  # on the monotonic clock
+        self._beat_s = beat_s  # after so many seconds without text comes an empty piece
+        self._unshown: deque[tuple[int, Token]] = deque()  # and where in the text each begins
+        self._shown = 0  # characters
         self._ending: tuple[FinishReason, int] | None = None  # and the tokens drawn
         self._completion: Completion | None = None
 
@@ -65,16 +83,16 @@ class Generation:
         assert self._completion is not None
         return self._completion
 
-    def pieces(self) -> Iterator[str]:
-        """The answer's text as it comes, never an empty piece.
+    def pieces(self) -> Iterator[Piece]:
+        """The answer as it comes; an empty piece whenever nothing has come for `beat_s`.
 
         Raises:
             RequestError: the engine failed, or the deadline passed.
             ClientGone: `client_gone` said so while waiting.
         """
-        shown: list[str] = []
+        shown: list[Piece] = []
         try:
-            for piece in self._safe_text():
+            for piece in self._safe_pieces():
                 shown.append(piece)
                 yield piece
         finally:
@@ -82,7 +100,8 @@ class Generation:
         assert self._ending is not None
         reason, tokens = self._ending
         self._completion = Completion(
-            "".join(shown),
+            "".join(piece.text for piece in shown),
+            tuple(token for piece in shown for token in piece.tokens),
             reason,
             len(self._handle.request.token_ids),
             tokens,
@@ -99,26 +118,44 @@ class Generation:
         """Free the slot, or the place in the line; nothing happens if the request has ended."""
         self._engine.cancel(self._handle)
 
-    def _safe_text(self) -> Iterator[str]:
+    @property
+    def timings(self) -> Timings:
+        """How long each stage has taken up to now."""
+        return self._handle.stamps.timings()
+
+    def _safe_pieces(self) -> Iterator[Piece]:
         tokens = 0
         while True:
             event = self._next_event()
-            if isinstance(event, Token):
+            if event is None:
+                yield Piece("")
+            elif isinstance(event, Token):
                 tokens += 1
-                if piece := self._stream.push(event.id):
-                    yield piece
+                self._unshown.append((self._stream.decoded, event))
+                if text := self._stream.push(event.id):
+                    yield self._piece(text)
                 if self._stream.stopped:
                     self._ending = ("stop", tokens)
                     return
             else:
-                if piece := self._stream.close():
-                    yield piece
-                stopped = self._stream.stopped
-                self._ending = ("stop" if stopped else event.reason, event.tokens)
+                rest = self._piece(self._stream.close(), whole=not self._stream.stopped)
+                if rest.text or rest.tokens:
+                    yield rest
+                self._ending = ("stop" if self._stream.stopped else event.reason, event.tokens)
                 return
 
-    def _next_event(self) -> Token | Finished:
-        while True:
+    def _piece(self, text: str, *, whole: bool = False) -> Piece:
+        """The text with the tokens that begin in it; with `whole`, all that are left."""
+        self._shown += len(text)
+        tokens = []
+        while self._unshown and (whole or self._unshown[0][0] < self._shown):
+            tokens.append(self._unshown.popleft()[1])
+        return Piece(text, tuple(tokens))
+
+    def _next_event(self) -> Token | Finished | None:
+        """The next event; None when none has come for as long as a beat."""
+        beat = time.monotonic() + self._beat_s
+        while time.monotonic() < beat:
             self._look_up()
             match self._handle.next_event(self._patience()):
                 case Token() | Finished() as event:
@@ -127,6 +164,7 @@ class Generation:
                     raise error.with_traceback(None)  # one error may end many requests
                 case Cancelled():  # by nobody but ourselves
                     raise ClientGone
+        return None
 
     def _patience(self) -> float:
         if self._deadline is None:

@@ -1,14 +1,33 @@
 """A model on its way from loading to ready to draining, as the routes see it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+import time
+from dataclasses import dataclass, field
 from typing import Literal
 
+from gemma_server.engine.compilations import Compilations
 from gemma_server.engine.engine import Engine
-from gemma_server.errors import NotReady
+from gemma_server.errors import ModelNotFound, NotReady
 from gemma_server.text.tokenizer import Tokenizer
 
 Status = Literal["loading", "ready", "draining"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the routes that list models tell of it."""
+
+    family: str = "fake"
+    format: str = "fake"
+    stored_as: str = "none"  # the type of most of the weights in the file
+    parameters: int = 0
+    file_bytes: int = 0
+    trained_context: int = 0  # tokens
+
+    @property
+    def digest(self) -> str:
+        """64 hexadecimal digits that stay the same while all these do."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -20,9 +39,11 @@ class LoadedModel:
     engine: Engine
     device: str
     load_s: float  # from the start of loading to ready
-    compilations: Callable[[], int]  # programs compiled since the start
+    compilations: Compilations  # since the start
     weight_bytes: int = 0  # on the device
     token_bytes: int = 0  # of cache on the device, for each token in a slot
+    facts: Facts = Facts()
+    ready_at: float = field(default_factory=time.time)  # seconds since 1970
 
 
 class ServedModel:
@@ -62,6 +83,18 @@ class ServedModel:
         """Refuse new requests; those under way go on."""
         self._draining = True
         self.at("draining")
+
+    def find(self, name: str) -> LoadedModel:
+        """The model, if it takes requests and this is its name; Ollama's users may add `:latest`.
+
+        Raises:
+            NotReady: it is loading or draining.
+            ModelNotFound: it has another name.
+        """
+        loaded = self.require_ready()
+        if name not in (loaded.name, f"{loaded.name}:latest"):
+            raise ModelNotFound(name)
+        return loaded
 
     def require_ready(self) -> LoadedModel:
         """The model, if it takes requests.

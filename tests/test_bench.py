@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 from gemma_server import bench
 from gemma_server.bench import Bench, format_report, full_steps
 from gemma_server.cli import main
+from gemma_server.engine.compilations import Compilations
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.fake import FakeRunner, fake_tokenizer
 from gemma_server.engine.plan import Chunk, Plan, Row
@@ -32,7 +33,7 @@ def fake_bench(*, context_length: int = 256, fail_at: int | None = None) -> Benc
     engine = Engine(runner, Scheduler(limits), lambda error: None)
     engine.start()
     loaded = LoadedModel(
-        "fake", fake_tokenizer(), engine, "none", 0.0, lambda: 0, WEIGHT_BYTES, TOKEN_BYTES
+        "fake", fake_tokenizer(), engine, "none", 0.0, Compilations(), WEIGHT_BYTES, TOKEN_BYTES
     )
     return Bench(loaded, log)
 

@@ -67,9 +67,8 @@ JAX_ALLOWED = (
     "engine.runner",
     "engine.operands",
     "engine.executables",
-    "engine.compilations",
 )
-JAX_ALLOWED_WITHIN_FUNCTIONS = ("bench", "build", "conversion")
+JAX_ALLOWED_WITHIN_FUNCTIONS = ("bench", "build", "conversion", "engine.compilations")
 
 
 def modules() -> dict[str, Path]:

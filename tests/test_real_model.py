@@ -56,7 +56,7 @@ def test_a_seed_gives_the_same_text_in_any_company(real: RealModel) -> None:
 
 
 def test_nothing_compiles_after_ready(real: RealModel) -> None:
-    before = real.loaded.compilations()
+    before = real.loaded.compilations.programs
     assert before > 0
     kinds = [
         SamplingOptions(),
@@ -74,7 +74,7 @@ def test_nothing_compiles_after_ready(real: RealModel) -> None:
     real.engine.cancel(gone)
     while not isinstance(gone.next_event(60), Cancelled):
         pass
-    assert real.loaded.compilations() == before
+    assert real.loaded.compilations.programs == before
 
 
 def test_a_prompt_of_the_whole_context_is_read_and_answered(real: RealModel) -> None:

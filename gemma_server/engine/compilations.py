@@ -1,19 +1,25 @@
 """Counts what XLA compiles, so that "nothing compiles after ready" can be watched."""
 
-from collections.abc import Callable
-
-import jax.monitoring
+from dataclasses import dataclass
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
 
 
-def count_compilations() -> Callable[[], int]:
-    """Start counting; the returned function tells how many programs were compiled since."""
-    seen = 0
+@dataclass
+class Compilations:
+    """What was compiled since `watch`; none without a device."""
 
-    def on_event(event: str, duration_secs: float, **_: str | int) -> None:
-        nonlocal seen
-        seen += event == _EVENT
+    programs: int = 0
+    seconds: float = 0.0
 
-    jax.monitoring.register_event_duration_secs_listener(on_event)
-    return lambda: seen
+    def watch(self) -> "Compilations":
+        """Begin to count."""
+        import jax.monitoring
+
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+        return self
+
+    def _on_event(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event == _EVENT:
+            self.programs += 1
+            self.seconds += duration_secs

@@ -17,6 +17,7 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""  # decoded, but perhaps the beginning of a stop string
         self.stopped = False  # a stop string was found; push no more
+        self.decoded = 0  # characters so far, those held back included
 
     def push(self, token_id: int) -> str:
         """Take one id; return the text that is now certain, often "" while some is held back."""
@@ -31,6 +32,7 @@ class TextStream:
         return text
 
     def _take(self, text: str) -> str:
+        self.decoded += len(text)
         self._held += text
         matches = [
             (start + len(stop), start)

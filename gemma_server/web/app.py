@@ -7,10 +7,11 @@ from flask import Flask, Response, g, request
 
 from gemma_server.served import ServedModel
 from gemma_server.settings import Settings, is_loopback
-from gemma_server.web import errors, native, ops
+from gemma_server.web import errors, native, ollama, openai, ops
 from gemma_server.web.body import discard_body
 from gemma_server.web.guard import Guard
 from gemma_server.web.metrics import Metrics
+from gemma_server.web.timing import server_timing
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -29,12 +30,14 @@ def make_app(model: ServedModel, settings: Settings) -> Flask:
     @app.before_request
     def begin() -> None:
         given = request.headers.get("X-Request-Id", "")
+        g.timings = {"parse_ms": 0.0}
         g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         guard.check()
 
     @app.after_request
     def end(response: Response) -> Response:
         response.headers["X-Request-Id"] = g.request_id
+        response.headers["Server-Timing"] = server_timing()
         if not g.get("body_read"):
             discard_body()
         route = request.url_rule.rule if request.url_rule else "unknown"
@@ -42,6 +45,8 @@ def make_app(model: ServedModel, settings: Settings) -> Flask:
         return response
 
     app.register_blueprint(native.blueprint(model, metrics, settings.max_steps))
+    app.register_blueprint(openai.blueprint(model, metrics, settings.max_steps))
+    app.register_blueprint(ollama.blueprint(model, metrics, settings.max_steps))
     app.register_blueprint(ops.blueprint(model, metrics))
     errors.register(app)
     return app

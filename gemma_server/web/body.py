@@ -18,8 +18,10 @@ from werkzeug.exceptions import (
 
 from gemma_server.errors import InvalidRequest
 from gemma_server.generation import ClientGone
+from gemma_server.web.timing import timed
 
 MAX_BODY_BYTES = 1 << 20
+_TYPE_NAMES = frozenset({"str", "int", "float", "bool"})
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -36,11 +38,12 @@ def read_body(schema: type[Schema]) -> Schema:
     """
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("send the body as Content-Type: application/json")
-    document = _parse(_read_bytes())
-    try:
-        return schema.model_validate(document, strict=True)
-    except ValidationError as error:
-        raise _explain(error) from None
+    with timed("parse"):
+        document = _parse(_read_bytes())
+        try:
+            return schema.model_validate(document, strict=True)
+        except ValidationError as error:
+            raise _explain(error) from None
 
 
 def discard_body() -> None:
@@ -114,11 +117,22 @@ def _explain(error: ValidationError) -> InvalidRequest:
     )
     if not problem["loc"]:  # a field's name that is no valid text has no place to point at
         return InvalidRequest(f"the body: {problem['msg']}")
-    field = str(problem["loc"][0])[:100]
-    param = field + "".join(f"[{part}]" for part in problem["loc"] if isinstance(part, int))
+    param = _path(problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
             return InvalidRequest(f"unknown field {param}", param=param, code="unknown_field")
         case "missing":
             return InvalidRequest(f"the field {param} is missing", param=param)
     return InvalidRequest(f"{param}: {problem['msg']}", param=param)
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    """`("messages", 2, "role")` -> `messages[2].role`. pydantic names the tried types of a union
+    in between; these are no identifiers of ours."""
+    path = str(loc[0])[:100]
+    for part in loc[1:]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.isidentifier() and part not in _TYPE_NAMES:
+            path += f".{part[:100]}"
+    return path

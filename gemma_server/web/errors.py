@@ -1,9 +1,9 @@
-"""Errors on the wire: one JSON form for every route and every cause."""
+"""Errors on the wire: one JSON form for every cause, and Ollama's on Ollama's routes."""
 
 import logging
 from typing import Any
 
-from flask import Flask, Response, g, json
+from flask import Flask, Response, g, has_request_context, json, request
 from werkzeug.exceptions import HTTPException
 
 from gemma_server.errors import (
@@ -11,6 +11,7 @@ from gemma_server.errors import (
     DeadlineExceeded,
     GenerationFailed,
     InvalidRequest,
+    ModelNotFound,
     NotReady,
     Overloaded,
     RequestError,
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 _STATUS: dict[type[RequestError], tuple[int, str]] = {
     InvalidRequest: (400, "invalid_request_error"),
     ContextLengthExceeded: (400, "invalid_request_error"),
+    ModelNotFound: (404, "not_found_error"),
     Overloaded: (429, "rate_limit_error"),
     NotReady: (503, "unavailable_error"),
     DeadlineExceeded: (504, "timeout_error"),
@@ -36,6 +38,14 @@ _TYPE_OF_STATUS = {
 _CLIENT_GONE = 499  # nginx's number; nobody is there to read it, but the log and metrics are
 
 
+# The official OpenAI clients try a failed request again, twice, unless they are told.
+_RETRY: dict[type[RequestError], str] = {
+    Overloaded: "true",
+    NotReady: "true",
+    DeadlineExceeded: "false",
+}
+
+
 def error_body(
     kind: str,
     message: str,
@@ -44,7 +54,9 @@ def error_body(
     param: str | None = None,
     **details: int,
 ) -> dict[str, Any]:
-    """The one JSON form of an error."""
+    """The JSON form of an error: an object inside, or, as Ollama's clients want it, the message."""
+    if has_request_context() and request.path.startswith("/api/"):
+        return {"error": message}
     error = {"type": kind, "message": message, "param": param, "code": code, **details}
     return {"error": {**error, "request_id": request_id}}
 
@@ -74,6 +86,8 @@ def _respond(body: dict[str, Any], status: int, headers: dict[str, str] | None =
 def _request_error(error: RequestError) -> Response:
     status, _ = _STATUS[type(error)]
     headers = {}
+    if type(error) in _RETRY:
+        headers["X-Should-Retry"] = _RETRY[type(error)]
     if isinstance(error, Overloaded | NotReady):
         headers["Retry-After"] = str(error.retry_after_s)
     return _respond(body_of(error), status, headers)

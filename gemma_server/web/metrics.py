@@ -89,5 +89,7 @@ class _EngineMetrics:
         yield CounterMetricFamily("gemma_steps", "Device steps", value=engine.steps)
         yield CounterMetricFamily("gemma_tokens_drawn", "Tokens drawn", value=engine.tokens_drawn)
         yield CounterMetricFamily(
-            "gemma_compilations", "Programs compiled since the start", value=loaded.compilations()
+            "gemma_compilations",
+            "Programs compiled since the start",
+            value=loaded.compilations.programs,
         )

@@ -2,16 +2,37 @@
 
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, current_app, render_template_string, request
 from prometheus_client import CONTENT_TYPE_LATEST
+from werkzeug.routing import Rule
 
 from gemma_server.served import ServedModel
 from gemma_server.web.metrics import Metrics
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>gemma-server</title>
+<body style="font: 16px/1.5 sans-serif; max-width: 40em; margin: 2em auto">
+<h1>gemma-server</h1>
+<p>Serves <b>{{ name }}</b>. OpenAI's clients take <code>/v1</code> as their base URL, and Ollama's
+this address. What each route takes and answers is told in docs/api.md of the project.</p>
+<ul>
+{% for methods, path in routes %}<li><code>{{ methods }} {{ path }}</code></li>
+{% endfor %}</ul>
+"""
 
 
 def blueprint(model: ServedModel, metrics: Metrics) -> Blueprint:
     """The routes for one model."""
     routes = Blueprint("ops", __name__)
+
+    @routes.get("/")
+    def index() -> Response:
+        """What Ollama's clients look for; a browser gets a page that names the routes."""
+        if request.accept_mimetypes.best_match(("text/plain", "text/html")) != "text/html":
+            return Response("Ollama is running", mimetype="text/plain")
+        rules = sorted(current_app.url_map.iter_rules(), key=lambda rule: rule.rule)
+        named = [(_methods(rule), rule.rule) for rule in rules]
+        return Response(render_template_string(_PAGE, name=model.name, routes=named))
 
     @routes.get("/healthz")
     def healthz() -> dict[str, str]:
@@ -33,3 +54,7 @@ def blueprint(model: ServedModel, metrics: Metrics) -> Blueprint:
         return Response(metrics.exposition(), content_type=CONTENT_TYPE_LATEST)
 
     return routes
+
+
+def _methods(rule: Rule) -> str:
+    return ", ".join(sorted((rule.methods or set()) - {"HEAD"}))

@@ -1,8 +1,9 @@
-"""What the native routes accept."""
+"""What all routes' bodies share, and what the sidecar's own accept."""
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from gemma_server.engine.request import Request, SamplingOptions, random_seed
 from gemma_server.errors import InvalidRequest
@@ -13,6 +14,53 @@ MAX_STOP_LENGTH = 64
 
 PromptText = Annotated[str, StringConstraints(min_length=1)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
+Stops = StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)]
+Temperature = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
+TopK = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TopP = Annotated[float, Field(gt=0.0, le=1.0)]
+MinP = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class ForeignBody(BaseModel):
+    """A body in the form of another project, whose clients send more than they mean.
+
+    Unknown fields are ignored, and null is as good as nothing. `REFUSED` has the fields that
+    would change the answer and are not supported, each with the values that ask for nothing.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+    REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    WITHIN: ClassVar[str] = ""  # where in the whole body these fields are
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_refused(cls, document: Any) -> Any:
+        if not isinstance(document, dict):
+            return document
+        document = {name: value for name, value in document.items() if value is not None}
+        for name, harmless in cls.REFUSED.items():
+            if name in document and not any(_same(document[name], value) for value in harmless):
+                raise InvalidRequest(
+                    f"{cls.WITHIN}{name} is not supported by this server; leave it out",
+                    param=cls.WITHIN + name,
+                    code="unsupported_field",
+                )
+        return document
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal, and not merely because False is 0."""
+    return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
+
+
+def as_list(stop: str | list[str]) -> list[str]:
+    """The stop strings, one or several."""
+    return [stop] if isinstance(stop, str) else stop
+
+
+def seed_of(seed: int | None, index: int) -> int:
+    """The seed of the answer with this index to one prompt."""
+    return random_seed() if seed is None else (seed + index) % 2**64
 
 
 class PromptBody(BaseModel):
@@ -21,13 +69,14 @@ class PromptBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     prompt: PromptText | Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS)]
+    model: str | None = None
     sampling_steps: int = Field(128, ge=1)
-    temperature: float = Field(0.0, ge=0.0, le=100.0, allow_inf_nan=False)
-    top_k: int = Field(0, ge=0, le=2**31 - 1)
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    min_p: float = Field(0.0, ge=0.0, le=1.0)
+    temperature: Temperature = 0.0
+    top_k: TopK = 0
+    top_p: TopP = 1.0
+    min_p: MinP = 0.0
     seed: int | None = Field(None, ge=0, lt=2**64)
-    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] = []
+    stop: Stops = []
     ignore_eos: bool = False
     stream: bool = False
 
@@ -35,11 +84,6 @@ class PromptBody(BaseModel):
     def prompts(self) -> list[str]:
         """The prompts, one or several."""
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
-
-    @property
-    def stops(self) -> list[str]:
-        """The stop strings, if any."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop
 
     def steps(self, limit: int) -> int:
         """The most tokens to generate: what was asked for, or the default within the limit.
@@ -62,7 +106,7 @@ class PromptBody(BaseModel):
             top_k=self.top_k,
             top_p=self.top_p,
             min_p=self.min_p,
-            seed=random_seed() if self.seed is None else self.seed,
+            seed=seed_of(self.seed, 0),
         )
         stops = frozenset[int]() if self.ignore_eos else stop_ids
         return Request(tuple(token_ids), steps, options, stops)

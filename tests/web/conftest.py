@@ -11,6 +11,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from gemma_server.engine.compilations import Compilations
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.fake import FakeRunner, FakeStep, fake_tokenizer
 from gemma_server.engine.plan import Plan
@@ -30,6 +31,7 @@ ERROR_TYPES = {
     "timeout_error",
     "unavailable_error",
 }
+STAGES = {f"{stage}_ms" for stage in ("parse", "tokenize", "queue", "prefill", "decode", "compile")}
 ERROR_FIELDS = {"type", "message", "param", "code", "request_id"}
 
 
@@ -109,7 +111,7 @@ def serve() -> Iterator[Serve]:
         engine.start()
         model = ServedModel("fake")
         if not loading:
-            model.ready(LoadedModel("fake", fake_tokenizer(), engine, "none", 0.0, lambda: 0))
+            model.ready(LoadedModel("fake", fake_tokenizer(), engine, "none", 0.0, Compilations()))
         app = make_app(model, Settings(context_length=context_length, fake=True, **settings))
         made.append(Sidecar(app.test_client(), model, engine, runner, deaths))
         return made[-1]

@@ -202,7 +202,9 @@ def test_nesting_around_the_parsers_limit_is_echoed_or_refused(sidecar: Sidecar)
     assert statuses == {200, 400}
 
 
-@pytest.mark.parametrize("path", ["/", "/prompts", "/prompt/", "/v1/nothing", "/../etc/passwd"])
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/prompts", "/prompt/", "/v1/nothing", "/../etc/passwd"]
+)
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_another_path_is_404(sidecar: Sidecar, path: str, method: str) -> None:
     assert_error(sidecar.client.open(path, method=method), 404, "not_found")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from tests.web.conftest import Serve, Sidecar, assert_error, wait_until
+from tests.web.conftest import STAGES, Serve, Sidecar, assert_error, wait_until
 
 
 def test_a_string_answers_a_string_with_usage_and_timings(sidecar: Sidecar) -> None:
@@ -21,8 +21,11 @@ def test_a_string_answers_a_string_with_usage_and_timings(sidecar: Sidecar) -> N
         # <bos> and five letters; five letters and <eos>
         "usage": {"prompt_tokens": 6, "completion_tokens": 6, "cached_tokens": 0},
     }
-    assert list(timings) == ["queue_ms", "prefill_ms", "decode_ms"]
+    assert set(timings) == STAGES
     assert all(isinstance(value, float) and 0 <= value < 5000 for value in timings.values())
+    header = dict(part.split(";dur=") for part in response.headers["Server-Timing"].split(", "))
+    assert {f"{stage}_ms": float(ms) for stage, ms in header.items()} == timings
+    assert timings["compile_ms"] == 0
 
 
 def test_timings_tell_where_the_time_went(serve: Serve) -> None:

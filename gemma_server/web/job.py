@@ -1,0 +1,136 @@
+"""All the generations that one HTTP request asks for: queued together, given up together."""
+
+import queue
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from flask import g
+
+from gemma_server.engine.request import Request, Timings
+from gemma_server.generation import Completion, Generation, Piece
+from gemma_server.served import LoadedModel
+from gemma_server.web import client
+from gemma_server.web.metrics import Metrics
+from gemma_server.web.timing import milliseconds
+
+BEAT_S = 5.0  # a stream without text says so often that it is alive
+
+Arrival = tuple[int, Piece]  # which generation, and what came
+
+
+class Job:
+    """The generations of one request, in its order.
+
+    Iterate `pieces`, or `run`; then `completions` is there. Leaving early frees all slots.
+
+    Raises:
+        InvalidRequest, Overloaded, GenerationFailed, NotReady: nothing was queued.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        requests: list[Request],
+        stops: Sequence[str],
+        metrics: Metrics,
+    ) -> None:
+        self._metrics, self._compilations = metrics, loaded.compilations
+        self._compiled_s = loaded.compilations.seconds
+        deadline, gone = client.deadline(), client.gone_check()
+        self._generations = [
+            Generation(
+                loaded.engine,
+                loaded.tokenizer,
+                handle,
+                stops,
+                client_gone=gone,
+                deadline=deadline,
+                beat_s=BEAT_S,
+            )
+            for handle in loaded.engine.submit(requests)
+        ]
+        self._note = g.timings  # for the Server-Timing header
+
+    @property
+    def completions(self) -> list[Completion]:
+        """How each ended. Only after `pieces` is exhausted."""
+        return [generation.completion for generation in self._generations]
+
+    def run(self) -> list[Completion]:
+        """Wait for all answers."""
+        for _ in self.pieces():
+            pass
+        return self.completions
+
+    def cancel(self) -> None:
+        """Free all slots and places in the line; what has ended stays as it is."""
+        for generation in self._generations:
+            generation.cancel()
+
+    def pieces(self) -> Iterator[Arrival]:
+        """What comes, as it comes, side by side; when one fails, the others are given up.
+
+        Raises:
+            RequestError, ClientGone: as `Generation.pieces`.
+        """
+        if len(self._generations) == 1:
+            yield from ((0, piece) for piece in self._generations[0].pieces())
+        else:
+            yield from self._merged()
+        self.timings()
+        for completion in self.completions:
+            self._metrics.completed(completion)
+
+    def usage(self) -> dict[str, int]:
+        """Tokens of all prompts and answers. `n` answers to one prompt read it `n` times."""
+        completions = self.completions
+        return {
+            "prompt_tokens": sum(completion.prompt_tokens for completion in completions),
+            "completion_tokens": sum(completion.completion_tokens for completion in completions),
+            "cached_tokens": 0,  # no prefix is reused yet
+        }
+
+    def timings(self) -> dict[str, float]:
+        """Milliseconds up to now; of several generations, which run side by side, the longest of
+        each stage."""
+        timings = [generation.timings for generation in self._generations]
+        self._note |= _stages(timings)
+        compile_s = self._compilations.seconds - self._compiled_s
+        self._note["compile_ms"] = milliseconds(compile_s)
+        return dict(self._note)
+
+    def _merged(self) -> Iterator[Arrival]:
+        # A thread each, so that each frees its slot the moment its own stop string is there.
+        arrived: queue.SimpleQueue[tuple[int, Piece | BaseException | None]] = queue.SimpleQueue()
+
+        def read(index: int) -> None:
+            try:
+                for piece in self._generations[index].pieces():
+                    arrived.put((index, piece))
+                arrived.put((index, None))
+            except BaseException as error:
+                arrived.put((index, error))
+
+        running = len(self._generations)
+        with ThreadPoolExecutor(running) as pool:
+            try:
+                for index in range(running):
+                    pool.submit(read, index)
+                while running:
+                    index, item = arrived.get()
+                    if isinstance(item, BaseException):
+                        raise item
+                    if item is None:
+                        running -= 1
+                    else:
+                        yield index, item
+            finally:
+                self.cancel()
+
+
+def _stages(timings: list[Timings]) -> dict[str, float]:
+    return {
+        "queue_ms": milliseconds(max(timing.queue_s for timing in timings)),
+        "prefill_ms": milliseconds(max(timing.prefill_s for timing in timings)),
+        "decode_ms": milliseconds(max(timing.decode_s for timing in timings)),
+    }

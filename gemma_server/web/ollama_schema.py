@@ -1,0 +1,114 @@
+"""What Ollama's routes accept, with Ollama's defaults (ollama/ollama, `api/types.go`)."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from gemma_server.engine.request import SamplingOptions
+from gemma_server.errors import InvalidRequest
+from gemma_server.web.messages import Messages
+from gemma_server.web.schema import ForeignBody, MinP, Stops, Temperature, TopK, seed_of
+
+# Go programs fill options from maps, and whole numbers may arrive with a fraction of zero.
+Whole = Annotated[int, Field(strict=False, ge=-(2**63), lt=2**64)]
+
+
+class Options(ForeignBody):
+    """How to choose each token, and how many. What only tunes Ollama's own runner is ignored."""
+
+    WITHIN: ClassVar[str] = "options."
+    REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "repeat_penalty": (1, 0),
+        "presence_penalty": (0,),
+        "frequency_penalty": (0,),
+        "typical_p": (1, 0),
+        "tfs_z": (1, 0),
+        "mirostat": (0,),
+    }
+
+    num_predict: Whole = -1
+    num_ctx: Whole = 0
+    temperature: Temperature = 0.8
+    top_k: Annotated[TopK, Field(strict=False)] = 40
+    top_p: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
+    min_p: MinP = 0.0
+    seed: Whole = 0  # which is random
+    stop: Stops = Field([])
+
+    def sampling(self) -> SamplingOptions:
+        """How to choose each token. top_p 0 is the likeliest token."""
+        greedy = self.top_p == 0.0
+        return SamplingOptions(
+            temperature=0.0 if greedy else self.temperature,
+            top_k=self.top_k,
+            top_p=1.0 if greedy else self.top_p,
+            min_p=self.min_p,
+            seed=seed_of(None if self.seed in (0, -1) else self.seed, 0),
+        )
+
+    def steps(self, context_length: int, max_steps: int | None) -> int:
+        """The most tokens to generate; below 1, until the model or the context ends.
+
+        Raises:
+            InvalidRequest: more than the server's operator allows, or a larger context.
+        """
+        if self.num_ctx > context_length:
+            raise InvalidRequest(
+                f"options.num_ctx: this server's context has {context_length} tokens; "
+                "start it with a larger --context-length",
+                param="options.num_ctx",
+            )
+        limit = min(context_length, max_steps or context_length)
+        if self.num_predict < 1:
+            return limit
+        if max_steps is not None and self.num_predict > max_steps:
+            raise InvalidRequest(
+                f"options.num_predict: this server's limit is {max_steps} (--max-steps)",
+                param="options.num_predict",
+            )
+        return min(self.num_predict, context_length)
+
+
+class OllamaBody(ForeignBody):
+    """What both ways to generate share."""
+
+    REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "format": ("",),
+        "tools": ([],),
+        "think": (False,),
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "truncate": (False,),
+        "shift": (False,),
+        "suffix": ("",),
+        "images": ([],),
+        "template": ("",),
+    }
+
+    model: Annotated[str, Field(min_length=1)]
+    stream: bool = True
+    options: Options = Options()
+    keep_alive: Any = None  # the model stays loaded anyway
+
+
+class GenerateBody(OllamaBody):
+    """POST /api/generate."""
+
+    prompt: str = ""
+    system: str = ""
+    raw: bool = False
+    context: Annotated[list[int], Field(max_length=1 << 17)] = Field([])
+
+
+class ChatBody(OllamaBody):
+    """POST /api/chat."""
+
+    messages: Messages = Field([])
+
+
+class ShowBody(ForeignBody):
+    """POST /api/show; older clients say `name`."""
+
+    model: str = ""
+    name: str = ""

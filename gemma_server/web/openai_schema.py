@@ -1,0 +1,177 @@
+"""What OpenAI's routes accept; its own extensions are named as vLLM names them."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gemma_server.engine.request import SamplingOptions
+from gemma_server.errors import InvalidRequest
+from gemma_server.web.messages import ChatMessage
+from gemma_server.web.schema import (
+    MAX_PROMPTS,
+    ForeignBody,
+    MinP,
+    PromptText,
+    Stops,
+    Temperature,
+)
+
+_MAX_TOKENS = 1 << 30  # more than any context
+_MAX_IDS = 1 << 17
+MaxTokens = Annotated[int, Field(ge=1, le=_MAX_TOKENS)]
+TokenIds = Annotated[list[int], Field(min_length=1, max_length=_MAX_IDS)]
+
+
+class StreamOptions(BaseModel):
+    """What a stream shall tell beside the text."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool = False
+
+
+class OpenAIBody(ForeignBody):
+    """What both ways to generate share."""
+
+    model: str | None = None
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature = 1.0
+    top_p: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] = 0
+    min_p: MinP = 0.0
+    n: Annotated[int, Field(ge=1, le=MAX_PROMPTS)] = 1
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    stop: Stops = Field([])
+    stop_token_ids: Annotated[list[int], Field(max_length=64)] = Field([])
+    ignore_eos: bool = False
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+
+    def sampling(self, seed: int) -> SamplingOptions:
+        """How to choose each token. top_p 0 is the likeliest token, as OpenAI has it."""
+        greedy = self.top_p == 0.0
+        return SamplingOptions(
+            temperature=0.0 if greedy else self.temperature,
+            top_k=max(0, self.top_k),
+            top_p=1.0 if greedy else self.top_p,
+            min_p=self.min_p,
+            seed=seed % 2**64,
+        )
+
+    def stop_ids(self, model_s: frozenset[int], vocab_size: int) -> frozenset[int]:
+        """The tokens that end an answer.
+
+        Raises:
+            InvalidRequest: one of stop_token_ids is no token.
+        """
+        for index, token in enumerate(self.stop_token_ids):
+            if not 0 <= token < vocab_size:
+                raise InvalidRequest(
+                    f"stop_token_ids: {token} is no token; they go from 0 to {vocab_size - 1}",
+                    param=f"stop_token_ids[{index}]",
+                )
+        own = frozenset[int]() if self.ignore_eos else model_s
+        return own | frozenset(self.stop_token_ids)
+
+    def _limited(self, asked: int, param: str, max_steps: int | None) -> int:
+        if max_steps is not None and asked > max_steps:
+            message = f"{param}: this server's limit is {max_steps} (--max-steps)"
+            raise InvalidRequest(message, param=param)
+        return asked
+
+
+_COMMON_REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "logit_bias": ({},),
+    "min_tokens": (0,),
+    "logprobs": (False,),
+    "truncate": (False,),
+}
+
+
+class ChatBody(OpenAIBody):
+    """POST /v1/chat/completions."""
+
+    REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **_COMMON_REFUSED,
+        "top_logprobs": (0,),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "audio": (),
+        "web_search_options": (),
+    }
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+    max_completion_tokens: MaxTokens | None = None
+
+    def steps(self, context_length: int, max_steps: int | None) -> int:
+        """The most tokens to generate; by default until the model ends, or the context does.
+
+        Raises:
+            InvalidRequest: more than the server's operator allows.
+        """
+        if self.max_completion_tokens is not None:
+            return self._limited(self.max_completion_tokens, "max_completion_tokens", max_steps)
+        if self.max_tokens is not None:
+            return self._limited(self.max_tokens, "max_tokens", max_steps)
+        return min(context_length, max_steps or context_length)
+
+
+class CompletionBody(OpenAIBody):
+    """POST /v1/completions."""
+
+    REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **_COMMON_REFUSED,
+        "suffix": ("",),
+        "best_of": (1,),
+        "response_format": ({"type": "text"},),
+    }
+
+    prompt: (
+        PromptText
+        | TokenIds
+        | Annotated[list[PromptText | TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+    )
+    echo: bool = False
+
+    @property
+    def has_several_prompts(self) -> bool:
+        """A list of prompts, which may have one item; a list of ids is one prompt."""
+        return isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
+
+    @property
+    def prompts(self) -> list[Any]:
+        """The prompts, each a text or a list of ids."""
+        return list(self.prompt) if self.has_several_prompts else [self.prompt]
+
+    def steps(self, context_length: int, max_steps: int | None) -> int:
+        """The most tokens to generate, by default 16 as OpenAI has it.
+
+        Raises:
+            InvalidRequest: more than the server's operator allows.
+        """
+        if self.max_tokens is None:
+            return min(16, max_steps or context_length)
+        return self._limited(self.max_tokens, "max_tokens", max_steps)
+
+
+class TokenizeBody(ForeignBody):
+    """POST /tokenize, as vLLM has it."""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+
+
+class DetokenizeBody(ForeignBody):
+    """POST /detokenize, as vLLM has it."""
+
+    model: str | None = None
+    tokens: Annotated[list[int], Field(max_length=_MAX_IDS)]

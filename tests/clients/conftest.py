@@ -1,0 +1,27 @@
+"""Servers on the fake engine for real clients: it repeats the prompt, one token per byte."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.server.sidecar import SERVE, Server, serve_slowly
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that answers at once."""
+    yield from _serve(Server(tmp_path_factory.mktemp("server"), SERVE))
+
+
+@pytest.fixture(scope="package")
+def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One slot, a line of one, 50 ms a token."""
+    flags = ("--slots", "1", "--max-queue", "1")
+    yield from _serve(Server(tmp_path_factory.mktemp("slow"), serve_slowly(0.05, *flags)))
+
+
+def _serve(server: Server) -> Iterator[Server]:
+    try:
+        yield server.wait_ready()
+    finally:
+        server.end()

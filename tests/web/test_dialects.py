@@ -1,0 +1,189 @@
+"""What OpenAI's and Ollama's routes share with /prompt, and where their forms differ."""
+
+import json
+from typing import Any
+
+import pytest
+from werkzeug.test import TestResponse
+
+from gemma_server.web import job
+from tests.web.conftest import Serve, Sidecar, assert_error, parse_json, sse_events, wait_until
+
+PROMPT: dict[str, Any] = {"model": "fake", "prompt": "hello", "temperature": 0}
+GENERATE: dict[str, Any] = {
+    "model": "fake",
+    "prompt": "hello",
+    "raw": True,
+    "options": {"temperature": 0},
+}
+MESSAGES = {"model": "fake", "messages": [{"role": "user", "content": "Hi"}]}
+ROUTES: dict[str, dict[str, Any]] = {
+    "/prompt": {"prompt": "hello"},
+    "/v1/completions": PROMPT,
+    "/v1/chat/completions": {**MESSAGES, "temperature": 0},
+    "/api/generate": GENERATE,
+    "/api/chat": {**MESSAGES, "options": {"temperature": 0}},
+}
+each_route = pytest.mark.parametrize("path", ROUTES)
+
+
+def _ask(sidecar: Sidecar, path: str, **fields: Any) -> TestResponse:
+    return sidecar.post(json.dumps({**ROUTES[path], **fields}).encode(), path)
+
+
+def _parts(response: TestResponse) -> list[dict[str, Any]]:
+    """The documents of a stream, whatever its form, without signs of life."""
+    if response.mimetype == "application/x-ndjson":
+        return [parse_json(line) for line in response.data.splitlines()]
+    return sse_events(response.data.replace(b": ping\n\n", b""))
+
+
+def _text(document: dict[str, Any]) -> str:
+    """The text in an answer or a part of one, whatever its form."""
+    if "response" in document:
+        return str(document["response"])
+    if "message" in document:
+        return str(document["message"]["content"])
+    texts = [
+        choice.get("text", (choice.get("message") or choice.get("delta") or {}).get("content", ""))
+        for choice in document["choices"]
+    ]
+    return "".join(texts)
+
+
+@each_route
+def test_streamed_text_joined_is_the_whole_text(sidecar: Sidecar, path: str) -> None:
+    whole = _ask(sidecar, path, stream=False)
+    streamed = _parts(_ask(sidecar, path, stream=True))
+    assert whole.json is not None
+    assert "".join(map(_text, streamed)) == _text(whole.json) != ""
+    assert whole.json["timings"]["compile_ms"] == 0
+    assert set(streamed[-1]["timings"]) == set(whole.json["timings"])
+    assert "decode;dur=" in whole.headers["Server-Timing"]
+
+
+@each_route
+def test_no_chunk_has_a_key_for_errors(sidecar: Sidecar, path: str) -> None:
+    """openai-go ends a stream at one, null or not."""
+    for document in _parts(_ask(sidecar, path, stream=True)):
+        assert "error" not in document
+
+
+@each_route
+def test_a_long_wait_has_signs_of_life(
+    serve: Serve, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "BEAT_S", 0.1)
+    sidecar = serve(step_s=0.25)
+    response = _ask(sidecar, path, stream=True)
+    parts = _parts(response)
+    if response.mimetype == "application/x-ndjson":
+        assert "" in map(_text, parts[:-1])
+    else:
+        assert response.data.startswith(b": ping\n\n")
+    assert "hello" in "".join(map(_text, parts)) or "Hi" in "".join(map(_text, parts))
+
+
+@each_route
+def test_a_failure_in_mid_stream_is_told_and_breaks_the_body(serve: Serve, path: str) -> None:
+    sidecar = serve(fail_at=4)
+    response = _ask(sidecar, path, stream=True)
+    sent: list[bytes] = []
+    with pytest.raises(BrokenPipeError):
+        sent.extend(response.iter_encoded())
+    body = b"".join(sent)
+    last = body.rstrip().rpartition(b"\n")[2].removeprefix(b"data: ")
+    error = parse_json(last)["error"]
+    message = error if path.startswith("/api/") else error["message"]
+    assert message.startswith("the engine died")
+    assert b"[DONE]" not in body
+    assert sidecar.deaths
+
+
+@each_route
+def test_another_model_is_404(sidecar: Sidecar, path: str) -> None:
+    response = _ask(sidecar, path, model="other")
+    if path.startswith("/api/"):
+        assert (response.status_code, response.json) == (404, {"error": "model 'other' not found"})
+    else:
+        assert_error(response, 404, "model_not_found", "model")
+
+
+@each_route
+def test_while_loading_it_is_503_and_worth_a_retry(serve: Serve, path: str) -> None:
+    response = _ask(serve(loading=True), path)
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "2"
+    assert response.headers["X-Should-Retry"] == "true"
+    assert response.json is not None
+    is_text = isinstance(response.json["error"], str)
+    assert is_text == path.startswith("/api/")
+
+
+@each_route
+def test_leaving_a_stream_frees_the_slot(serve: Serve, path: str) -> None:
+    sidecar = serve(step_s=0.05)
+    response = _ask(sidecar, path, stream=True)
+    next(iter(response.iter_encoded()))
+    assert sidecar.engine.active == 1
+    response.close()
+    wait_until(lambda: sidecar.engine.active == 0)
+
+
+def test_leaving_a_stream_of_several_choices_frees_all_slots(serve: Serve) -> None:
+    sidecar = serve(slots=4, step_s=0.05)
+    response = _ask(sidecar, "/v1/completions", stream=True, n=3)
+    next(iter(response.iter_encoded()))
+    assert sidecar.engine.active == 3
+    response.close()
+    wait_until(lambda: sidecar.engine.active == 0)
+
+
+def test_null_is_as_good_as_nothing(sidecar: Sidecar) -> None:
+    nothing = dict.fromkeys(("stop", "n", "tools", "logprobs", "user", "stream_options"))
+    assert _ask(sidecar, "/v1/completions", **nothing).status_code == 200
+    assert _ask(sidecar, "/api/generate", format=None, think=None, stream=None).status_code == 200
+
+
+def test_every_dialect_s_defaults_are_its_own(serve: Serve) -> None:
+    sidecar = serve()
+    for path, body in ROUTES.items():
+        fields = {
+            key: value for key, value in body.items() if key not in ("temperature", "options")
+        }
+        sidecar.post(json.dumps(fields).encode(), path)
+    found = [(how.temperature, how.top_k, how.top_p) for how in sidecar.runner.samplings]
+    openai, ollama = (1.0, 0, 1.0), (0.8, 40, 0.9)
+    assert found == [(0.0, 0, 1.0), openai, openai, ollama, ollama]
+
+
+def test_an_operator_s_limit_holds_on_every_route(serve: Serve) -> None:
+    sidecar = serve(max_steps=3)
+    cases: dict[str, dict[str, Any]] = {
+        "/v1/completions": {"max_tokens": 4},
+        "/v1/chat/completions": {"max_completion_tokens": 4},
+        "/api/generate": {"options": {"num_predict": 4}},
+    }
+    for path, fields in cases.items():
+        response = _ask(sidecar, path, **fields)
+        assert response.status_code == 400
+        assert "this server's limit is 3" in response.get_data(as_text=True)
+    whole = _ask(sidecar, "/api/chat", stream=False).json
+    assert whole is not None
+    assert (whole["eval_count"], whole["done_reason"]) == (3, "length")
+
+
+def test_the_root_tells_programs_and_people_what_runs(sidecar: Sidecar) -> None:
+    response = sidecar.client.get("/")
+    assert (response.mimetype, response.data) == ("text/plain", b"Ollama is running")
+    assert sidecar.client.head("/").status_code == 200
+    page = sidecar.client.get("/", headers={"Accept": "text/html,*/*;q=0.8"})
+    assert page.mimetype == "text/html"
+    assert "POST /v1/chat/completions" in page.get_data(as_text=True)
+
+
+def test_an_unknown_path_below_api_has_ollama_s_error(sidecar: Sidecar) -> None:
+    response = sidecar.client.post("/api/pull", json={"model": "x"})
+    assert response.status_code == 404
+    assert response.json is not None
+    assert isinstance(response.json["error"], str)
