@@ -3,6 +3,7 @@
 import queue
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from flask import g
 
@@ -10,6 +11,7 @@ from gemma_server.engine.request import Request, Timings
 from gemma_server.generation import Completion, Generation, Piece
 from gemma_server.served import LoadedModel
 from gemma_server.web import client
+from gemma_server.web.fitting import Fitting
 from gemma_server.web.metrics import Metrics
 from gemma_server.web.timing import milliseconds
 
@@ -33,7 +35,9 @@ class Job:
         requests: list[Request],
         stops: Sequence[str],
         metrics: Metrics,
+        fitting: Fitting | None = None,
     ) -> None:
+        self._truncated = None if fitting is None or fitting.room is None else fitting.dropped
         self._metrics, self._compilations = metrics, loaded.compilations
         self._compiled_s = loaded.compilations.seconds
         deadline, gone = client.deadline(), client.gone_check()
@@ -89,6 +93,12 @@ class Job:
             "completion_tokens": sum(completion.completion_tokens for completion in completions),
             "cached_tokens": 0,  # no prefix is reused yet
         }
+
+    def costs(self) -> dict[str, Any]:
+        """What every dialect's answer ends with: timings, and what was dropped, if that was
+        allowed."""
+        more = {} if self._truncated is None else {"truncated_tokens": self._truncated}
+        return {"timings": self.timings(), **more}
 
     def timings(self) -> dict[str, float]:
         """Milliseconds up to now; of several generations, which run side by side, the longest of

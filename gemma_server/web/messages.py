@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gemma_server.errors import InvalidRequest, RequestError
 from gemma_server.served import LoadedModel
 from gemma_server.text.chat import Message, Role, encode_chat
+from gemma_server.web.fitting import Fitting
 from gemma_server.web.timing import timed
 
 MAX_MESSAGES = 4096
@@ -42,8 +43,11 @@ class ChatMessage(BaseModel):
 Messages = Annotated[list[ChatMessage], Field(max_length=MAX_MESSAGES)]
 
 
-def encode_messages(loaded: LoadedModel, messages: Sequence[ChatMessage]) -> list[int]:
-    """The model's template around the messages, as ids.
+def encode_messages(
+    loaded: LoadedModel, messages: Sequence[ChatMessage], fitting: Fitting
+) -> list[int]:
+    """The model's template around the messages, as ids; what is dropped are whole messages, and
+    never the system's.
 
     Raises:
         InvalidRequest: one of them cannot be; `param` says which. Or they are too long.
@@ -51,7 +55,11 @@ def encode_messages(loaded: LoadedModel, messages: Sequence[ChatMessage]) -> lis
     with timed("tokenize"):
         plain = [_plain(index, message) for index, message in enumerate(messages)]
         try:
-            ids = encode_chat(loaded.tokenizer, plain)
+            ids = fitting.items(
+                plain,
+                lambda messages: encode_chat(loaded.tokenizer, messages),
+                keep=lambda message: message.role == "system",
+            )
             loaded.engine.check_prompt(len(ids))
         except RequestError as error:
             error.param = "messages"

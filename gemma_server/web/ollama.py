@@ -17,6 +17,7 @@ from gemma_server.served import LoadedModel, ServedModel
 from gemma_server.text.chat import Message, encode_chat
 from gemma_server.web.body import read_body
 from gemma_server.web.errors import body_of
+from gemma_server.web.fitting import Fitting
 from gemma_server.web.job import Job
 from gemma_server.web.logprobs import entries
 from gemma_server.web.messages import encode_messages
@@ -44,8 +45,10 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
         loaded = model.find(body.model)
         if not body.prompt:
             return _only_load(body, {"response": ""})
-        ids = _encode(body, loaded)
-        return _respond(body, Generated(body, loaded, None if body.raw else ids), ids, loaded)
+        steps, fitting = _room(body, loaded)
+        ids = _encode(body, loaded, fitting)
+        form = Generated(body, loaded, None if body.raw else ids)
+        return _respond(body, form, _job(body, ids, steps, fitting, loaded))
 
     @routes.post("/api/chat")
     def chat() -> Response | dict[str, Any]:
@@ -54,7 +57,9 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
         loaded = model.find(body.model)
         if not body.messages:
             return _only_load(body, {"message": {"role": "assistant", "content": ""}})
-        return _respond(body, Said(body, loaded), encode_messages(loaded, body.messages), loaded)
+        steps, fitting = _room(body, loaded)
+        ids = encode_messages(loaded, body.messages, fitting)
+        return _respond(body, Said(body, loaded), _job(body, ids, steps, fitting, loaded))
 
     @routes.get("/api/tags")
     def tags() -> dict[str, Any]:
@@ -78,24 +83,29 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
     def version() -> dict[str, str]:
         return {"version": __version__}
 
-    def _respond(
-        body: OllamaBody, form: "Generated | Said", ids: list[int], loaded: LoadedModel
-    ) -> Response | dict[str, Any]:
-        options = body.options
-        steps = options.steps(loaded.engine.context_length, max_steps)
-        stops = loaded.tokenizer.stop_ids
+    def _room(body: OllamaBody, loaded: LoadedModel) -> tuple[int, Fitting]:
+        steps = body.options.steps(loaded.engine.context_length, max_steps)
+        return steps, Fitting.of(loaded, steps, truncate=body.truncate)
+
+    def _job(
+        body: OllamaBody, ids: list[int], steps: int, fitting: Fitting, loaded: LoadedModel
+    ) -> Job:
+        options, stop_ids = body.options, loaded.tokenizer.stop_ids
         wanted = body.wanted_logprobs
-        request = Request(tuple(ids), steps, options.sampling(), stops, top_logprobs=wanted)
-        job = Job(loaded, [request], as_list(options.stop), metrics)
-        if body.stream:
-            return stream(job, LineWriter(form))
-        [completion] = job.run()
-        return form.last(job, completion, whole=True)
+        request = Request(tuple(ids), steps, options.sampling(), stop_ids, top_logprobs=wanted)
+        return Job(loaded, [request], as_list(options.stop), metrics, fitting)
 
     return routes
 
 
-def _encode(body: GenerateBody, loaded: LoadedModel) -> list[int]:
+def _respond(body: OllamaBody, form: "Generated | Said", job: Job) -> Response | dict[str, Any]:
+    if body.stream:
+        return stream(job, LineWriter(form))
+    [completion] = job.run()
+    return form.last(job, completion, whole=True)
+
+
+def _encode(body: GenerateBody, loaded: LoadedModel, fitting: Fitting) -> list[int]:
     """The prompt's ids: raw, or a turn behind those of `context`."""
     tokenizer = loaded.tokenizer
     try:
@@ -107,6 +117,7 @@ def _encode(body: GenerateBody, loaded: LoadedModel) -> list[int]:
                 ids = encode_chat(tokenizer, [*system, Message("user", body.prompt)])
         if body.context:
             ids = [*_ended(body.context, loaded), *ids[1:]]
+        ids = fitting.ids(ids)
         loaded.engine.check_prompt(len(ids))
     except RequestError as error:
         error.param = error.param or "prompt"
@@ -249,7 +260,7 @@ def _ending(job: Job, completion: Completion) -> dict[str, Any]:
         "prompt_eval_duration": durations["prefill_ms"],
         "eval_count": completion.completion_tokens,
         "eval_duration": durations["decode_ms"],
-        "timings": timings,
+        **job.costs(),
     }
 
 

@@ -83,7 +83,6 @@ class OllamaBody(ForeignBody):
         "format": ("",),
         "tools": ([],),
         "think": (False,),
-        "truncate": (False,),
         "shift": (False,),
         "suffix": ("",),
         "images": ([],),
@@ -93,6 +92,7 @@ class OllamaBody(ForeignBody):
     model: Annotated[str, Field(min_length=1)]
     stream: bool = True
     options: Options = Options()
+    truncate: bool = False  # Ollama's own default cuts in silence
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
     keep_alive: Any = None  # the model stays loaded anyway

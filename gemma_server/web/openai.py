@@ -17,6 +17,7 @@ from gemma_server.generation import Completion, Piece
 from gemma_server.served import LoadedModel, ServedModel
 from gemma_server.web.body import read_body
 from gemma_server.web.errors import body_of
+from gemma_server.web.fitting import Fitting
 from gemma_server.web.job import Job
 from gemma_server.web.logprobs import Scored, TextOffsets, entries, scored
 from gemma_server.web.messages import encode_messages
@@ -42,18 +43,22 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
         model.require_ready()
         body = read_body(ChatBody)
         loaded = _find(model, body)
-        ids = encode_messages(loaded, body.messages)
+        steps = body.steps(loaded.engine.context_length, max_steps)
+        fitting = Fitting.of(loaded, steps, truncate=body.truncate)
+        ids = encode_messages(loaded, body.messages, fitting)
         form = Chat(loaded, with_logprobs=bool(body.logprobs))
-        return _respond(body, form, _job(body, [ids], loaded, metrics, max_steps))
+        return _respond(body, form, _job(body, [ids], steps, fitting, loaded))
 
     @routes.post("/v1/completions")
     def completions() -> Response | dict[str, Any]:
         model.require_ready()
         body = read_body(CompletionBody)
         loaded = _find(model, body)
-        prompts = _encode(body, loaded)
+        steps = body.steps(loaded.engine.context_length, max_steps)
+        fitting = Fitting.of(loaded, steps, truncate=body.truncate)
+        prompts = _encode(body, loaded, fitting)
         form = Text(loaded, prompts, body)
-        return _respond(body, form, _job(body, prompts, loaded, metrics, max_steps))
+        return _respond(body, form, _job(body, prompts, steps, fitting, loaded))
 
     @routes.get("/v1/models")
     def models() -> dict[str, Any]:
@@ -81,6 +86,16 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
         _check_ids(body.tokens, "tokens", loaded)
         return {"prompt": loaded.tokenizer.decode(body.tokens)}
 
+    def _job(
+        body: ChatBody | CompletionBody,
+        prompts: list[list[int]],
+        steps: int,
+        fitting: Fitting,
+        loaded: LoadedModel,
+    ) -> Job:
+        requests = _requests(body, prompts, steps, loaded)
+        return Job(loaded, requests, as_list(body.stop), metrics, fitting)
+
     return routes
 
 
@@ -89,24 +104,19 @@ def _find(model: ServedModel, body: OpenAIBody | TokenizeBody | DetokenizeBody) 
     return model.require_ready() if body.model is None else model.find(body.model)
 
 
-def _job(
-    body: ChatBody | CompletionBody,
-    prompts: list[list[int]],
-    loaded: LoadedModel,
-    metrics: Metrics,
-    max_steps: int | None,
-) -> Job:
+def _requests(
+    body: ChatBody | CompletionBody, prompts: list[list[int]], steps: int, loaded: LoadedModel
+) -> list[Request]:
     """`n` answers to each prompt, each with a seed of its own."""
     if len(prompts) * body.n > MAX_PROMPTS:
         raise InvalidRequest(
             f"{len(prompts)} prompts with n = {body.n}: at most {MAX_PROMPTS} answers at once",
             param="n",
         )
-    steps = body.steps(loaded.engine.context_length, max_steps)
     vocab_size = loaded.tokenizer.vocab_size
     stops = body.stop_ids(loaded.tokenizer.stop_ids, vocab_size)
     bias = body.bias(vocab_size)
-    requests = [
+    return [
         Request(
             tuple(ids),
             steps,
@@ -119,10 +129,9 @@ def _job(
         for ids in prompts
         for index in range(body.n)
     ]
-    return Job(loaded, requests, as_list(body.stop), metrics)
 
 
-def _encode(body: CompletionBody, loaded: LoadedModel) -> list[list[int]]:
+def _encode(body: CompletionBody, loaded: LoadedModel, fitting: Fitting) -> list[list[int]]:
     """The ids of each prompt; an error names the prompt at fault."""
     encoded = []
     for index, prompt in enumerate(body.prompts):
@@ -130,6 +139,7 @@ def _encode(body: CompletionBody, loaded: LoadedModel) -> list[list[int]]:
             with timed("tokenize"):
                 ids = loaded.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
             _check_ids(ids, "prompt", loaded)
+            ids = fitting.ids(ids)
             loaded.engine.check_prompt(len(ids))
         except RequestError as error:
             error.param = f"prompt[{index}]" if body.has_several_prompts else "prompt"
@@ -154,7 +164,7 @@ def _respond(body: OpenAIBody, form: "Chat | Text", job: Job) -> Response | dict
     completions = job.run()
     choices = [form.choice(index, item) for index, item in enumerate(completions)]
     head = form.head(form.object)
-    return {**head, "choices": choices, "usage": _usage(job, body.n), "timings": job.timings()}
+    return {**head, "choices": choices, "usage": _usage(job, body.n), **job.costs()}
 
 
 def _usage(job: Job, n: int) -> dict[str, Any]:
@@ -315,7 +325,7 @@ class EventWriter:
         completions = job.completions
         for index, completion in enumerate(completions):
             last = index == len(completions) - 1
-            more = {"timings": job.timings()} if last else {}
+            more = job.costs() if last else {}
             ending = self._form.ending(index, completion)
             yield self._open(index) + self._chunk(ending, **more)
         if self._with_usage:

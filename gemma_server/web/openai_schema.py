@@ -48,6 +48,7 @@ class OpenAIBody(ForeignBody):
     stop: Stops = Field([])
     stop_token_ids: Annotated[list[int], Field(max_length=64)] = Field([])
     ignore_eos: bool = False
+    truncate: bool = False
     min_tokens: Annotated[int, Field(ge=0, le=_MAX_TOKENS)] = 0
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
@@ -109,9 +110,7 @@ class OpenAIBody(ForeignBody):
         return asked
 
 
-_COMMON_REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "truncate": (False,),
-}
+_COMMON_REFUSED: Mapping[str, tuple[Any, ...]] = {}
 
 
 class ChatBody(OpenAIBody):

@@ -183,6 +183,49 @@ def test_tokens_behind_a_stop_string_have_no_logprobs(sidecar: Sidecar) -> None:
     assert document["choices"][0]["logprobs"]["tokens"] == ["h", "e", "l"]
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/api/generate"])
+def test_a_long_text_is_cut_only_for_those_who_ask_and_says_by_how_much(
+    serve: Serve, path: str
+) -> None:
+    sidecar = serve(context_length=32)
+    limits: dict[str, Any] = {"max_tokens": 10, "options": {"num_predict": 10, "temperature": 0}}
+    text = "0123456789" * 5
+    assert _ask(sidecar, path, prompt=text, stream=False).status_code == 400
+    document = _ask(sidecar, path, prompt=text, stream=False, truncate=True, **limits).json
+    assert document is not None
+    # <bos> and the last 21 of 50: then ten fit behind it
+    assert document["truncated_tokens"] == 29
+    assert _text(document) == text[29:39]
+    parts = _parts(_ask(sidecar, path, prompt=text, stream=True, truncate=True, **limits))
+    assert parts[-1]["truncated_tokens"] == 29
+    short = _ask(sidecar, path, prompt="0", stream=False, truncate=True, **limits).json
+    assert short is not None
+    assert short["truncated_tokens"] == 0
+    assert "truncated_tokens" not in (_ask(sidecar, path, stream=False).json or {})
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])
+def test_a_long_chat_loses_its_oldest_messages_but_not_the_system_s(
+    serve: Serve, path: str
+) -> None:
+    sidecar = serve(context_length=128)
+    said = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "u" * 80},
+        {"role": "assistant", "content": "a" * 30},
+        {"role": "user", "content": "v"},
+    ]
+    whole = _ask(sidecar, path, messages=said, stream=False)
+    assert whole.status_code == 400
+    document = _ask(sidecar, path, messages=said, stream=False, truncate=True).json
+    assert document is not None
+    assert document["truncated_tokens"] == 80 + 8  # the turn: two markers, user, two line ends
+    assert _text(document) == "model\n" + "a" * 30
+    # The last message alone is too long.
+    said[-1]["content"] = "v" * 200
+    assert _ask(sidecar, path, messages=said, truncate=True).status_code == 400
+
+
 def test_an_operator_s_limit_holds_on_every_route(serve: Serve) -> None:
     sidecar = serve(max_steps=3)
     cases: dict[str, dict[str, Any]] = {

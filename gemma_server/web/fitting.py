@@ -1,0 +1,51 @@
+"""Making a long prompt fit, for those who ask for it (`truncate`); others are refused."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from gemma_server.served import LoadedModel
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class Fitting:
+    """Drops the oldest part of what does not fit, and counts the tokens dropped."""
+
+    room: int | None  # tokens of a prompt; None: nothing may be dropped
+    dropped: int = 0
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, steps: int, *, truncate: bool) -> "Fitting":
+        """Leaves room for `steps` tokens of answer, but for no more than half of the context."""
+        length = loaded.engine.context_length
+        return cls(length - min(steps, length // 2) if truncate else None)
+
+    def ids(self, ids: list[int]) -> list[int]:
+        """The first id, which is `<bos>`, and as many of the newest as fit behind it."""
+        if self.room is None or len(ids) <= self.room:
+            return ids
+        self.dropped += len(ids) - self.room
+        return [*ids[:1], *ids[len(ids) - self.room + 1 :]]
+
+    def items(
+        self,
+        items: Sequence[Item],
+        encode: Callable[[Sequence[Item]], list[int]],
+        keep: Callable[[Item], bool],
+    ) -> list[int]:
+        """The ids of all items, without as many of the oldest as it takes to fit. The last one
+        stays, and what `keep` says: then it may not fit even so."""
+        ids = encode(items)
+        if self.room is None:
+            return ids
+        whole, left = len(ids), list(items)
+        for item in items[:-1]:
+            if len(ids) <= self.room:
+                break
+            if not keep(item):
+                left.remove(item)
+                ids = encode(left)
+        self.dropped += whole - len(ids)
+        return ids
