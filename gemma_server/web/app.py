@@ -7,7 +7,7 @@ from flask import Flask, Response, g, request
 
 from gemma_server.served import ServedModel
 from gemma_server.settings import Settings, is_loopback
-from gemma_server.web import errors, native, ollama, openai, ops
+from gemma_server.web import errors, native, ollama, openai, openapi, ops
 from gemma_server.web.body import discard_body
 from gemma_server.web.guard import Guard
 from gemma_server.web.metrics import Metrics
@@ -47,6 +47,7 @@ def make_app(model: ServedModel, settings: Settings) -> Flask:
     app.register_blueprint(native.blueprint(model, metrics, settings.max_steps))
     app.register_blueprint(openai.blueprint(model, metrics, settings.max_steps))
     app.register_blueprint(ollama.blueprint(model, metrics, settings.max_steps))
+    app.register_blueprint(openapi.blueprint())
     app.register_blueprint(ops.blueprint(model, metrics))
     errors.register(app)
     return app
