@@ -1,5 +1,6 @@
 """Making a long prompt fit, for those who ask for it (`truncate`); others are refused."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -38,14 +39,18 @@ class Fitting:
         """The ids of all items, without as many of the oldest as it takes to fit. The last one
         stays, and what `keep` says: then it may not fit even so."""
         ids = encode(items)
-        if self.room is None:
+        if self.room is None or len(ids) <= self.room:
             return ids
-        whole, left = len(ids), list(items)
-        for item in items[:-1]:
-            if len(ids) <= self.room:
-                break
-            if not keep(item):
-                left.remove(item)
-                ids = encode(left)
+        room, whole = self.room, len(ids)
+        oldest = [index for index, item in enumerate(items[:-1]) if not keep(item)]
+
+        def without(count: int) -> list[int]:
+            gone = set(oldest[:count])
+            return encode([item for index, item in enumerate(items) if index not in gone])
+
+        # By bisection: a chat may have thousands of messages, and encoding them takes long.
+        counts = range(len(oldest) + 1)
+        fewest = bisect_left(counts, True, key=lambda count: len(without(count)) <= room)
+        ids = without(min(fewest, len(oldest)))
         self.dropped += whole - len(ids)
         return ids

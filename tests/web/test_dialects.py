@@ -221,6 +221,13 @@ def test_a_long_chat_loses_its_oldest_messages_but_not_the_system_s(
     assert document is not None
     assert document["truncated_tokens"] == 80 + 8  # the turn: two markers, user, two line ends
     assert _text(document) == "model\n" + "a" * 30
+    # No more goes than has to.
+    many = [{"role": "user", "content": str(number)} for number in range(400)]
+    document = _ask(sidecar, path, messages=many, stream=False, truncate=True).json
+    assert document is not None
+    kept = _text(document).removeprefix("user\n").split("\n\n")
+    # 16 tokens of the template, three to a message and two between them: ten make just 64.
+    assert kept == [str(number) for number in range(390, 400)]
     # The last message alone is too long.
     said[-1]["content"] = "v" * 200
     assert _ask(sidecar, path, messages=said, truncate=True).status_code == 400
