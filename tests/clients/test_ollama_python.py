@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 
+import httpx
 import ollama
 import pytest
 
@@ -143,6 +144,13 @@ def test_leaving_a_stream_frees_the_slot(slow_server: Server, slow_client: ollam
     assert next(parts).response == "x"
     assert slow_server.load() == (1, 0)
     parts.close()  # type: ignore[attr-defined]  # it is a generator
+    wait_until(lambda: slow_server.load() == (0, 0))
+
+
+def test_its_time_limit_frees_the_slot(slow_server: Server) -> None:
+    host = f"http://127.0.0.1:{slow_server.port}"
+    with closing(ollama.Client(host=host, timeout=0.3)) as hasty, pytest.raises(httpx.ReadTimeout):
+        hasty.generate("fake", LONG, raw=True)
     wait_until(lambda: slow_server.load() == (0, 0))
 
 
