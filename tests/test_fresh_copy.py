@@ -23,7 +23,8 @@ SETUP_S = 1200  # downloads a few hundred megabytes
 
 def readme_commands() -> list[str]:
     blocks: list[str] = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.strip()]
 
 
 @dataclass
