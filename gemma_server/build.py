@@ -18,6 +18,7 @@ from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
 from gemma_server.served import Facts, LoadedModel, ServedModel, byte_rate
 from gemma_server.settings import Settings
+from gemma_server.weights.architecture import family_of
 from gemma_server.weights.arrays import Array
 from gemma_server.weights.blocks import Packed
 from gemma_server.weights.demo import demo_checkpoint
@@ -134,7 +135,7 @@ def _load_gemma(
 def _facts(checkpoint: Checkpoint) -> Facts:
     config, stored = checkpoint.config, checkpoint.weights.stored
     return Facts(
-        family="gemma3" if config.qk_norm else "gemma2" if config.post_norms else "gemma",
+        family=family_of(config),
         format=checkpoint.weights.format,
         stored_as=max(stored, key=lambda kind: stored[kind]),
         parameters=config.parameters,

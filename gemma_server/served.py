@@ -84,15 +84,17 @@ class ServedModel:
         self._draining = True
         self.at("draining")
 
-    def find(self, name: str) -> LoadedModel:
+    def find(self, name: str | None) -> LoadedModel:
         """The model, if it takes requests and this is its name; Ollama's users may add `:latest`.
+
+        No name is the one there is.
 
         Raises:
             NotReady: it is loading or draining.
             ModelNotFound: it has another name.
         """
         loaded = self.require_ready()
-        if name not in (loaded.name, f"{loaded.name}:latest"):
+        if name is not None and name not in (loaded.name, f"{loaded.name}:latest"):
             raise ModelNotFound(name)
         return loaded
 

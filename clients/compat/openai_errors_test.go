@@ -224,14 +224,7 @@ func TestOpenAI_CancelFreesSlot(t *testing.T) {
 		waitLoad(t, 0, 0)
 	})
 	t.Run("waiting", func(t *testing.T) {
-		request := func(ctx context.Context) error {
-			_, err := client.Chat.Completions.New(ctx, chat(long))
-			return err
-		}
-		busy := background(t, request)
-		waitLoad(t, 1, 0)
-		waiting := background(t, request)
-		waitLoad(t, 1, 1)
+		busy, waiting := fillSlow(t)
 		if err := waiting(); !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v", err)
 		}
@@ -240,28 +233,25 @@ func TestOpenAI_CancelFreesSlot(t *testing.T) {
 	})
 }
 
-// fillSlow takes the slow server's only slot and the one place in its line.
-func fillSlow(t *testing.T) (leave func()) {
+// fillSlow takes the slow server's only slot and the one place in its line,
+// until the test ends or both are left.
+func fillSlow(t *testing.T) (busy, waiting func() error) {
 	t.Helper()
 	client := newOpenAI(slowURL)
 	request := func(ctx context.Context) error {
 		_, err := client.Chat.Completions.New(ctx, chat(long))
 		return err
 	}
-	busy := background(t, request)
+	busy = background(t, request)
 	waitLoad(t, 1, 0)
-	waiting := background(t, request)
+	waiting = background(t, request)
 	waitLoad(t, 1, 1)
-	return func() {
-		waiting()
-		busy()
-	}
+	return busy, waiting
 }
 
 func TestOpenAI_Overloaded(t *testing.T) {
 	needSlow(t)
-	leave := fillSlow(t)
-	defer leave()
+	fillSlow(t)
 	client := newOpenAI(slowURL)
 	_, err := client.Chat.Completions.New(testContext(t), chat("Hi"))
 	api := checkOpenAIError(t, err, 429, "overloaded", "")
@@ -278,15 +268,25 @@ func TestOpenAI_Overloaded(t *testing.T) {
 
 func TestOpenAI_OverloadedRetried(t *testing.T) {
 	needSlow(t)
-	leave := fillSlow(t)
+	busy, waiting := fillSlow(t)
+	checkRetried(t, slowURL, 429, func() {
+		waiting()
+		busy()
+	})
+}
+
+// checkRetried makes a request that is refused with this status until resolve
+// is called, and then answered.
+func checkRetried(t *testing.T, url string, status int, resolve func()) {
+	t.Helper()
 	var statuses []int
-	client := newOpenAI(slowURL, option.WithMaxRetries(2),
+	client := newOpenAI(url, option.WithMaxRetries(2),
 		option.WithMiddleware(func(r *http.Request, next option.MiddlewareNext) (*http.Response, error) {
 			resp, err := next(r)
 			if err == nil {
 				statuses = append(statuses, resp.StatusCode)
-				if resp.StatusCode == 429 {
-					leave()
+				if resp.StatusCode == status {
+					resolve()
 				}
 			}
 			return resp, err
@@ -296,7 +296,7 @@ func TestOpenAI_OverloadedRetried(t *testing.T) {
 		t.Fatalf("after %v: %v", statuses, err)
 	}
 	equal(t, "content", got.Choices[0].Message.Content, chatText)
-	if len(statuses) < 2 || statuses[0] != 429 || statuses[len(statuses)-1] != 200 {
+	if len(statuses) < 2 || statuses[0] != status || statuses[len(statuses)-1] != 200 {
 		t.Errorf("answers %v", statuses)
 	}
 }

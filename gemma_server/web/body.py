@@ -18,12 +18,15 @@ from werkzeug.exceptions import (
 
 from gemma_server.errors import InvalidRequest
 from gemma_server.generation import ClientGone
+from gemma_server.served import LoadedModel, ServedModel
+from gemma_server.web.schema import ModelBody
 from gemma_server.web.timing import timed
 
 MAX_BODY_BYTES = 1 << 20
 _TYPE_NAMES = frozenset({"str", "int", "float", "bool"})
 
 Schema = TypeVar("Schema", bound=BaseModel)
+ForModel = TypeVar("ForModel", bound=ModelBody)
 
 
 def read_body(schema: type[Schema]) -> Schema:
@@ -44,6 +47,18 @@ def read_body(schema: type[Schema]) -> Schema:
             return schema.model_validate(document, strict=True)
         except ValidationError as error:
             raise _explain(error) from None
+
+
+def read_for(model: ServedModel, schema: type[ForModel]) -> tuple[ForModel, LoadedModel]:
+    """The body as `read_body` has it, and the model that it is for.
+
+    Raises:
+        NotReady: the model takes no requests; the body is not looked at.
+        ModelNotFound: it is for another one.
+    """
+    model.require_ready()
+    body = read_body(schema)
+    return body, model.find(body.model)
 
 
 def discard_body() -> None:

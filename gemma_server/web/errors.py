@@ -1,9 +1,10 @@
 """Errors on the wire: one JSON form for every cause, and Ollama's on Ollama's routes."""
 
 import logging
-from typing import Any
+from typing import NotRequired
 
 from flask import Flask, Response, g, has_request_context, json, request
+from typing_extensions import TypedDict
 from werkzeug.exceptions import HTTPException
 
 from gemma_server.errors import (
@@ -19,6 +20,31 @@ from gemma_server.errors import (
 from gemma_server.generation import ClientGone
 
 logger = logging.getLogger(__name__)
+
+
+class ErrorFacts(TypedDict):
+    """What went wrong."""
+
+    type: str
+    message: str  # for a person
+    param: str | None  # the field at fault
+    code: str | None  # for a program
+    request_id: str
+    prompt_tokens: NotRequired[int]  # of a prompt that is too long
+    limit: NotRequired[int]  # tokens
+
+
+class ErrorBody(TypedDict):
+    """Every error's form."""
+
+    error: ErrorFacts
+
+
+class OllamaErrorBody(TypedDict):
+    """Every error's form on Ollama's routes: the message alone."""
+
+    error: str
+
 
 _STATUS: dict[type[RequestError], tuple[int, str]] = {
     InvalidRequest: (400, "invalid_request_error"),
@@ -52,23 +78,28 @@ def error_body(
     code: str | None,
     request_id: str,
     param: str | None = None,
-    **details: int,
-) -> dict[str, Any]:
+) -> ErrorBody | OllamaErrorBody:
     """The JSON form of an error: an object inside, or, as Ollama's clients want it, the message."""
     if has_request_context() and request.path.startswith("/api/"):
         return {"error": message}
-    error = {"type": kind, "message": message, "param": param, "code": code, **details}
-    return {"error": {**error, "request_id": request_id}}
+    facts: ErrorFacts = {
+        "type": kind,
+        "message": message,
+        "param": param,
+        "code": code,
+        "request_id": request_id,
+    }
+    return {"error": facts}
 
 
-def body_of(error: RequestError) -> dict[str, Any]:
+def body_of(error: RequestError) -> ErrorBody | OllamaErrorBody:
     """The JSON form of one of our own errors."""
     _, kind = _STATUS[type(error)]
-    details: dict[str, int] = {}
-    if isinstance(error, ContextLengthExceeded):
-        details = {"prompt_tokens": error.prompt_tokens, "limit": error.limit}
-    code = error.code
-    return error_body(kind, error.message, code, g.request_id, error.param, **details)
+    body = error_body(kind, error.message, error.code, g.request_id, error.param)
+    facts = body["error"]
+    if isinstance(error, ContextLengthExceeded) and not isinstance(facts, str):
+        facts["prompt_tokens"], facts["limit"] = error.prompt_tokens, error.limit
+    return body
 
 
 def register(app: Flask) -> None:
@@ -79,7 +110,9 @@ def register(app: Flask) -> None:
     app.register_error_handler(Exception, _bug)
 
 
-def _respond(body: dict[str, Any], status: int, headers: dict[str, str] | None = None) -> Response:
+def _respond(
+    body: ErrorBody | OllamaErrorBody, status: int, headers: dict[str, str] | None = None
+) -> Response:
     return Response(json.dumps(body), status, headers, mimetype="application/json")
 
 

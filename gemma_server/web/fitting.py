@@ -21,7 +21,8 @@ class Fitting:
     def of(cls, loaded: LoadedModel, steps: int, *, truncate: bool) -> "Fitting":
         """Leaves room for `steps` tokens of answer, but for no more than half of the context."""
         length = loaded.engine.context_length
-        return cls(length - min(steps, length // 2) if truncate else None)
+        answer = max(1, min(steps, length // 2))  # a prompt never fills the context
+        return cls(length - answer if truncate else None)
 
     def ids(self, ids: list[int]) -> list[int]:
         """The first id, which is `<bos>`, and as many of the newest as fit behind it."""

@@ -3,9 +3,10 @@
 import queue
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import NotRequired
 
 from flask import g
+from typing_extensions import TypedDict
 
 from gemma_server.engine.request import Request, Timings
 from gemma_server.generation import Completion, Generation, Piece
@@ -18,6 +19,21 @@ from gemma_server.web.timing import milliseconds
 BEAT_S = 5.0  # a stream without text says so often that it is alive
 
 Arrival = tuple[int, Piece]  # which generation, and what came
+
+
+class Usage(TypedDict):
+    """Tokens of all prompts and answers."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class Costs(TypedDict):
+    """What every dialect's answer ends with."""
+
+    timings: dict[str, float]  # milliseconds of each stage
+    truncated_tokens: NotRequired[int]
 
 
 class Job:
@@ -85,7 +101,7 @@ class Job:
         for completion in self.completions:
             self._metrics.completed(completion)
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> Usage:
         """Tokens of all prompts and answers."""
         completions = self.completions
         return {
@@ -94,11 +110,11 @@ class Job:
             "cached_tokens": 0,  # no prefix is reused yet
         }
 
-    def costs(self) -> dict[str, Any]:
-        """What every dialect's answer ends with: timings, and what was dropped, if that was
-        allowed."""
-        more = {} if self._truncated is None else {"truncated_tokens": self._truncated}
-        return {"timings": self.timings(), **more}
+    def costs(self) -> Costs:
+        """Timings, and what was dropped, if that was allowed."""
+        if self._truncated is None:
+            return {"timings": self.timings()}
+        return {"timings": self.timings(), "truncated_tokens": self._truncated}
 
     def timings(self) -> dict[str, float]:
         """Milliseconds up to now; of several generations, which run side by side, the longest of

@@ -2,10 +2,35 @@
 
 import codecs
 from collections.abc import Iterable, Sequence
-from typing import Any
+
+from typing_extensions import TypedDict
 
 from gemma_server.engine.request import Logprobs, Token
 from gemma_server.text.tokenizer import Tokenizer
+
+
+class TokenName(TypedDict):
+    """A token as text, and as the bytes it stands for."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TokenName):
+    """A drawn token, and the likeliest in its place."""
+
+    top_logprobs: list[TokenName]
+
+
+class TextLogprobs(TypedDict):
+    """Of the tokens of one text, as OpenAI's completions have them. A prompt's first has none."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
 
 Scored = tuple[int, Logprobs | None]  # a token's id; a prompt's first one has no logprobs
 
@@ -15,7 +40,7 @@ def scored(tokens: Iterable[Token]) -> list[Scored]:
     return [(token.id, token.logprobs) for token in tokens]
 
 
-def entries(tokenizer: Tokenizer, tokens: Iterable[Token]) -> list[dict[str, Any]]:
+def entries(tokenizer: Tokenizer, tokens: Iterable[Token]) -> list[TokenLogprob]:
     """One object a token, as OpenAI's chat and Ollama have them."""
     return [
         {
@@ -27,7 +52,7 @@ def entries(tokenizer: Tokenizer, tokens: Iterable[Token]) -> list[dict[str, Any
     ]
 
 
-def _entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
+def _entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> TokenName:
     name, data = tokenizer.token_name(token_id), tokenizer.piece_bytes(token_id)
     return {"token": name, "logprob": logprob, "bytes": list(data)}
 
@@ -41,7 +66,7 @@ class TextOffsets:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._characters = 0
 
-    def lists(self, tokens: Sequence[Scored]) -> dict[str, Any]:
+    def lists(self, tokens: Sequence[Scored]) -> TextLogprobs:
         """Of the next tokens of the choice."""
         return {
             "tokens": [self._tokenizer.token_name(token_id) for token_id, _ in tokens],

@@ -4,18 +4,40 @@ from collections.abc import Iterator
 from typing import Any
 
 from flask import Blueprint, Response
+from typing_extensions import TypedDict
 
-from gemma_server.engine.request import Request
+from gemma_server.engine.request import FinishReason, Request
 from gemma_server.errors import InvalidRequest, RequestError
 from gemma_server.generation import Piece
 from gemma_server.served import LoadedModel, ServedModel
-from gemma_server.web.body import read_body
+from gemma_server.web.body import read_body, read_for
 from gemma_server.web.errors import body_of
-from gemma_server.web.job import Job
+from gemma_server.web.job import Job, Usage
 from gemma_server.web.metrics import Metrics
 from gemma_server.web.schema import EchoBody, PromptBody, as_list
 from gemma_server.web.streaming import DONE, PING, event, stream
 from gemma_server.web.timing import timed
+
+
+class EchoAnswer(TypedDict):
+    """POST /echo."""
+
+    echo_prompt: Any
+
+
+class PromptAnswer(TypedDict):
+    """POST /prompt: a string answers a string, lists answer a list."""
+
+    response: str | list[str]
+    finish_reason: FinishReason | list[FinishReason]
+    usage: Usage
+    timings: dict[str, float]  # milliseconds of each stage
+
+
+class PromptPart(TypedDict):
+    """More of a streamed text."""
+
+    response: str
 
 
 def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Blueprint:
@@ -23,15 +45,12 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
     routes = Blueprint("native", __name__)
 
     @routes.post("/echo")
-    def echo() -> dict[str, Any]:
+    def echo() -> EchoAnswer:
         return {"echo_prompt": read_body(EchoBody).prompt}
 
     @routes.post("/prompt")
-    def prompt() -> Response | dict[str, Any]:
-        loaded = model.require_ready()
-        body = read_body(PromptBody)
-        if body.model is not None:
-            model.find(body.model)
+    def prompt() -> Response | PromptAnswer:
+        body, loaded = read_for(model, PromptBody)
         if body.stream and not isinstance(body.prompt, str):
             raise InvalidRequest("a list of prompts cannot be streamed", param="stream")
         context_length = loaded.engine.context_length
@@ -60,8 +79,7 @@ def _requests(body: PromptBody, steps: int, loaded: LoadedModel) -> list[Request
     return requests
 
 
-def _answer(body: PromptBody, job: Job) -> dict[str, Any]:
-    """A string answers a string; lists answer a list, with the usage summed."""
+def _answer(body: PromptBody, job: Job) -> PromptAnswer:
     completions = job.run()
     texts = [completion.text for completion in completions]
     reasons = [completion.finish_reason for completion in completions]
@@ -81,7 +99,8 @@ class PromptWriter:
 
     def piece(self, index: int, piece: Piece) -> bytes:
         """More text."""
-        return event({"response": piece.text}) if piece.text else b""
+        part: PromptPart = {"response": piece.text}
+        return event(part) if piece.text else b""
 
     def ping(self) -> bytes:
         """A comment."""
@@ -90,8 +109,13 @@ class PromptWriter:
     def end(self, job: Job) -> Iterator[bytes]:
         """How it ended, and what it took."""
         [completion] = job.completions
-        last = {"response": "", "finish_reason": completion.finish_reason}
-        yield event({**last, "usage": job.usage(), "timings": job.timings()})
+        last: PromptAnswer = {
+            "response": "",
+            "finish_reason": completion.finish_reason,
+            "usage": job.usage(),
+            "timings": job.timings(),
+        }
+        yield event(last)
         yield DONE
 
     def failure(self, error: RequestError) -> bytes:

@@ -3,16 +3,30 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
-from gemma_server.engine.request import MAX_TOP_LOGPROBS, SamplingOptions
+from gemma_server.engine.request import SamplingOptions
 from gemma_server.errors import InvalidRequest
 from gemma_server.web.messages import Messages
-from gemma_server.web.schema import ForeignBody, MinP, Stops, Temperature, TopK, seed_of
+from gemma_server.web.schema import (
+    ForeignBody,
+    MinP,
+    ModelBody,
+    Penalty,
+    RepetitionPenalty,
+    Stops,
+    Temperature,
+    TopK,
+    TopLogprobs,
+    TopPOrZero,
+    Whole,
+    seed_of,
+    temperature_and_top_p,
+    within,
+)
 
-# Go programs fill options from maps, and whole numbers may arrive with a fraction of zero.
 _ALL = 1 << 30  # tokens: more than any context
-Whole = Annotated[int, Field(strict=False, ge=-(2**63), lt=2**64)]
+Integer = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]
 
 
 class Options(ForeignBody):
@@ -25,26 +39,26 @@ class Options(ForeignBody):
         "mirostat": (0,),
     }
 
-    num_predict: Whole = -1
-    num_ctx: Whole = 0
+    num_predict: Integer = -1
+    num_ctx: Integer = 0
     temperature: Temperature = 0.8
-    top_k: Annotated[TopK, Field(strict=False)] = 40
-    top_p: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
+    top_k: TopK = 40
+    top_p: TopPOrZero = 0.9
     min_p: MinP = 0.0
-    seed: Whole = 0  # which is random
+    seed: Integer = 0  # which is random
     stop: Stops = Field([])
-    repeat_penalty: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
-    repeat_last_n: Whole = 64
-    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
-    frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
+    repeat_penalty: RepetitionPenalty = 1.0
+    repeat_last_n: Integer = 64
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
 
     def sampling(self) -> SamplingOptions:
-        """How to choose each token. top_p 0 is the likeliest token."""
-        greedy = self.top_p == 0.0
+        """How to choose each token."""
+        temperature, top_p = temperature_and_top_p(self.temperature, self.top_p)
         return SamplingOptions(
-            temperature=0.0 if greedy else self.temperature,
+            temperature=temperature,
             top_k=self.top_k,
-            top_p=1.0 if greedy else self.top_p,
+            top_p=top_p,
             min_p=self.min_p,
             seed=seed_of(None if self.seed in (0, -1) else self.seed, 0),
             repetition_penalty=self.repeat_penalty,
@@ -68,15 +82,10 @@ class Options(ForeignBody):
         limit = min(context_length, max_steps or context_length)
         if self.num_predict < 1:
             return limit
-        if max_steps is not None and self.num_predict > max_steps:
-            raise InvalidRequest(
-                f"options.num_predict: this server's limit is {max_steps} (--max-steps)",
-                param="options.num_predict",
-            )
-        return min(self.num_predict, context_length)
+        return min(within(self.num_predict, max_steps, "options.num_predict"), context_length)
 
 
-class OllamaBody(ForeignBody):
+class OllamaBody(ForeignBody, ModelBody):
     """What both ways to generate share."""
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -94,7 +103,7 @@ class OllamaBody(ForeignBody):
     options: Options = Options()
     truncate: bool = False  # Ollama's own default cuts in silence
     logprobs: bool = False
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
+    top_logprobs: TopLogprobs = 0
     keep_alive: Any = None  # the model stays loaded anyway
 
     @property
@@ -118,8 +127,7 @@ class ChatBody(OllamaBody):
     messages: Messages = Field([])
 
 
-class ShowBody(ForeignBody):
+class ShowBody(ForeignBody, ModelBody):
     """POST /api/show; older clients say `name`."""
 
-    model: str = ""
-    name: str = ""
+    model: str = Field("", validation_alias=AliasChoices("model", "name"))

@@ -6,23 +6,30 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gemma_server.engine.request import MAX_BIAS, MAX_TOP_LOGPROBS, SamplingOptions
+from gemma_server.engine.request import MAX_BIAS, SamplingOptions
 from gemma_server.errors import InvalidRequest
 from gemma_server.web.messages import ChatMessage
 from gemma_server.web.schema import (
     MAX_PROMPTS,
     ForeignBody,
     MinP,
+    ModelBody,
+    Penalty,
     PromptText,
+    RepetitionPenalty,
     Stops,
     Temperature,
+    TopLogprobs,
+    TopPOrZero,
+    Whole,
+    check_tokens,
+    temperature_and_top_p,
+    within,
 )
 
 _MAX_TOKENS = 1 << 30  # more than any context
 _MAX_IDS = 1 << 17
-MaxTokens = Annotated[int, Field(ge=1, le=_MAX_TOKENS)]
-TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)]
-Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
+MaxTokens = Annotated[Whole, Field(ge=1, le=_MAX_TOKENS)]
 TokenIds = Annotated[list[int], Field(min_length=1, max_length=_MAX_IDS)]
 
 
@@ -34,25 +41,24 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class OpenAIBody(ForeignBody):
+class OpenAIBody(ForeignBody, ModelBody):
     """What both ways to generate share."""
 
-    model: str | None = None
     max_tokens: MaxTokens | None = None
     temperature: Temperature = 1.0
-    top_p: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] = 0
+    top_p: TopPOrZero = 1.0
+    top_k: Annotated[Whole, Field(ge=-1, le=2**31 - 1)] = 0
     min_p: MinP = 0.0
-    n: Annotated[int, Field(ge=1, le=MAX_PROMPTS)] = 1
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    n: Annotated[Whole, Field(ge=1, le=MAX_PROMPTS)] = 1
+    seed: Annotated[Whole, Field(ge=-(2**63), lt=2**64)] | None = None
     stop: Stops = Field([])
     stop_token_ids: Annotated[list[int], Field(max_length=64)] = Field([])
     ignore_eos: bool = False
     truncate: bool = False
-    min_tokens: Annotated[int, Field(ge=0, le=_MAX_TOKENS)] = 0
+    min_tokens: Annotated[Whole, Field(ge=0, le=_MAX_TOKENS)] = 0
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
+    repetition_penalty: RepetitionPenalty = 1.0
     logit_bias: Annotated[
         dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]], Field(max_length=MAX_BIAS)
     ] = Field({})
@@ -66,22 +72,21 @@ class OpenAIBody(ForeignBody):
             InvalidRequest: a key is no token.
         """
         for key in self.logit_bias:
-            if not re.fullmatch("[0-9]{1,9}", key) or int(key) >= vocab_size:
-                raise InvalidRequest(
-                    f"logit_bias: {key[:40]!r} is no token; they go from 0 to {vocab_size - 1}",
-                    param="logit_bias",
-                )
+            if not re.fullmatch("[0-9]{1,9}", key):
+                message = f"logit_bias: {key[:40]!r} is no token's id"
+                raise InvalidRequest(message, param="logit_bias")
+        check_tokens([int(key) for key in self.logit_bias], vocab_size, "logit_bias")
         return tuple((int(key), value) for key, value in self.logit_bias.items())
 
     def sampling(self, seed: int, bias: tuple[tuple[int, float], ...]) -> SamplingOptions:
-        """How to choose each token. top_p 0 is the likeliest token, as OpenAI has it."""
-        greedy = self.top_p == 0.0
+        """How to choose each token."""
+        temperature, top_p = temperature_and_top_p(self.temperature, self.top_p)
         return SamplingOptions(
-            temperature=0.0 if greedy else self.temperature,
+            temperature=temperature,
             top_k=max(0, self.top_k),
-            top_p=1.0 if greedy else self.top_p,
+            top_p=top_p,
             min_p=self.min_p,
-            seed=seed % 2**64,
+            seed=seed,
             repetition_penalty=self.repetition_penalty,
             frequency_penalty=self.frequency_penalty,
             presence_penalty=self.presence_penalty,
@@ -94,30 +99,15 @@ class OpenAIBody(ForeignBody):
         Raises:
             InvalidRequest: one of stop_token_ids is no token.
         """
-        for index, token in enumerate(self.stop_token_ids):
-            if not 0 <= token < vocab_size:
-                raise InvalidRequest(
-                    f"stop_token_ids: {token} is no token; they go from 0 to {vocab_size - 1}",
-                    param=f"stop_token_ids[{index}]",
-                )
+        check_tokens(self.stop_token_ids, vocab_size, "stop_token_ids")
         own = frozenset[int]() if self.ignore_eos else model_s
         return own | frozenset(self.stop_token_ids)
 
-    def _limited(self, asked: int, param: str, max_steps: int | None) -> int:
-        if max_steps is not None and asked > max_steps:
-            message = f"{param}: this server's limit is {max_steps} (--max-steps)"
-            raise InvalidRequest(message, param=param)
-        return asked
 
-
-_COMMON_REFUSED: Mapping[str, tuple[Any, ...]] = {}
-
-
-class ChatBody(OpenAIBody):
+class ChatCompletionBody(OpenAIBody):
     """POST /v1/chat/completions."""
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **_COMMON_REFUSED,
         "tools": ([],),
         "tool_choice": ("none", "auto"),
         "functions": ([],),
@@ -153,9 +143,9 @@ class ChatBody(OpenAIBody):
             InvalidRequest: more than the server's operator allows.
         """
         if self.max_completion_tokens is not None:
-            return self._limited(self.max_completion_tokens, "max_completion_tokens", max_steps)
+            return within(self.max_completion_tokens, max_steps, "max_completion_tokens")
         if self.max_tokens is not None:
-            return self._limited(self.max_tokens, "max_tokens", max_steps)
+            return within(self.max_tokens, max_steps, "max_tokens")
         return min(context_length, max_steps or context_length)
 
 
@@ -163,7 +153,6 @@ class CompletionBody(OpenAIBody):
     """POST /v1/completions."""
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **_COMMON_REFUSED,
         "suffix": ("",),
         "best_of": (1,),
         "response_format": ({"type": "text"},),
@@ -175,7 +164,7 @@ class CompletionBody(OpenAIBody):
         | Annotated[list[PromptText | TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
     echo: bool = False
-    max_tokens: Annotated[int, Field(ge=0, le=_MAX_TOKENS)] | None = None
+    max_tokens: Annotated[Whole, Field(ge=0, le=_MAX_TOKENS)] | None = None
     logprobs: TopLogprobs | None = None
 
     @property
@@ -206,19 +195,17 @@ class CompletionBody(OpenAIBody):
         """
         if self.max_tokens is None:
             return min(16, max_steps or context_length)
-        return self._limited(self.max_tokens, "max_tokens", max_steps)
+        return within(self.max_tokens, max_steps, "max_tokens")
 
 
-class TokenizeBody(ForeignBody):
+class TokenizeBody(ForeignBody, ModelBody):
     """POST /tokenize, as vLLM has it."""
 
-    model: str | None = None
     prompt: str
     add_special_tokens: bool = True
 
 
-class DetokenizeBody(ForeignBody):
+class DetokenizeBody(ForeignBody, ModelBody):
     """POST /detokenize, as vLLM has it."""
 
-    model: str | None = None
     tokens: Annotated[list[int], Field(max_length=_MAX_IDS)]

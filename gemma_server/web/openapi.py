@@ -1,55 +1,161 @@
-"""/openapi.json: every route that takes a body, described by the schema that checks it."""
+"""/openapi.json: every route, described by the types that its bodies and answers have."""
 
+import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from flask import Blueprint, render_template_string
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import JsonSchemaMode
 
 from gemma_server import __version__
-from gemma_server.web import ollama_schema, openai_schema, schema
+from gemma_server.web import (
+    native,
+    ollama,
+    ollama_answers,
+    ollama_schema,
+    openai,
+    openai_answers,
+    openai_schema,
+    ops,
+    schema,
+)
+from gemma_server.web.errors import ErrorBody, OllamaErrorBody
 
 _JSON, _EVENTS, _LINES = "application/json", "text/event-stream", "application/x-ndjson"
+_REF = "#/components/schemas/{model}"
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A route that takes a body."""
+    """A route, and the types of what goes in and comes out."""
 
+    method: Literal["get", "post"]
     path: str
-    body: type[BaseModel]
     summary: str
-    streams_as: str | None = None
+    answer: Any = None  # the type of the JSON; None: text
+    body: type[BaseModel] | None = None
+    stream: tuple[str, Any] | None = None  # the content type, and the type of each part's JSON
+    text: tuple[str, ...] = ()  # content types
+    loading: Any = None  # the type of what is no error, but the answer while the model loads
+
+    @property
+    def error(self) -> Any:
+        """The type of what comes instead of an answer."""
+        return OllamaErrorBody if self.path.startswith("/api/") else ErrorBody
 
 
-OPERATIONS = (
-    Operation("/prompt", schema.PromptBody, "Continue a text, or several", _EVENTS),
-    Operation("/echo", schema.EchoBody, "Send back what came: the price of the hop"),
-    Operation("/v1/chat/completions", openai_schema.ChatBody, "Answer a chat", _EVENTS),
-    Operation("/v1/completions", openai_schema.CompletionBody, "Continue texts", _EVENTS),
-    Operation("/tokenize", openai_schema.TokenizeBody, "A text's token ids"),
-    Operation("/detokenize", openai_schema.DetokenizeBody, "The text of token ids"),
-    Operation("/api/generate", ollama_schema.GenerateBody, "Answer a prompt", _LINES),
-    Operation("/api/chat", ollama_schema.ChatBody, "Answer a chat", _LINES),
-    Operation("/api/show", ollama_schema.ShowBody, "What the model is"),
+_NATIVE = (
+    Operation(
+        "post",
+        "/prompt",
+        "Continue a text, or several",
+        native.PromptAnswer,
+        schema.PromptBody,
+        (_EVENTS, native.PromptPart | native.PromptAnswer),
+    ),
+    Operation(
+        "post",
+        "/echo",
+        "Send back what came: the price of the hop",
+        native.EchoAnswer,
+        schema.EchoBody,
+    ),
 )
+_OPENAI = (
+    Operation(
+        "post",
+        "/v1/chat/completions",
+        "Answer a chat",
+        openai_answers.ChatCompletion,
+        openai_schema.ChatCompletionBody,
+        (_EVENTS, openai_answers.AnyChatChunk),
+    ),
+    Operation(
+        "post",
+        "/v1/completions",
+        "Continue texts",
+        openai_answers.TextCompletion,
+        openai_schema.CompletionBody,
+        (_EVENTS, openai_answers.AnyTextChunk),
+    ),
+    Operation("get", "/v1/models", "List the model", openai.ModelCards),
+    Operation("get", "/v1/models/{name}", "The model, if it has this name", openai.ModelCard),
+    Operation(
+        "post",
+        "/tokenize",
+        "A text's token ids",
+        openai.TokenIds,
+        openai_schema.TokenizeBody,
+    ),
+    Operation(
+        "post",
+        "/detokenize",
+        "The text of token ids",
+        openai.TokensText,
+        openai_schema.DetokenizeBody,
+    ),
+)
+_OLLAMA = (
+    Operation(
+        "post",
+        "/api/generate",
+        "Answer a prompt",
+        ollama_answers.Generated,
+        ollama_schema.GenerateBody,
+        (_LINES, ollama_answers.MoreText | ollama_answers.Generated),
+    ),
+    Operation(
+        "post",
+        "/api/chat",
+        "Answer a chat",
+        ollama_answers.Chatted,
+        ollama_schema.ChatBody,
+        (_LINES, ollama_answers.MoreChat | ollama_answers.Chatted),
+    ),
+    Operation(
+        "post",
+        "/api/show",
+        "What the model is",
+        ollama.Description,
+        ollama_schema.ShowBody,
+    ),
+    Operation("get", "/api/tags", "List the model", ollama.Tags),
+    Operation("get", "/api/ps", "List the model in memory", ollama.RunningTags),
+    Operation("get", "/api/version", "The server's version", ollama.Version),
+    Operation("get", "/", "Whether a server is there", text=("text/plain", "text/html")),
+)
+_OPERATORS = (
+    Operation("get", "/healthz", "Whether the process answers", ops.Health),
+    Operation("get", "/readyz", "Whether it can generate", ops.Readiness, loading=ops.Readiness),
+    Operation("get", "/metrics", "Figures for Prometheus", text=("text/plain",)),
+    Operation("get", "/openapi.json", "This document", dict[str, Any]),
+    Operation("get", "/docs", "This document as a page", text=("text/html",)),
+)
+OPERATIONS = _NATIVE + _OPENAI + _OLLAMA + _OPERATORS
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>gemma-server: routes</title>
 <body style="font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto">
 <h1>Routes</h1>
-<p>From <a href="/openapi.json">/openapi.json</a>. What they answer: docs/api.md of the project.</p>
-{% for operation, fields in routes %}
-<h2><code>POST {{ operation.path }}</code></h2>
-<p>{{ operation.summary }}{% if operation.streams_as %}; with <code>stream</code> as
-{{ operation.streams_as }}{% endif %}.</p>
+<p>From <a href="/openapi.json">/openapi.json</a>. What all of it means: docs/api.md of the
+project.</p>
+{% macro fields(schema) %}
 <table cellpadding="4">
-{% for name, field in fields %}<tr><td><code>{{ name }}</code></td>
-<td>{{ "needed" if field.is_required() else field.default }}</td></tr>
+{% for name, field in (schema.properties or {}).items() %}<tr><td><code>{{ name }}</code></td>
+<td>{{ "needed" if name in schema.required else field.default | tojson
+       if field.default is defined else "" }}</td></tr>
 {% endfor %}</table>
-{% endfor %}
+{% endmacro %}
+{% for operation, bodies, answers in routes %}
+<h2><code>{{ operation.method | upper }} {{ operation.path }}</code></h2>
+<p>{{ operation.summary }}{% if operation.stream %}; with <code>stream</code> as
+{{ operation.stream[0] }}{% endif %}.</p>
+{% for body in bodies %}{{ fields(body) }}{% endfor %}
+{% for answer in answers %}<p>Answers {% for name in answer.properties %}<code>{{ name }}</code>
+{% endfor %}</p>
+{% endfor %}{% endfor %}
 """
 
 
@@ -63,8 +169,7 @@ def blueprint() -> Blueprint:
 
     @routes.get("/docs")
     def page() -> str:
-        described = [(operation, operation.body.model_fields.items()) for operation in OPERATIONS]
-        return render_template_string(_PAGE, routes=described)
+        return render_template_string(_PAGE, routes=[_fields(each) for each in OPERATIONS])
 
     return routes
 
@@ -72,30 +177,80 @@ def blueprint() -> Blueprint:
 @cache
 def document() -> dict[str, Any]:
     """OpenAPI 3.1."""
-    bodies = [(operation.body, "validation") for operation in OPERATIONS]
-    names, schemas = models_json_schema(
-        bodies,  # type: ignore[arg-type]  # a list of literals is one of strings to mypy
-        ref_template="#/components/schemas/{model}",
-    )
-    paths = {
-        operation.path: {"post": _describe(operation, names[operation.body, "validation"])}
+    types = [
+        ((operation, role), mode, TypeAdapter(kind))
         for operation in OPERATIONS
-    }
+        for role, mode, kind in _types(operation)
+    ]
+    found, definitions = TypeAdapter.json_schemas(types, ref_template=_REF)
+    schemas = {key: schema for (key, _), schema in found.items()}
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        own = {role: schemas[operation, role] for role, _, _ in _types(operation)}
+        paths[operation.path] = {operation.method: _describe(operation, own)}
     return {
         "openapi": "3.1.0",
         "info": {"title": "gemma-server", "version": __version__},
         "paths": paths,
-        "components": {"schemas": schemas["$defs"]},
+        "components": {"schemas": definitions["$defs"]},
     }
 
 
-def _describe(operation: Operation, schema: dict[str, Any]) -> dict[str, Any]:
-    kinds = [_JSON] if operation.streams_as is None else [_JSON, operation.streams_as]
-    return {
-        "summary": operation.summary,
-        "requestBody": {"required": True, "content": {_JSON: {"schema": schema}}},
-        "responses": {
-            "200": {"description": "the answer", "content": {kind: {} for kind in kinds}},
-            "default": {"description": "an error", "content": {_JSON: {}}},
-        },
+def _types(operation: Operation) -> list[tuple[str, JsonSchemaMode, Any]]:
+    """The operation's types by their role in it."""
+    part = None if operation.stream is None else operation.stream[1] | operation.error
+    roles: tuple[tuple[str, JsonSchemaMode, Any], ...] = (
+        ("body", "validation", operation.body),
+        ("answer", "serialization", operation.answer),
+        ("part", "serialization", part),
+        ("error", "serialization", operation.error),
+        ("loading", "serialization", operation.loading),
+    )
+    return [(role, mode, kind) for role, mode, kind in roles if kind is not None]
+
+
+def _describe(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
+    """One operation, with the schemas of its types by role."""
+    content: dict[str, Any] = {kind: {"schema": {"type": "string"}} for kind in operation.text}
+    if operation.answer is not None:
+        content[_JSON] = {"schema": schemas["answer"]}
+    if operation.stream is not None:
+        kind, _ = operation.stream
+        content[kind] = {"x-itemSchema": schemas["part"]}  # without the x- in OpenAPI 3.2
+    responses = {
+        "200": {"description": "the answer", "content": content},
+        "default": _json("an error", schemas["error"]),
     }
+    if operation.loading is not None:
+        responses["503"] = _json("not yet, or no more", schemas["loading"])
+    described: dict[str, Any] = {"summary": operation.summary, "responses": responses}
+    if operation.body is not None:
+        described["requestBody"] = {"required": True, **_json("what is asked", schemas["body"])}
+    names = re.findall(r"{(\w+)}", operation.path)
+    if names:
+        described["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in names
+        ]
+    return described
+
+
+def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {_JSON: {"schema": schema}}}
+
+
+def _fields(operation: Operation) -> tuple[Operation, list[Any], list[Any]]:
+    """An operation for the page, with the objects that it takes and answers."""
+    described = document()["paths"][operation.path][operation.method]
+    body = described.get("requestBody", {"content": {}})["content"]
+    answer = described["responses"]["200"]["content"]
+    return operation, _objects(body.get(_JSON)), _objects(answer.get(_JSON))
+
+
+def _objects(content: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The schema of a JSON object, or those of which it is one."""
+    if content is None:
+        return []
+    schemas = document()["components"]["schemas"]
+    options = content["schema"].get("anyOf", [content["schema"]])
+    return [schemas[option["$ref"].rpartition("/")[2]] for option in options if "$ref" in option]

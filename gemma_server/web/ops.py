@@ -1,12 +1,13 @@
 """Routes for whoever runs the server: is it alive, is it ready, what is it doing."""
 
-from typing import Any
+from typing import Literal
 
 from flask import Blueprint, Response, current_app, render_template_string, request
 from prometheus_client import CONTENT_TYPE_LATEST
+from typing_extensions import TypedDict
 from werkzeug.routing import Rule
 
-from gemma_server.served import ServedModel
+from gemma_server.served import ServedModel, Status
 from gemma_server.web.metrics import Metrics
 
 _PAGE = """<!doctype html>
@@ -19,6 +20,21 @@ this address. What each route takes and answers is told in docs/api.md of the pr
 {% for methods, path in routes %}<li><code>{{ methods }} {{ path }}</code></li>
 {% endfor %}</ul>
 """
+
+
+class Health(TypedDict):
+    """GET /healthz."""
+
+    status: Literal["ok"]
+
+
+class Readiness(TypedDict):
+    """GET /readyz."""
+
+    status: Status
+    stage: str
+    progress: float | None  # the share of the stage that is done, when known
+    model: str
 
 
 def blueprint(model: ServedModel, metrics: Metrics) -> Blueprint:
@@ -35,13 +51,13 @@ def blueprint(model: ServedModel, metrics: Metrics) -> Blueprint:
         return Response(render_template_string(_PAGE, name=model.name, routes=named))
 
     @routes.get("/healthz")
-    def healthz() -> dict[str, str]:
+    def healthz() -> Health:
         return {"status": "ok"}
 
     @routes.get("/readyz")
-    def readyz() -> tuple[dict[str, Any], int, dict[str, str]]:
+    def readyz() -> tuple[Readiness, int, dict[str, str]]:
         status = model.status
-        body = {
+        body: Readiness = {
             "status": status,
             "stage": model.stage,
             "progress": model.progress,

@@ -1,24 +1,47 @@
 """What all routes' bodies share, and what the sidecar's own accept."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
-from gemma_server.engine.request import Request, SamplingOptions, random_seed
+from gemma_server.engine.request import MAX_TOP_LOGPROBS, Request, SamplingOptions, random_seed
 from gemma_server.errors import InvalidRequest
 
 MAX_PROMPTS = 64
 MAX_STOPS = 8
 MAX_STOP_LENGTH = 64
 
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]  # to JSON 100.0 is 100, and some send it so
 PromptText = Annotated[str, StringConstraints(min_length=1)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 Stops = StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)]
 Temperature = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
-TopK = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TopK = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
 MinP = Annotated[float, Field(ge=0.0, le=1.0)]
+TopPOrZero = Annotated[float, Field(ge=0.0, le=1.0)]  # 0: nothing beside the likeliest token
+Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
+RepetitionPenalty = Annotated[float, Field(gt=0.0, le=100.0)]
+TopLogprobs = Annotated[Whole, Field(ge=0, le=MAX_TOP_LOGPROBS)]
+
+
+class ModelBody(BaseModel):
+    """A body that may say which model it is for."""
+
+    model: str | None = None
 
 
 class ForeignBody(BaseModel):
@@ -63,19 +86,46 @@ def seed_of(seed: int | None, index: int) -> int:
     return random_seed() if seed is None else (seed + index) % 2**64
 
 
-class PromptBody(BaseModel):
+def temperature_and_top_p(temperature: float, top_p: float) -> tuple[float, float]:
+    """As the engine takes them, which has the exact argmax at temperature 0 alone."""
+    return (temperature, top_p) if top_p > 0.0 else (0.0, 1.0)
+
+
+def within(asked: int, limit: int | None, param: str) -> int:
+    """What was asked for.
+
+    Raises:
+        InvalidRequest: it is more than the server's operator allows.
+    """
+    if limit is not None and asked > limit:
+        raise InvalidRequest(f"{param}: this server's limit is {limit}", param=param)
+    return asked
+
+
+def check_tokens(ids: Sequence[int], vocab_size: int, param: str) -> None:
+    """Ids from a client.
+
+    Raises:
+        InvalidRequest: one of them is no token.
+    """
+    wrong = next((index for index in ids if not 0 <= index < vocab_size), None)
+    if wrong is not None:
+        message = f"{param}: {wrong} is no token; they go from 0 to {vocab_size - 1}"
+        raise InvalidRequest(message, param=param)
+
+
+class PromptBody(ModelBody):
     """POST /prompt. Unknown fields are refused by name."""
 
     model_config = ConfigDict(extra="forbid")
 
     prompt: PromptText | Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS)]
-    model: str | None = None
-    sampling_steps: int = Field(128, ge=1)
+    sampling_steps: Whole = Field(128, ge=1)
     temperature: Temperature = 0.0
     top_k: TopK = 0
     top_p: TopP = 1.0
     min_p: MinP = 0.0
-    seed: int | None = Field(None, ge=0, lt=2**64)
+    seed: Annotated[Whole, Field(ge=0, lt=2**64)] | None = None
     stop: Stops = []
     ignore_eos: bool = False
     stream: bool = False
@@ -93,11 +143,7 @@ class PromptBody(BaseModel):
         """
         if "sampling_steps" not in self.model_fields_set:
             return min(self.sampling_steps, limit)
-        if self.sampling_steps > limit:
-            raise InvalidRequest(
-                f"sampling_steps: this server's limit is {limit}", param="sampling_steps"
-            )
-        return self.sampling_steps
+        return within(self.sampling_steps, limit, "sampling_steps")
 
     def request(self, token_ids: list[int], steps: int, stop_ids: frozenset[int]) -> Request:
         """The engine's request for one encoded prompt."""

@@ -1,9 +1,9 @@
 """A job's answer as a stream, in whatever form a dialect writes it."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
-from typing import Any, Protocol
+from typing import Protocol
 
 from flask import Response, json, stream_with_context
 
@@ -59,7 +59,7 @@ def stream(job: Job, writer: Writer) -> Response:
     return response
 
 
-def event(document: dict[str, Any]) -> bytes:
+def event(document: Mapping[str, object]) -> bytes:
     """A server-sent event: one line of JSON, and a blank line."""
     return b"data: " + json.dumps(document).encode() + b"\n\n"
 

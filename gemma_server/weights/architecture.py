@@ -11,6 +11,15 @@ _NORMS_OF = {"gemma": (False, False), "gemma2": (False, True), "gemma3": (True, 
 FAMILIES = tuple(_NORMS_OF)
 
 
+def family_of(config: GemmaConfig) -> str:
+    """The generation whose norms these are."""
+    return next(
+        family
+        for family, norms in _NORMS_OF.items()
+        if norms == (config.qk_norm, config.post_norms)
+    )
+
+
 def count_layers(number: Numbers, name: str, found: Iterable[str]) -> int:
     """The number of layers that the file says, once the layers found are just these.
 

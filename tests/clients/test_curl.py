@@ -18,19 +18,19 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0}
 GENERATE = {"model": "fake", "prompt": "hey", "raw": True, "options": {"temperature": 0}}
 
 
-def curl(server: Server, path: str, body: object, *flags: str) -> subprocess.CompletedProcess[str]:
+def curl_command(server: Server, path: str, body: object, *flags: str) -> list[str]:
     """POST the body; `--json` needs curl 7.82, so this is the long form."""
-    return subprocess.run(
-        [
-            *("curl", "--silent", "--show-error", *flags),
-            *("--header", "Content-Type: application/json", "--data", json.dumps(body)),
-            f"http://127.0.0.1:{server.port}{path}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    return [
+        *("curl", "--silent", "--show-error", *flags),
+        *("--header", "Content-Type: application/json", "--data", json.dumps(body)),
+        f"http://127.0.0.1:{server.port}{path}",
+    ]
+
+
+def curl(server: Server, path: str, body: object, *flags: str) -> subprocess.CompletedProcess[str]:
+    """POST the body and wait for the end."""
+    command = curl_command(server, path, body, *flags)
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
 def test_plain(server: Server) -> None:

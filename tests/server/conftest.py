@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.sidecar import SERVE, Server, serve_slowly
+from tests.server.sidecar import SERVE, Server, listens, serve_slowly
+from tests.web.conftest import wait_until
 
 Start = Callable[..., Server]
 
@@ -20,14 +21,25 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts servers with these arguments and variables; waits until they are ready."""
+    """Starts servers with these arguments and variables; waits until they are ready.
+
+    One whose port is told is waited for only until it listens there.
+    """
     servers: list[Server] = []
 
-    def begin(*args: str, ready: bool = True, env: dict[str, str] | None = None) -> Server:
+    def begin(
+        *args: str,
+        ready: bool = True,
+        env: dict[str, str] | None = None,
+        port: int | None = None,
+    ) -> Server:
         home = tmp_path / f"server-{len(servers)}"
         home.mkdir()
-        server = Server(home, args or SERVE, env)
+        server = Server(home, args or SERVE, env, port)
         servers.append(server)
+        if port is not None:
+            wait_until(lambda: listens(port))
+            return server
         return server.wait_ready() if ready else server
 
     yield begin

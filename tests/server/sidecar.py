@@ -26,9 +26,13 @@ BY_HAND = (*GUNICORN, "-c", "python:gemma_server.gunicorn_conf", "gemma_server.w
 _START_S = 90.0  # a tiny real model compiles
 
 _PATCHED = """
-import functools, time
+import functools, pathlib, time
 import gemma_server.build as build
 Real = build.FakeRunner
+def when_allowed(path, *args, **options):
+    while not pathlib.Path(path).exists():
+        time.sleep(0.02)
+    return Real(*args, **options)
 build.FakeRunner = {runner}
 from gemma_server.cli import main
 main()
@@ -43,6 +47,12 @@ def serve_with_runner(runner: str, *flags: str) -> tuple[str, ...]:
 def serve_slowly(step_s: float, *flags: str) -> tuple[str, ...]:
     """Arguments for a server that takes `step_s` for each token."""
     return serve_with_runner(f"functools.partial(Real, step_s={step_s})", *flags)
+
+
+def serve_when(gate: Path, port: int) -> tuple[str, ...]:
+    """Arguments for a server on this port that loads until there is a file `gate`."""
+    runner = f"functools.partial(when_allowed, {str(gate)!r})"
+    return serve_with_runner(runner, "--port", str(port))
 
 
 def clean_environment(home: Path, extra: dict[str, str] | None = None) -> dict[str, str]:
@@ -152,8 +162,13 @@ class Server:
     """One server process in a home of its own."""
 
     def __init__(
-        self, home: Path, args: Sequence[str] = SERVE, env: dict[str, str] | None = None
+        self,
+        home: Path,
+        args: Sequence[str] = SERVE,
+        env: dict[str, str] | None = None,
+        port: int | None = None,
     ) -> None:
+        self._port = port  # if it is known before the ready line
         self._out, self._err = home / "stdout", home / "stderr"
         self._workers: list[int] = []
         with self._out.open("wb") as out, self._err.open("wb") as err:
@@ -179,7 +194,7 @@ class Server:
     @property
     def port(self) -> int:
         """The port of the last ready line."""
-        return int(READY.findall(self.stdout)[-1][0])
+        return self._port or int(READY.findall(self.stdout)[-1][0])
 
     @property
     def worker(self) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.server.conftest import Start
-from tests.server.sidecar import SERVE, serve_slowly
+from tests.server.sidecar import SERVE, free_port, serve_slowly, serve_when
 
 pytestmark = pytest.mark.slow
 
@@ -46,14 +46,18 @@ def _modules() -> None:
 
 
 @pytest.mark.usefixtures("_modules")
-def test_the_go_clients_are_served(start: Start) -> None:
+def test_the_go_clients_are_served(start: Start, tmp_path: Path) -> None:
     fast = start(*SERVE, *_NAMED)
     slow = start(*serve_slowly(0.05, *_NAMED, "--slots", "1", "--max-queue", "1"))
+    gate, port = tmp_path / "gate", free_port()
+    loading = start(*serve_when(gate, port), *_NAMED, port=port)
     tests = _go(
         *("test", "-count=1", "-v", "./..."),
         timeout_s=600,
         GEMMA_COMPAT_URL=f"http://127.0.0.1:{fast.port}",
         GEMMA_COMPAT_SLOW_URL=f"http://127.0.0.1:{slow.port}",
+        GEMMA_COMPAT_LOADING_URL=f"http://127.0.0.1:{loading.port}",
+        GEMMA_COMPAT_LOADING_GATE=str(gate),
     )
     print(tests.stdout)
     assert tests.returncode == 0, tests.stdout

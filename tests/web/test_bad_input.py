@@ -101,7 +101,7 @@ def test_a_body_that_is_no_json_object_is_invalid_json(
         (_raw("temperature", HUGE), "temperature"),
         (_body(top_k=-1), "top_k"),
         (_body(top_k=2**31), "top_k"),
-        (_body(top_k=1.0), "top_k"),
+        (_body(top_k=1.5), "top_k"),
         (_body(top_p=0), "top_p"),
         (_body(top_p=1.01), "top_p"),
         (_body(min_p=-0.01), "min_p"),

@@ -204,6 +204,24 @@ def test_a_long_text_is_cut_only_for_those_who_ask_and_says_by_how_much(
     assert "truncated_tokens" not in (_ask(sidecar, path, stream=False).json or {})
 
 
+def test_a_text_to_score_is_cut_to_the_longest_that_fits(serve: Serve) -> None:
+    sidecar = serve(context_length=32)
+    text = "0123456789" * 5
+    scored: dict[str, Any] = {"max_tokens": 0, "logprobs": 0, "echo": True}
+    document = _ask(sidecar, "/v1/completions", prompt=text, truncate=True, **scored).json
+    assert document is not None
+    assert document["truncated_tokens"] == 51 - 31
+    assert document["choices"][0]["text"] == text[-30:]
+
+
+def test_whole_numbers_may_have_a_fraction_of_zero(sidecar: Sidecar) -> None:
+    whole: dict[str, Any] = {"max_tokens": 2.0, "options": {"num_predict": 2.0}}
+    for path in ("/v1/completions", "/api/generate"):
+        document = _ask(sidecar, path, prompt="hello", stream=False, **whole).json
+        assert document is not None
+        assert _text(document) == "he"
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])
 def test_a_long_chat_loses_its_oldest_messages_but_not_the_system_s(
     serve: Serve, path: str

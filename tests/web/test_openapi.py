@@ -1,6 +1,8 @@
 """/openapi.json describes the routes, and nothing that follows from it breaks the server."""
 
+import re
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -8,56 +10,151 @@ import pytest
 from gemma_server.build import load_model
 from gemma_server.served import ServedModel
 from gemma_server.settings import load_settings
+from gemma_server.web import openapi
 from gemma_server.web.app import make_app
 from gemma_server.web.openapi import document
-from tests.web.conftest import Sidecar
+from tests.web.conftest import Sidecar, parse_json
 
 MIN_CASES = 2000
+_REF = "#/components/schemas/"
 
 
-def test_every_route_with_a_body_is_described_and_no_other(sidecar: Sidecar) -> None:
-    rules = sidecar.client.application.url_map.iter_rules()
-    with_body = {rule.rule for rule in rules if "POST" in (rule.methods or ())}
+def test_every_route_is_described_and_no_other(sidecar: Sidecar) -> None:
+    routes = {
+        (re.sub(r"<path:(\w+)>", r"{\1}", rule.rule), method.lower())
+        for rule in sidecar.client.application.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
     found = sidecar.client.get("/openapi.json").json
     assert found == document()
-    assert set(found["paths"]) == with_body
+    assert {(path, method) for path, item in found["paths"].items() for method in item} == routes
 
 
-def test_the_page_names_every_field(sidecar: Sidecar) -> None:
+def test_the_page_names_every_field_of_bodies_and_answers(sidecar: Sidecar) -> None:
     page = sidecar.client.get("/docs").get_data(as_text=True)
-    for body in ("PromptBody", "CompletionBody", "GenerateBody"):
-        for name in document()["components"]["schemas"][body]["properties"]:
+    for schema in ("PromptBody", "CompletionBody", "GenerateBody", "PromptAnswer", "Tags"):
+        for name in document()["components"]["schemas"][schema]["properties"]:
             assert f"<code>{name}</code>" in page
 
 
 @pytest.mark.slow
-def test_no_request_that_fits_the_schemas_or_almost_does_breaks_the_server() -> None:
+def test_no_request_that_fits_the_schemas_or_almost_does_breaks_the_server_or_its_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import schemathesis
     from hypothesis import HealthCheck, given, settings
     from schemathesis import GenerationMode, checks
-    from schemathesis.specs.openapi.checks import content_type_conformance
+    from schemathesis.specs.openapi.checks import (
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
 
+    closed = _with_closed_answers(document())
+    monkeypatch.setattr(openapi, "document", lambda: closed)
     model, own = ServedModel("fake"), load_settings(fake=True)
     load_model(own, model, lambda error: None)
     schema: Any = schemathesis.openapi.from_wsgi("/openapi.json", make_app(model, own))
+    is_a_part = {path: _part_validator(closed, path) for path in closed["paths"]}
     answers: Counter[tuple[str, bool]] = Counter()
+    streaming = {each.path for each in openapi.OPERATIONS if each.stream}
+    streamed: Counter[str] = Counter()
+
+    def check(case: Any) -> None:
+        if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+            case.body["model"] = "fake"  # else next to all of them would be 404
+        response = case.call()
+        answers[case.path, response.status_code == 200] += 1
+        case.validate_response(
+            response,
+            checks=[
+                checks.not_a_server_error,
+                content_type_conformance,
+                response_schema_conformance,
+                status_code_conformance,
+            ],
+        )
+        for part in _parts(response):
+            assert is_a_part[case.path](part), part
+            streamed[case.path] += 1
 
     for result in schema.get_all_operations():
         operation = result.ok()
-        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+        strategies = [operation.as_strategy(generation_mode=GenerationMode.POSITIVE)]
+        if operation.body:
+            strategies.append(operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
+        if operation.path in streaming:  # few cases ask for it by themselves
+            strategies.append(strategies[0].map(_streamed))
+        for strategy in strategies:
 
-            @given(case=operation.as_strategy(generation_mode=mode))
+            @given(case=strategy)
             @settings(max_examples=125, deadline=None, suppress_health_check=list(HealthCheck))
             def ask(case: Any) -> None:
-                if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
-                    case.body["model"] = "fake"  # else next to all of them would be 404
-                response = case.call()
-                answers[case.path, response.status_code == 200] += 1
-                case.validate_response(
-                    response, checks=[checks.not_a_server_error, content_type_conformance]
-                )
+                check(case)
 
             ask()
 
     assert answers.total() >= MIN_CASES
-    assert all(answers[path, True] for path in document()["paths"])  # none is only refused
+    # None of them is only refused, or never streams though it can.
+    unanswered = {path for path in closed["paths"] if not answers[path, True]}
+    assert unanswered == {"/v1/models/{name}", "/openapi.json"}  # the latter is not asked again
+    assert set(streamed) == streaming
+
+
+def _streamed(case: Any) -> Any:
+    case.body["stream"] = True
+    return case
+
+
+def _with_closed_answers(described: dict[str, Any]) -> dict[str, Any]:
+    """The same document, by which an answer has no field that is not described."""
+    schemas = described["components"]["schemas"]
+    responses = [
+        operation["responses"]
+        for path in described["paths"].values()
+        for operation in path.values()
+    ]
+    answers, found = set[str](), set(_references(responses))
+    while found:
+        answers |= found
+        found = set(_references([schemas[name] for name in found])) - answers
+    closed = {
+        name: {**schema, "additionalProperties": False} if name in answers else schema
+        for name, schema in schemas.items()
+    }
+    return {**described, "components": {"schemas": closed}}
+
+
+def _references(node: Any) -> Iterator[str]:
+    """The names of all schemas that this mentions."""
+    if isinstance(node, dict):
+        if "$ref" in node:
+            yield node["$ref"].removeprefix(_REF)
+        for value in node.values():
+            yield from _references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _references(value)
+
+
+def _part_validator(described: dict[str, Any], path: str) -> Callable[[Any], bool]:
+    """Whether something may be a part of the stream that a route answers."""
+    from jsonschema_rs import Draft202012Validator
+
+    [operation] = described["paths"][path].values()
+    contents = operation["responses"]["200"]["content"].values()
+    schemas = [content["x-itemSchema"] for content in contents if "x-itemSchema" in content]
+    whole = {"anyOf": schemas, "components": described["components"]}
+    return Draft202012Validator(whole if schemas else False).is_valid
+
+
+def _parts(response: Any) -> list[Any]:
+    """The JSON of every part of a streamed answer."""
+    text = response.content.decode()
+    match response.headers["content-type"][0].partition(";")[0]:
+        case "text/event-stream":
+            events = [event.removeprefix("data: ") for event in text.split("\n\n")[:-1]]
+            return [parse_json(event) for event in events if event != "[DONE]"]
+        case "application/x-ndjson":
+            return [parse_json(line) for line in text.splitlines()]
+    return []

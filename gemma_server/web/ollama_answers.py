@@ -1,0 +1,218 @@
+"""What Ollama's routes answer to those who generate, whole and line by line."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Literal
+
+from flask import json
+from typing_extensions import TypedDict
+
+from gemma_server.engine.request import FinishReason, Token
+from gemma_server.errors import RequestError
+from gemma_server.generation import Piece
+from gemma_server.served import LoadedModel
+from gemma_server.web.errors import body_of
+from gemma_server.web.job import Costs, Job
+from gemma_server.web.logprobs import TokenLogprob, entries
+from gemma_server.web.ollama_schema import OllamaBody
+
+
+class Head(TypedDict):
+    """What all lines of one answer share."""
+
+    model: str  # as the client named it
+    created_at: str
+
+
+class Scores(TypedDict, total=False):
+    """Of the line's tokens, for those who ask."""
+
+    logprobs: list[TokenLogprob]
+
+
+class More(Head, Scores):
+    """A line before the last."""
+
+    done: Literal[False]
+
+
+class End(Head, Scores, Costs):
+    """The last line: Ollama's counts, and its durations in nanoseconds."""
+
+    done: Literal[True]
+    done_reason: FinishReason
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+    prompt_eval_duration: int
+    eval_count: int
+    eval_duration: int
+
+
+class Idle(Head):
+    """The answer to those who want the model loaded, which it is."""
+
+    done: Literal[True]
+    done_reason: Literal["load"]
+
+
+class MoreText(More):
+    """A line of /api/generate."""
+
+    response: str
+
+
+class GeneratedText(End):
+    """The end of /api/generate, with all of the text where nothing was streamed."""
+
+    response: str
+
+
+class ContinuableText(GeneratedText):
+    """The same with the ids of prompt and answer, unless the prompt was raw."""
+
+    context: list[int]
+
+
+class IdleText(Idle):
+    """/api/generate without a prompt."""
+
+    response: str
+
+
+class OllamaMessage(TypedDict):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+class MoreChat(More):
+    """A line of /api/chat."""
+
+    message: OllamaMessage
+
+
+class ChatEnd(End):
+    """The end of /api/chat, with all of the message where nothing was streamed."""
+
+    message: OllamaMessage
+
+
+class IdleChat(Idle):
+    """/api/chat without messages."""
+
+    message: OllamaMessage
+
+
+Generated = ContinuableText | GeneratedText | IdleText
+Chatted = ChatEnd | IdleChat
+
+
+class _Form:
+    """What both ways to generate share."""
+
+    def __init__(self, body: OllamaBody, loaded: LoadedModel) -> None:
+        self._body, self._tokenizer = body, loaded.tokenizer
+
+    def _more(self, tokens: Sequence[Token]) -> More:
+        return {**head(self._body.model), "done": False, **self._scores(tokens)}
+
+    def _end(self, job: Job, tokens: Sequence[Token]) -> End:
+        costs, [completion] = job.costs(), job.completions
+        durations = {stage: round(ms * 1e6) for stage, ms in costs["timings"].items()}
+        return {
+            **head(self._body.model),
+            "done": True,
+            "done_reason": completion.finish_reason,
+            "total_duration": sum(durations.values()),
+            "load_duration": 0,
+            "prompt_eval_count": completion.prompt_tokens,
+            "prompt_eval_duration": durations["prefill_ms"],
+            "eval_count": completion.completion_tokens,
+            "eval_duration": durations["decode_ms"],
+            **self._scores(tokens),
+            **costs,
+        }
+
+    def _scores(self, tokens: Sequence[Token]) -> Scores:
+        return {"logprobs": entries(self._tokenizer, tokens)} if self._body.logprobs else {}
+
+
+class GenerateForm(_Form):
+    """Answers of /api/generate."""
+
+    def __init__(self, body: OllamaBody, loaded: LoadedModel, prompt_ids: list[int] | None) -> None:
+        super().__init__(body, loaded)
+        self._prompt_ids = prompt_ids
+
+    def more(self, text: str, tokens: Sequence[Token] = ()) -> MoreText:
+        """More text, and more to come."""
+        return {**self._more(tokens), "response": text}
+
+    def last(
+        self, job: Job, text: str = "", tokens: Sequence[Token] = ()
+    ) -> GeneratedText | ContinuableText:
+        """The end, with all of the text where nothing was streamed."""
+        answer: GeneratedText = {**self._end(job, tokens), "response": text}
+        if self._prompt_ids is None:
+            return answer
+        [completion] = job.completions
+        return {**answer, "context": self._prompt_ids + [token.id for token in completion.tokens]}
+
+
+class ChatForm(_Form):
+    """Answers of /api/chat."""
+
+    def more(self, text: str, tokens: Sequence[Token] = ()) -> MoreChat:
+        """More text, and more to come."""
+        return {**self._more(tokens), "message": spoken(text)}
+
+    def last(self, job: Job, text: str = "", tokens: Sequence[Token] = ()) -> ChatEnd:
+        """The end, with all of the text where nothing was streamed."""
+        return {**self._end(job, tokens), "message": spoken(text)}
+
+
+def spoken(text: str) -> OllamaMessage:
+    """A message of the model's."""
+    return {"role": "assistant", "content": text}
+
+
+def head(name: str) -> Head:
+    """The fields that every line begins with."""
+    return {"model": name, "created_at": rfc3339(datetime.now(UTC))}
+
+
+def rfc3339(moment: datetime) -> str:
+    """A time of UTC, as Go reads it."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def line(document: Mapping[str, object]) -> bytes:
+    """One JSON object, and the end of its line."""
+    return json.dumps(document).encode() + b"\n"
+
+
+class LineWriter:
+    """One JSON object a line, without blank lines: Ollama's clients parse every one."""
+
+    mimetype = "application/x-ndjson"
+
+    def __init__(self, form: GenerateForm | ChatForm) -> None:
+        self._form = form
+
+    def piece(self, index: int, piece: Piece) -> bytes:
+        """More text."""
+        return line(self._form.more(piece.text, piece.tokens))
+
+    def ping(self) -> bytes:
+        """Text without a character: there are no comments in JSON."""
+        return line(self._form.more(""))
+
+    def end(self, job: Job) -> Iterator[bytes]:
+        """The last object."""
+        yield line(self._form.last(job))
+
+    def failure(self, error: RequestError) -> bytes:
+        """The error as any answer has it."""
+        return line(body_of(error))

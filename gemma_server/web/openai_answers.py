@@ -1,0 +1,343 @@
+"""What OpenAI's routes answer, whole and in parts."""
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from gemma_server.engine.request import FinishReason, Logprobs, Token
+from gemma_server.errors import RequestError
+from gemma_server.generation import Completion, Piece
+from gemma_server.served import LoadedModel
+from gemma_server.web.errors import body_of
+from gemma_server.web.job import Costs, Job
+from gemma_server.web.logprobs import (
+    Scored,
+    TextLogprobs,
+    TextOffsets,
+    TokenLogprob,
+    entries,
+    scored,
+)
+from gemma_server.web.openai_schema import CompletionBody
+from gemma_server.web.streaming import DONE, PING, event
+
+
+class PromptTokensDetails(TypedDict):
+    """Of the prompt's tokens, those that were not computed again."""
+
+    cached_tokens: int
+
+
+class OpenAIUsage(TypedDict):
+    """Tokens of one answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class Head(TypedDict):
+    """What all parts of one answer share."""
+
+    id: str
+    created: int  # seconds since 1970
+    model: str
+    system_fingerprint: str
+
+
+class AssistantMessage(TypedDict):
+    """The whole text."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class Delta(TypedDict, total=False):
+    """More text; who speaks, in front of the first."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatLogprobs(TypedDict):
+    """Of each token."""
+
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class ChatChoice(TypedDict):
+    """One whole answer to a chat."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class ChatChunkChoice(TypedDict):
+    """More of one answer to a chat."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class TextChoice(TypedDict):
+    """One continued text, or more of it, which has no finish_reason before its end."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatCompletion(Head, Costs):
+    """POST /v1/chat/completions."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: OpenAIUsage
+
+
+class TextCompletion(Head, Costs):
+    """POST /v1/completions."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+    usage: OpenAIUsage
+
+
+class ChatChunk(Head):
+    """A part of a streamed chat."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+
+
+class ChatLastChunk(ChatChunk, Costs):
+    """The end of a streamed chat's last choice."""
+
+
+class ChatUsageChunk(ChatChunk):
+    """What follows it for those who ask, without choices."""
+
+    usage: OpenAIUsage
+
+
+class TextChunk(Head):
+    """A part of streamed texts."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+
+
+class TextLastChunk(TextChunk, Costs):
+    """The end of the last text."""
+
+
+class TextUsageChunk(TextChunk):
+    """What follows it for those who ask, without choices."""
+
+    usage: OpenAIUsage
+
+
+AnyChatChunk = ChatLastChunk | ChatUsageChunk | ChatChunk
+AnyTextChunk = TextLastChunk | TextUsageChunk | TextChunk
+
+
+class ChatForm:
+    """Answers to a chat."""
+
+    def __init__(self, loaded: LoadedModel, *, with_logprobs: bool) -> None:
+        self._head = _head("chatcmpl", loaded)
+        self._tokenizer = loaded.tokenizer
+        self._with_logprobs = with_logprobs
+
+    def answer(self, job: Job, n: int) -> ChatCompletion:
+        """All of it."""
+        choices: list[ChatChoice] = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": completion.text, "refusal": None},
+                "logprobs": self._logprobs(completion.tokens),
+                "finish_reason": completion.finish_reason,
+            }
+            for index, completion in enumerate(job.completions)
+        ]
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": usage(job, n),
+            **job.costs(),
+        }
+
+    def opening(self, index: int, scores: Sequence[Logprobs]) -> ChatChunk | None:
+        """Who speaks, before there is text."""
+        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+
+    def part(self, index: int, piece: Piece) -> ChatChunk:
+        """More text."""
+        return self._chunk(index, {"content": piece.text}, self._logprobs(piece.tokens), None)
+
+    def ending(self, index: int, completion: Completion) -> ChatChunk:
+        """Why there is no more."""
+        return self._chunk(index, {}, None, completion.finish_reason)
+
+    def closing(self) -> ChatChunk:
+        """What holds the usage."""
+        return self._chunk_of([])
+
+    def _chunk(
+        self,
+        index: int,
+        delta: Delta,
+        logprobs: ChatLogprobs | None,
+        finish_reason: FinishReason | None,
+    ) -> ChatChunk:
+        choice: ChatChunkChoice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+        return self._chunk_of([choice])
+
+    def _chunk_of(self, choices: list[ChatChunkChoice]) -> ChatChunk:
+        return {**self._head, "object": "chat.completion.chunk", "choices": choices}
+
+    def _logprobs(self, tokens: Sequence[Token]) -> ChatLogprobs | None:
+        if not self._with_logprobs:
+            return None
+        return {"content": entries(self._tokenizer, tokens), "refusal": None}
+
+
+class TextForm:
+    """Continued texts, behind the prompts' own where they are to be echoed."""
+
+    def __init__(self, loaded: LoadedModel, prompts: list[list[int]], body: CompletionBody) -> None:
+        self._head = _head("cmpl", loaded)
+        self._tokenizer = loaded.tokenizer
+        self._prompts = [ids for ids in prompts for _ in range(body.n)] if body.echo else None
+        self._offsets: list[TextOffsets] = []
+        if body.logprobs is not None:
+            self._offsets = [TextOffsets(loaded.tokenizer) for _ in range(len(prompts) * body.n)]
+
+    def answer(self, job: Job, n: int) -> TextCompletion:
+        """All of it."""
+        return {
+            **self._head,
+            "object": "text_completion",
+            "choices": [self._whole(index, item) for index, item in enumerate(job.completions)],
+            "usage": usage(job, n),
+            **job.costs(),
+        }
+
+    def opening(self, index: int, scores: Sequence[Logprobs]) -> TextChunk | None:
+        """The prompt, if it is to be echoed."""
+        if self._prompts is None:
+            return None
+        text, tokens = self._echo(index, scores)
+        return self._chunk([self._choice(index, text, tokens)])
+
+    def part(self, index: int, piece: Piece) -> TextChunk:
+        """More text."""
+        return self._chunk([self._choice(index, piece.text, scored(piece.tokens))])
+
+    def ending(self, index: int, completion: Completion) -> TextChunk:
+        """Why there is no more."""
+        reason = completion.finish_reason
+        last: TextChoice = {"index": index, "text": "", "logprobs": None, "finish_reason": reason}
+        return self._chunk([last])
+
+    def closing(self) -> TextChunk:
+        """What holds the usage."""
+        return self._chunk([])
+
+    def _chunk(self, choices: list[TextChoice]) -> TextChunk:
+        return {**self._head, "object": "text_completion", "choices": choices}
+
+    def _whole(self, index: int, completion: Completion) -> TextChoice:
+        echo, tokens = self._echo(index, completion.prompt_logprobs)
+        choice = self._choice(index, echo + completion.text, tokens + scored(completion.tokens))
+        return {**choice, "finish_reason": completion.finish_reason}
+
+    def _choice(self, index: int, text: str, tokens: list[Scored]) -> TextChoice:
+        logprobs = self._offsets[index].lists(tokens) if self._offsets else None
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+
+    def _echo(self, index: int, scores: Sequence[Logprobs]) -> tuple[str, list[Scored]]:
+        if self._prompts is None:
+            return "", []
+        ids = self._prompts[index]
+        return self._tokenizer.decode(ids), list(zip(ids, (None, *scores), strict=False))
+
+
+def _head(prefix: str, loaded: LoadedModel) -> Head:
+    return {
+        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": loaded.name,
+        "system_fingerprint": f"fp_{loaded.facts.digest[:12]}",
+    }
+
+
+def usage(job: Job, n: int) -> OpenAIUsage:
+    """A prompt counts once, however many answers it gets."""
+    found = job.usage()
+    prompt, completion = found["prompt_tokens"] // n, found["completion_tokens"]
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": found["cached_tokens"]},
+    }
+
+
+class EventWriter:
+    """Chunks as server-sent events. The one with a choice's finish_reason is its last, and usage
+    comes once: openai-go adds it up."""
+
+    mimetype = "text/event-stream"
+
+    def __init__(self, form: ChatForm | TextForm, *, n: int, with_usage: bool) -> None:
+        self._form, self._n, self._with_usage = form, n, with_usage
+        self._opened: set[int] = set()
+
+    def piece(self, index: int, piece: Piece) -> bytes:
+        """More text of one choice."""
+        opening = self._open(index, piece.prompt)
+        return opening if piece.prompt else opening + event(self._form.part(index, piece))
+
+    def ping(self) -> bytes:
+        """A comment."""
+        return PING
+
+    def end(self, job: Job) -> Iterator[bytes]:
+        """Why each choice ended, and what all of it took."""
+        *others, last = enumerate(job.completions)
+        for index, completion in others:
+            yield self._open(index) + event(self._form.ending(index, completion))
+        index, completion = last
+        yield self._open(index) + event({**self._form.ending(index, completion), **job.costs()})
+        if self._with_usage:
+            yield event({**self._form.closing(), "usage": usage(job, self._n)})
+        yield DONE
+
+    def failure(self, error: RequestError) -> bytes:
+        """The error as any answer has it."""
+        return event(body_of(error))
+
+    def _open(self, index: int, scores: Sequence[Logprobs] = ()) -> bytes:
+        if index in self._opened:
+            return b""
+        self._opened.add(index)
+        opening = self._form.opening(index, scores)
+        return b"" if opening is None else event(opening)
