@@ -25,18 +25,35 @@ func isMarker(token string) bool {
 	return token == "" || strings.HasPrefix(token, "<") && strings.HasSuffix(token, ">") && len(token) > 2
 }
 
+// scored is a token with its logprob, as either library has it.
+type scored struct {
+	token   string
+	logprob float64
+}
+
+// checkToken is for a drawn token, which the fake model always finds the
+// likeliest, and the likeliest in its place.
+func checkToken(t *testing.T, drawn scored, top []scored, wantTop int) {
+	t.Helper()
+	checkLogprob(t, drawn.token, drawn.logprob, 1)
+	equal(t, drawn.token+": top_logprobs", len(top), wantTop)
+	for i, other := range top {
+		checkLogprob(t, drawn.token+": "+other.token, other.logprob, i+1)
+		if i == 0 {
+			equal(t, "first of top_logprobs", other.token, drawn.token)
+		}
+	}
+}
+
 func checkChatLogprobs(t *testing.T, got []openai.ChatCompletionTokenLogprob, text string, top int) {
 	t.Helper()
 	var joined strings.Builder
 	for _, token := range got {
-		checkLogprob(t, token.Token, token.Logprob, 1)
-		equal(t, token.Token+": top_logprobs", len(token.TopLogprobs), top)
-		for i, other := range token.TopLogprobs {
-			checkLogprob(t, token.Token+": "+other.Token, other.Logprob, i+1)
-			if i == 0 {
-				equal(t, "first of top_logprobs", other.Token, token.Token)
-			}
+		var others []scored
+		for _, other := range token.TopLogprobs {
+			others = append(others, scored{other.Token, other.Logprob})
 		}
+		checkToken(t, scored{token.Token, token.Logprob}, others, top)
 		if isMarker(token.Token) {
 			continue
 		}
@@ -153,14 +170,11 @@ func TestOpenAI_CompletionLogprobsStreamed(t *testing.T) {
 func checkOllamaLogprobs(t *testing.T, got []api.Logprob, top int) (text string) {
 	t.Helper()
 	for _, token := range got {
-		checkLogprob(t, token.Token, token.Logprob, 1)
-		equal(t, token.Token+": top_logprobs", len(token.TopLogprobs), top)
-		for i, other := range token.TopLogprobs {
-			checkLogprob(t, token.Token+": "+other.Token, other.Logprob, i+1)
-			if i == 0 {
-				equal(t, "first of top_logprobs", other.Token, token.Token)
-			}
+		var others []scored
+		for _, other := range token.TopLogprobs {
+			others = append(others, scored{other.Token, other.Logprob})
 		}
+		checkToken(t, scored{token.Token, token.Logprob}, others, top)
 		if !isMarker(token.Token) {
 			text += token.Token
 		}

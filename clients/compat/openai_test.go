@@ -264,6 +264,11 @@ func TestOpenAI_ChatN(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	checkTwoAnswers(t, *got)
+}
+
+func checkTwoAnswers(t *testing.T, got openai.ChatCompletion) {
+	t.Helper()
 	equal(t, "choices", len(got.Choices), 2)
 	for i, choice := range got.Choices {
 		equal(t, "index", choice.Index, int64(i))
@@ -278,13 +283,7 @@ func TestOpenAI_ChatNStreamed(t *testing.T) {
 	params.N = openai.Int(2)
 	params.StreamOptions.IncludeUsage = openai.Bool(true)
 	acc, _ := accumulate(t, newOpenAI(serverURL), params)
-	equal(t, "choices", len(acc.Choices), 2)
-	for i, choice := range acc.Choices {
-		equal(t, "index", choice.Index, int64(i))
-		equal(t, "content", choice.Message.Content, chatText)
-		equal(t, "finish_reason", choice.FinishReason, "stop")
-	}
-	checkUsage(t, acc.Usage, chatPromptTokens, 2*chatAnswerTokens)
+	checkTwoAnswers(t, acc.ChatCompletion)
 }
 
 // The fake model swaps the case of letters when the seed is odd and the
