@@ -1,5 +1,6 @@
 """Sampling against plain NumPy definitions of each filter."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 VOCAB = 50
+LARGE = 2048  # more than the sampler looks at first, and several of its blocks
 
 
 def _sampling(rows: int, **columns: Any) -> Any:
@@ -51,9 +53,8 @@ def _adjustment(rows: int, entries: int = 4, **columns: Any) -> Any:
     )
 
 
-def _draw(
-    logits: Any, how: Any, position: int = 7, adjustment: Any = None, texts: Any = None
-) -> Any:
+@cache
+def _compiled() -> Any:
     import jax
 
     from gemma_server.model.sampling import Adjusted, sample
@@ -61,29 +62,34 @@ def _draw(
     def draw(logits: Any, how: Any, adjustment: Any, texts: Any, positions: Any) -> Any:
         return sample(Adjusted(logits, adjustment, lambda: texts), how, positions)
 
+    return jax.jit(draw)
+
+
+def _draw(
+    logits: Any, how: Any, position: int = 7, adjustment: Any = None, texts: Any = None
+) -> Any:
     rows = len(logits)
     positions = np.full(rows, position, np.int32)
     adjustment = _adjustment(rows) if adjustment is None else adjustment
     texts = np.zeros((rows, 1), np.int32) if texts is None else np.asarray(texts, np.int32)
-    return np.asarray(
-        jax.jit(draw)(np.asarray(logits, np.float32), how, adjustment, texts, positions)
-    )
+    logits = np.asarray(logits, np.float32)
+    return np.asarray(_compiled()(logits, how, adjustment, texts, positions))
 
 
-def _logits(seed: int = 0) -> Any:
-    return np.random.default_rng(seed).standard_normal(VOCAB) * 2
+def _logits(seed: int = 0, vocab: int = VOCAB) -> Any:
+    return np.random.default_rng(seed).standard_normal(vocab) * 2
 
 
 def _reference(logits: Any, temperature: float, top_k: int, top_p: float, min_p: float) -> Any:
     """The filtered distribution in float64: temperature, top-k, top-p, min-p, in this order."""
     scaled = np.asarray(logits, np.float64) / temperature
     order = np.argsort(-scaled)
-    keep = np.zeros(VOCAB, bool)
-    keep[order[: top_k or VOCAB]] = True
+    keep = np.zeros(len(scaled), bool)
+    keep[order[: top_k or len(scaled)]] = True
     weights = np.where(keep, np.exp(scaled - scaled.max()), 0.0)
     weights /= weights.sum()
     total = 0.0
-    nucleus = np.zeros(VOCAB, bool)
+    nucleus = np.zeros(len(scaled), bool)
     for token in order:
         nucleus[token] = True
         total += weights[token]
@@ -95,27 +101,51 @@ def _reference(logits: Any, temperature: float, top_k: int, top_p: float, min_p:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("vocab", "options"),
     [
-        {},
-        {"temperature": 0.5},
-        {"top_k": 5},
-        {"top_p": 0.7},
-        {"min_p": 0.2},
-        {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "min_p": 0.05},
+        (VOCAB, {}),
+        (VOCAB, {"temperature": 0.5}),
+        (VOCAB, {"top_k": 5}),
+        (VOCAB, {"top_p": 0.7}),
+        (VOCAB, {"min_p": 0.2}),
+        (VOCAB, {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "min_p": 0.05}),
+        (LARGE, {}),
+        (LARGE, {"top_k": 40, "top_p": 0.9}),
+        (LARGE, {"top_k": 1000}),
+        (LARGE, {"temperature": 4.0, "top_p": 0.98}),
+        (LARGE, {"temperature": 4.0, "top_k": 1500, "top_p": 0.98}),
     ],
     ids=str,
 )
-def test_draws_follow_the_filtered_distribution(options: dict[str, float]) -> None:
+def test_draws_follow_the_filtered_distribution(vocab: int, options: dict[str, float]) -> None:
     draws = 20_000
-    logits = _logits()
+    logits = _logits(vocab=vocab)
     drawn = _draw(np.tile(logits, (draws, 1)), _sampling(draws, **options))
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, **options}
     expected = _reference(logits, **settings)  # type: ignore[arg-type]
-    found = np.bincount(drawn, minlength=VOCAB) / draws
+    found = np.bincount(drawn, minlength=vocab) / draws
     assert found[expected == 0].sum() == 0
-    # Five standard deviations of a binomial share: these are 50 fixed draws, not a lottery.
-    assert np.all(np.abs(found - expected) <= 5 * np.sqrt(expected * (1 - expected) / draws) + 1e-9)
+    # Five standard deviations of a binomial share, and two draws for the rarest tokens: these are
+    # fixed draws, not a lottery.
+    deviation = np.sqrt(expected * (1 - expected) / draws)
+    assert np.all(np.abs(found - expected) <= 5 * deviation + 2 / draws)
+    # What is wrong with many rare tokens adds up: likeliest first, the shares agree at any point.
+    order = np.argsort(-expected)
+    assert np.abs(np.cumsum(found[order]) - np.cumsum(expected[order])).max() < 2 / np.sqrt(draws)
+
+
+def test_a_row_whose_top_is_wide_changes_no_other_s() -> None:
+    logits = np.stack([_logits(seed, LARGE) for seed in range(4)])
+    narrow: dict[str, list[Any]] = {"top_k": [3, 0, 0, 40], "top_p": [1.0, 0.5, 1.0, 0.9]}
+    alone = [
+        _draw([row], _sampling(1, seed=[seed], **{name: [v[seed]] for name, v in narrow.items()}))
+        for seed, row in enumerate(logits)
+    ]
+    among = _draw(
+        np.vstack([logits, _logits(4, LARGE)]),
+        _sampling(5, top_k=[*narrow["top_k"], 1000], top_p=[*narrow["top_p"], 1.0]),
+    )
+    np.testing.assert_array_equal(among[:4], np.concatenate(alone))
 
 
 def test_temperature_0_is_the_argmax_whatever_the_rest_says() -> None:
