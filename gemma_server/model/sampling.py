@@ -106,37 +106,44 @@ def _draw(logits: jax.Array, how: Sampling, positions: jax.Array, choose: Choose
     )
     # min_p is relative to the likeliest token, whose scaled logit is 0; log(0) = -inf is off.
     least = jnp.maximum(least, jnp.log(how.min_p))
-    weights = jnp.where(scaled >= least[:, None], jnp.exp(scaled), 0.0)
-    return _pick_token(weights, jax.vmap(_chances)(how.seed, positions))
+    # A race: who waits exponentially, the shorter the likelier the token, is first in proportion.
+    # A draw that adds up the likelihoods instead would turn on the last bit of any of them.
+    waits = _waits(how.seed, positions, scaled.shape[-1]) * jnp.exp(-scaled)
+    return _first(jnp.where(scaled >= least[:, None], waits, jnp.inf))
 
 
-def _chances(seed: jax.Array, position: jax.Array) -> jax.Array:
-    """Two independent draws from 0 <= u < 1: seed [2], position [] -> [2] f32."""
-    key = jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), position)
-    return jax.random.uniform(key, (2,))
+def _waits(seeds: jax.Array, positions: jax.Array, count: int) -> jax.Array:
+    """Exponential noise of mean 1, by seed, position and token: [B, 2], [B] -> [B, count].
 
-
-def _pick_token(weights: jax.Array, chances: jax.Array) -> jax.Array:
-    """A token in proportion to its weight: [B, V], [B, 2] -> [B].
-
-    First a block of tokens, then one of its tokens, each by a chance of its own: that is 48 bits
-    of chance, where one of 24 could not tell apart a large vocabulary's least likely tokens. Noise
-    for each token (Gumbel) would cost a CPU 20 times as much.
+    Threefry makes a key of seed and position; a cheaper hash, twice, makes 32 bits of it for each
+    token. Threefry for all tokens would cost a CPU four times as much as the rest of a draw.
     """
-    width = math.gcd(weights.shape[-1], _BLOCK)
-    blocks = weights.reshape(len(weights), -1, width)
-    block = _pick(blocks.sum(axis=-1), chances[:, 0])
-    chosen = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    return block * width + _pick(chosen, chances[:, 1])
+
+    def key(seed: jax.Array, position: jax.Array) -> jax.Array:
+        wrapped = jax.random.wrap_key_data(seed, impl="threefry2x32")
+        return jax.random.key_data(jax.random.fold_in(wrapped, position))
+
+    keys = jax.vmap(key)(seeds, positions)
+    bits = _mix(_mix(jnp.arange(count, dtype=jnp.uint32) ^ keys[:, :1]) + keys[:, 1:])
+    # From the small end, where floats are fine enough for the shortest of many waits.
+    share = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2**-32)
+    return -jnp.log1p(-jnp.minimum(share, jnp.float32(1 - 2**-24)))
 
 
-def _pick(weights: jax.Array, chance: jax.Array) -> jax.Array:
-    """The place at which this share of all weight is reached: [B, N], [B] -> [B]."""
-    reached = jnp.cumsum(weights, axis=-1)
-    place = jnp.sum(reached <= chance[:, None] * reached[:, -1:], axis=-1)
-    # Rounded up, a share may be out of reach: then it is the last that has any weight.
-    last = weights.shape[-1] - 1 - jnp.argmax(weights[:, ::-1] > 0.0, axis=-1)
-    return jnp.minimum(place, last)
+def _mix(x: jax.Array) -> jax.Array:
+    """Each bit of x [u32] turns half of the result's (lowbias32, skeeto/hash-prospector)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _first(waits: jax.Array) -> jax.Array:
+    """Where the shortest wait is: [B, V] -> [B]. By blocks, since XLA:CPU makes a slow loop of an
+    argmin and all that leads to it, but not of a minimum."""
+    blocks = waits.reshape(len(waits), -1, math.gcd(waits.shape[-1], _BLOCK))
+    block = jnp.argmin(blocks.min(axis=-1), axis=-1)
+    within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return block * blocks.shape[-1] + jnp.argmin(within, axis=-1)
 
 
 def _least_kept(scaled: jax.Array, top_k: jax.Array, top_p: jax.Array, choose: Choose) -> jax.Array:

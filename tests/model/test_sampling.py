@@ -66,10 +66,10 @@ def _compiled() -> Any:
 
 
 def _draw(
-    logits: Any, how: Any, position: int = 7, adjustment: Any = None, texts: Any = None
+    logits: Any, how: Any, position: Any = 7, adjustment: Any = None, texts: Any = None
 ) -> Any:
     rows = len(logits)
-    positions = np.full(rows, position, np.int32)
+    positions = np.broadcast_to(np.asarray(position, np.int32), (rows,))
     adjustment = _adjustment(rows) if adjustment is None else adjustment
     texts = np.zeros((rows, 1), np.int32) if texts is None else np.asarray(texts, np.int32)
     logits = np.asarray(logits, np.float32)
@@ -172,6 +172,19 @@ def test_a_draw_depends_on_its_own_seed_and_position_alone() -> None:
     assert len(set(elsewhere)) > 5
     other_seeds = _draw([logits] * 20, _sampling(20))
     assert len(set(other_seeds)) > 5
+
+
+def test_draws_that_follow_each_other_have_nothing_to_do_with_each_other() -> None:
+    draws, vocab = 20_000, 8
+    same = _sampling(draws, seed=np.full(draws, 3))
+    one_text = _draw(np.zeros((draws, vocab)), same, np.arange(draws))
+    many_texts = _draw(np.zeros((draws, vocab)), _sampling(draws))
+    for drawn in (one_text, many_texts):
+        for apart in (1, 2, 256):
+            pairs = drawn[:-apart] * vocab + drawn[apart:]
+            found = np.bincount(pairs, minlength=vocab**2) / len(pairs)
+            share = 1 / vocab**2
+            assert np.all(np.abs(found - share) < 5 * np.sqrt(share / len(pairs)))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
