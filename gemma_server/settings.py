@@ -9,7 +9,6 @@ import errno
 import ipaddress
 import os
 import socket
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,6 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gemma-server"
 
 
-@lru_cache(maxsize=256)  # asked for the Host of every request
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach `host`."""
     host = host.lower()

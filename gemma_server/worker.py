@@ -4,6 +4,7 @@ import faulthandler
 import json
 import logging
 import os
+import select
 import socket
 import struct
 import sys
@@ -16,6 +17,7 @@ from flask import Flask
 from gunicorn.http import errors as http_errors
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from gemma_server.connection import AnswerSocket
 from gemma_server.engine.engine import Engine
 from gemma_server.errors import ModelLoadError, UsageError
 from gemma_server.served import ServedModel
@@ -30,6 +32,7 @@ LOAD_FAILED = 3  # gunicorn's own code for a worker that cannot boot: the master
 ENGINE_DIED = 1  # gunicorn starts a new worker, which loads the model again
 SOCKET_TIMEOUT_S = 30  # for a client that stops sending its request or reading its answer
 STUCK_AFTER_S = 180.0  # a step takes milliseconds; one of the largest model on a CPU, a minute
+LINGER_MS = 5  # that a thread stays with a connection for its next request
 _LAST_WORDS_S = 2  # what is still running so long before the drain ends is told so
 
 _STATUS_OF_PARSE_ERROR: dict[type[Exception], tuple[int, str]] = {
@@ -102,7 +105,38 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
             limit = struct.pack("ll", SOCKET_TIMEOUT_S, 0)
             conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            if not self.cfg.is_ssl and not isinstance(conn.sock, AnswerSocket):
+                conn.sock = AnswerSocket.of(conn.sock)
         super().enqueue_req(conn)
+
+    def handle(self, conn: TConn) -> Any:
+        """Answer a connection's requests as long as they come at once.
+
+        gunicorn hands a connection back to its main thread after each answer, and that one to
+        another thread when there is more to read: two changes of thread, which take as long as
+        the rest of a short request.
+        """
+        while (kept := super().handle(conn)) is True and self._has_more(conn):
+            pass
+        return kept
+
+    def handle_request(self, req: Any, conn: TConn) -> Any:
+        """Answer one request, a head without a body too."""
+        try:
+            return super().handle_request(req, conn)
+        finally:
+            if isinstance(conn.sock, AnswerSocket):
+                conn.sock.flush()
+
+    def _has_more(self, conn: TConn) -> bool:
+        """Whether the next request comes within a moment, while no other needs the thread."""
+        if not self.alive or conn.is_http2 or self.tpool._work_queue.qsize():
+            return False
+        if conn.parser.unreader.buf.getvalue():
+            return True
+        poll = select.poll()
+        poll.register(conn.sock, select.POLLIN)
+        return bool(poll.poll(LINGER_MS))
 
     def set_accept_enabled(self, enabled: bool) -> None:
         """Take new connections or not; a worker that ends closes its listeners at once, lest the

@@ -1,6 +1,7 @@
 """Who may ask: the Host a request names, and its API key."""
 
 import hmac
+from functools import lru_cache
 
 from flask import request
 from werkzeug.exceptions import Forbidden, Unauthorized
@@ -23,7 +24,7 @@ class Guard:
 
     def check(self) -> None:
         """Raise `Forbidden` or `Unauthorized` for a request that may not pass."""
-        if self._local_only and not is_loopback(_host_name(request.host)):
+        if self._local_only and not _is_this_machine(request.host):
             raise Forbidden(
                 f"Host {request.host[:100]!r} is not this machine; "
                 "use localhost or 127.0.0.1, or serve on another --host"
@@ -39,8 +40,9 @@ class Guard:
         return scheme.lower() == "bearer" and any(known)
 
 
-def _host_name(host: str) -> str:
-    """`[::1]:20200` -> `::1`, `localhost:20200` -> `localhost`."""
+@lru_cache(maxsize=256)
+def _is_this_machine(host: str) -> bool:
+    """Whether `[::1]:20200` or `localhost:20200` can only be reached from here."""
     if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+        return is_loopback(host[1:].partition("]")[0])
+    return is_loopback(host.partition(":")[0])

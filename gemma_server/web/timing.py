@@ -1,8 +1,6 @@
 """Where an answer's time went: the `Server-Timing` header, and the same numbers in the body."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from flask import g
 
@@ -12,16 +10,18 @@ def milliseconds(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
-@contextmanager
-def timed(stage: str) -> Iterator[None]:
-    """Add the time that this takes to a stage of the request."""
-    began = time.perf_counter()
-    try:
-        yield
-    finally:
-        name = f"{stage}_ms"
-        spent = milliseconds(time.perf_counter() - began)
-        g.timings[name] = round(g.timings.get(name, 0.0) + spent, 3)
+class timed:
+    """Adds the time that a block takes to a stage of the request."""
+
+    def __init__(self, stage: str) -> None:
+        self._name = f"{stage}_ms"
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *exc_info: object) -> None:
+        spent, timings = milliseconds(time.perf_counter() - self._began), g.timings
+        timings[self._name] = round(timings.get(self._name, 0.0) + spent, 3)
 
 
 def server_timing() -> str:

@@ -1,0 +1,91 @@
+"""Connections that are kept: answers in one piece, and threads that nobody keeps for himself."""
+
+import contextlib
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.server.conftest import Start
+from tests.server.sidecar import SERVE, Server, ask
+from tests.web.conftest import wait_until
+
+pytestmark = pytest.mark.slow
+
+ECHO = (
+    b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 13\r\n"
+    b'Content-Type: application/json\r\n\r\n{"prompt": 1}'
+)
+THREADS = 16 + 1  # for health, and for the one slot
+
+
+@pytest.fixture
+def small(start: Start) -> Server:
+    """A server with few threads."""
+    return start(*SERVE, "--slots", "1", "--max-queue", "0")
+
+
+def test_idle_connections_hold_no_thread(small: Server) -> None:
+    idle = [small.connect() for _ in range(64)]
+    try:
+        for connection in idle:
+            assert ask(connection, "POST", "/echo", {"prompt": 1}).status == 200
+        began = time.monotonic()
+        assert small.ask("POST", "/echo", {"prompt": 2}).json == {"echo_prompt": 2}
+        assert time.monotonic() - began < 2  # a thread that waited for one would take 75 s
+        for connection in idle:
+            assert ask(connection, "POST", "/echo", {"prompt": 3}).status == 200
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+def test_connections_that_never_pause_leave_room_for_others(small: Server) -> None:
+    pipelined = 3000
+    greedy = [small.open_socket() for _ in range(THREADS)]
+    answered = [0] * THREADS
+
+    def write(index: int) -> None:
+        with contextlib.suppress(OSError):  # it is closed before the end
+            greedy[index].sendall(ECHO * pipelined)
+
+    def read(index: int) -> None:
+        while data := greedy[index].recv(65536):
+            answered[index] += data.count(b"echo_prompt")
+
+    threads = [
+        threading.Thread(target=task, args=(index,))
+        for task in (write, read)
+        for index in range(THREADS)
+    ]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: min(answered) > 0)
+    for _ in range(3):
+        assert small.ask("POST", "/echo", {"prompt": 1}).status == 200
+    assert max(answered) < pipelined  # nobody had to leave for it
+    for peer in greedy:
+        peer.shutdown(socket.SHUT_RDWR)
+    for thread in threads:
+        thread.join()
+    for peer in greedy:
+        peer.close()
+
+
+def test_an_answer_without_a_body_is_sent_and_the_connection_goes_on(small: Server) -> None:
+    connection = small.connect()
+    for _ in range(3):
+        answer = ask(connection, "HEAD", "/")
+        assert (answer.status, answer.body) == (200, b"")
+        assert ask(connection, "POST", "/echo", {"prompt": 1}).status == 200
+    connection.close()
+
+
+def test_head_and_body_of_a_short_answer_come_together(small: Server) -> None:
+    body = b'{"prompt": 1}'
+    head = f"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    with small.open_socket(
+        head.encode() + b"Content-Type: application/json\r\n\r\n" + body
+    ) as peer:
+        assert b"echo_prompt" in peer.recv(65536)
