@@ -70,3 +70,27 @@ func ExampleServer_SetStatus() {
 	// true
 	// hello <nil>
 }
+
+// A held stream is under way for as long as the test wants it to be.
+func ExampleReply() {
+	hold := make(chan struct{})
+	srv := gemmatest.NewServer(nil, gemmatest.WithReplies(gemmatest.Reply{Pieces: []string{"a", "b"}, Hold: hold}))
+	defer srv.Close()
+
+	for chunk, err := range srv.Client().Stream(context.Background(), gemma.Request{Prompt: "x"}) {
+		fmt.Printf("%q %v\n", chunk.Text, err)
+		if chunk.Text == "a" {
+			close(hold)
+		}
+	}
+	// Output:
+	// "a" <nil>
+	// "b" <nil>
+	// "" <nil>
+}
+
+func ExampleRepeat() {
+	reply := gemmatest.Repeat(gemma.Request{Prompt: "Hello", Stop: []string{"lo"}})
+	fmt.Printf("%q %s %d\n", reply.Pieces, reply.FinishReason, reply.Usage.CompletionTokens)
+	// Output: ["H" "e" "l"] stop 5
+}
