@@ -48,18 +48,19 @@ func newEndpoint(baseURL, socket string, hc *http.Client) (*endpoint, error) {
 	if socket != "" && hc != nil {
 		return nil, errors.New("gemma: a Unix socket and WithHTTPClient exclude each other")
 	}
-	name := "unix:" + socket
-	if socket == "" {
-		name = baseURL
-	} else if baseURL == "" {
+	if socket != "" && baseURL == "" {
 		baseURL = "http://localhost"
-	}
-	if hc == nil {
-		hc = newHTTPClient(socket)
 	}
 	base, err := parseBaseURL(baseURL)
 	if err != nil {
 		return nil, err
+	}
+	name := base.Redacted()
+	if socket != "" {
+		name = "unix:" + socket
+	}
+	if hc == nil {
+		hc = newHTTPClient(socket)
 	}
 	return &endpoint{name: name, base: base, http: hc}, nil
 }

@@ -265,16 +265,17 @@ func TestReadyIsNotRetried(t *testing.T) {
 func TestLogger(t *testing.T) {
 	url, _ := answers(t, []string{"429", "Retry-After: 1"}, []string{"200"})
 	var log bytes.Buffer
-	client := New(WithBaseURL(url), WithAPIKey("sesame"), WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
+	host := strings.TrimPrefix(url, "http://")
+	client := New(WithBaseURL("http://user:password@"+host), WithAPIKey("sesame"), WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
 	waits(client)
 	if _, err := client.Generate(context.Background(), Request{Prompt: "private"}); err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSpace(log.String()), "\n")
-	if len(lines) != 1 || !strings.Contains(lines[0], "level=INFO") || !strings.Contains(lines[0], url) || !strings.Contains(lines[0], "429") {
+	if len(lines) != 1 || !strings.Contains(lines[0], "level=INFO") || !strings.Contains(lines[0], host) || !strings.Contains(lines[0], "429") {
 		t.Errorf("logged %q", lines)
 	}
-	if slices.ContainsFunc([]string{"sesame", "private"}, func(s string) bool { return strings.Contains(log.String(), s) }) {
+	if slices.ContainsFunc([]string{"sesame", "private", "password"}, func(s string) bool { return strings.Contains(log.String(), s) }) {
 		t.Errorf("logged %q", lines)
 	}
 }
