@@ -47,7 +47,7 @@ type Option func(*Server)
 // the order of their arrival. When all are used up it goes on as [WithAnswer]
 // says.
 func WithReplies(replies ...Reply) Option {
-	return func(s *Server) { s.script = replies }
+	return func(s *Server) { s.script = slices.Clone(replies) }
 }
 
 // WithAnswer has a function answer /prompt, in place of [Repeat]. It may be
@@ -95,8 +95,7 @@ func (s *Server) Close() {
 	})
 }
 
-// Client returns a client of this server. Options may change it; one that
-// names an address takes the server's place.
+// Client returns a client of this server, with its API key and then opts.
 func (s *Server) Client(opts ...gemma.Option) *gemma.Client {
 	own := []gemma.Option{gemma.WithBaseURL(s.URL), gemma.WithAPIKey(s.apiKey)}
 	return gemma.New(append(own, opts...)...)
