@@ -18,12 +18,13 @@ import (
 	"time"
 )
 
-// serve starts a server that lives as long as the test.
+// serve starts a server that lives as long as the test. Its client sends each
+// request once, so that a test sees what one answer does.
 func serve(t *testing.T, h http.HandlerFunc) *Client {
 	t.Helper()
 	srv := httptest.NewServer(h)
 	t.Cleanup(srv.Close)
-	return New(WithBaseURL(srv.URL))
+	return New(WithBaseURL(srv.URL), WithRetries(0))
 }
 
 const goodAnswer = `{"response": "Hello", "finish_reason": "length",
@@ -311,14 +312,20 @@ func TestOptions(t *testing.T) {
 		"other scheme": {WithBaseURL("ftp://localhost")},
 		"no host":      {WithBaseURL("http:///x")},
 		"conflict":     {WithUnixSocket("s"), WithHTTPClient(&http.Client{})},
+		"endpoints":    {WithEndpoints("http://a"), WithBaseURL("http://b")},
+		"no address":   {WithEndpoints("http://a", "")},
+		"no socket":    {WithEndpoints("http://a", "unix:")},
+		"no own dial":  {WithEndpoints("unix:s"), WithHTTPClient(&http.Client{})},
+		"retries":      {WithRetries(-1)},
+		"key":          {WithAPIKey("secret\n")},
 	} {
 		for call, err := range everyCall(New(opts...)) {
-			if err == nil || !strings.HasPrefix(err.Error(), "gemma: ") {
+			if err == nil || !strings.HasPrefix(err.Error(), "gemma: ") || strings.Contains(err.Error(), "secret") {
 				t.Errorf("%s: %s: error %v", name, call, err)
 			}
 		}
 	}
-	if got := New(WithBaseURL(""), WithUnixSocket(""), WithHTTPClient(nil)); got.err != nil || got.base.String() != DefaultBaseURL || got.http == nil {
+	if got := New(WithBaseURL(""), WithUnixSocket(""), WithEndpoints(), WithHTTPClient(nil), WithAPIKey(""), WithLogger(nil)); got.err != nil || got.pool.endpoints[0].base.String() != DefaultBaseURL || got.pool.endpoints[0].http == nil {
 		t.Errorf("empty options: %+v", got)
 	}
 }
@@ -339,7 +346,7 @@ func TestBaseURLPath(t *testing.T) {
 }
 
 func TestDefaultTransport(t *testing.T) {
-	tr := New().http.Transport.(*http.Transport)
+	tr := New().pool.endpoints[0].http.Transport.(*http.Transport)
 	if tr == http.DefaultTransport || tr.Proxy != nil || tr.MaxIdleConnsPerHost < 64 || tr.IdleConnTimeout != 60*time.Second {
 		t.Errorf("got %+v", tr)
 	}
@@ -350,7 +357,7 @@ func TestDefaultTransport(t *testing.T) {
 	std := http.DefaultTransport
 	defer func() { http.DefaultTransport = std }()
 	http.DefaultTransport = transportFunc(nil)
-	if _, ok := New().http.Transport.(*http.Transport); !ok {
+	if _, ok := New().pool.endpoints[0].http.Transport.(*http.Transport); !ok {
 		t.Error("a replaced default transport was taken over")
 	}
 }

@@ -16,6 +16,7 @@ const (
 	CodeInvalidValue          = "invalid_value"
 	CodeUnknownField          = "unknown_field"
 	CodeContextLengthExceeded = "context_length_exceeded"
+	CodeUnauthorized          = "unauthorized"
 	CodeOverloaded            = "overloaded"
 	CodeLoading               = "loading"
 	CodeDraining              = "draining"

@@ -1,15 +1,18 @@
 // Command ask sends one prompt to gemma-server and prints the answer as it is
 // made.
 //
-//	ask [-addr host:port] [-uds path] [-steps n] [prompt ...]
+//	ask [-url address ...] [-addr host:port] [-uds path] [-api-key-file path]
+//	    [-steps n] [-retries n] [-v] [prompt ...]
 //
 // Without arguments the prompt is the standard input, less its last line end.
+// With several -url the least busy server is asked, and another one when that
+// takes no requests. The API key is the first in its file, or else the
+// variable GEMMA_API_KEY.
 package main
 
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -26,33 +29,19 @@ func main() {
 }
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	flags := flag.NewFlagSet("ask", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	addr := flags.String("addr", "127.0.0.1:20200", "`host:port` of the server")
-	uds := flags.String("uds", "", "`path` of the server's Unix socket; wins over -addr")
-	steps := flags.Int("steps", 0, "most tokens to generate; 0 leaves it to the server")
-	flags.Usage = func() {
-		fmt.Fprintln(stderr, "usage: ask [flags] [prompt ...]\nThe prompt is the standard input where no argument gives it.")
-		flags.PrintDefaults()
+	opts, code := parseOptions(args, stderr)
+	if opts == nil {
+		return code
 	}
-	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
-		return 0
-	} else if err != nil {
-		return 2
+	client, err := opts.client(stderr)
+	if err != nil {
+		fmt.Fprintln(stderr, "ask:", err)
+		return 1
 	}
-	if *steps < 0 {
-		fmt.Fprintln(stderr, "ask: -steps must not be negative")
-		return 2
-	}
-
-	prompt := strings.Join(flags.Args(), " ")
-	if flags.NArg() == 0 {
-		text, err := io.ReadAll(stdin)
-		if err != nil {
-			fmt.Fprintln(stderr, "ask: reading the standard input:", err)
-			return 1
-		}
-		prompt = strings.TrimSuffix(strings.TrimSuffix(string(text), "\n"), "\r")
+	prompt, err := opts.prompt(stdin)
+	if err != nil {
+		fmt.Fprintln(stderr, "ask: reading the standard input:", err)
+		return 1
 	}
 	if prompt == "" {
 		fmt.Fprintln(stderr, "ask: the prompt is empty: give it as arguments or on the standard input")
@@ -62,9 +51,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	// Only now: while the prompt is being read, Ctrl-C should end the program.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	client := gemma.New(gemma.WithBaseURL("http://"+*addr), gemma.WithUnixSocket(*uds))
 	out := &lineWriter{w: stdout}
-	err := answer(ctx, client, gemma.Request{Prompt: prompt, SamplingSteps: *steps}, out)
+	err = answer(ctx, client, gemma.Request{Prompt: prompt, SamplingSteps: opts.steps}, out)
 	if err == nil || out.written {
 		if endErr := out.endLine(); err == nil {
 			err = endErr
@@ -145,6 +133,8 @@ func advice(err error) string {
 		return "the server is busy; " + again
 	case errors.Is(err, gemma.ErrDeadline):
 		return "the answer took too long; ask for fewer tokens with -steps"
+	case api.Code == gemma.CodeUnauthorized:
+		return "give a key that the server knows with -api-key-file or in GEMMA_API_KEY"
 	case api.Code == gemma.CodeContextLengthExceeded:
 		return "shorten the prompt"
 	case api.Code == gemma.CodeGenerationFailed:

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 )
@@ -43,9 +44,10 @@ func start(t *testing.T, h http.HandlerFunc) (addr string) {
 	return srv.Listener.Addr().String()
 }
 
+// ask runs the program, which tries nothing again unless args say so.
 func ask(stdin string, args ...string) (code int, stdout, stderr string) {
 	var out, errs bytes.Buffer
-	code = run(args, strings.NewReader(stdin), &out, &errs)
+	code = run(append([]string{"-retries", "0"}, args...), strings.NewReader(stdin), &out, &errs)
 	return code, out.String(), errs.String()
 }
 
@@ -154,6 +156,7 @@ func TestErrors(t *testing.T) {
 		{"loading", refusal(503, "loading"), "", []string{"the message", "r9", "still loading", "5s"}},
 		{"draining", refusal(503, "draining"), "", []string{"shutting down", "./run-gemma-server.sh"}},
 		{"overloaded", refusal(429, "overloaded"), "", []string{"busy", "5s"}},
+		{"no key", refusal(401, "unauthorized"), "", []string{"-api-key-file", "GEMMA_API_KEY"}},
 		{"deadline", refusal(504, "deadline"), "", []string{"-steps"}},
 		{"too long", refusal(400, "context_length_exceeded"), "", []string{"shorten"}},
 		{"failed", refusal(500, "generation_failed"), "", []string{"see the server's log"}},
@@ -204,11 +207,53 @@ func TestNoServer(t *testing.T) {
 	}
 }
 
+// One server loads and another is free: the answer comes from that one, and -v
+// says why.
+func TestSeveralServers(t *testing.T) {
+	loading := "http://" + start(t, refusal(503, "loading"))
+	free := "http://" + start(t, events(last+done))
+	// The addresses take turns, so the first prompt goes to the first one.
+	code, stdout, stderr := ask("", "-url", loading, "-url", free, "-retries", "1", "-v", "x")
+	if code != 0 || stdout != " you\n" {
+		t.Errorf("got %d, %q", code, stdout)
+	}
+	if !strings.Contains(stderr, "trying again") || !strings.Contains(stderr, loading) {
+		t.Errorf("said %q", stderr)
+	}
+}
+
+func TestAPIKey(t *testing.T) {
+	var got atomic.Value
+	addr := start(t, func(w http.ResponseWriter, r *http.Request) {
+		got.Store(r.Header.Get("Authorization"))
+		events(last+done)(w, r)
+	})
+	file := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(file, []byte("\n k-1 \nk-2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("GEMMA_API_KEY", "k-3")
+	for want, args := range map[string][]string{
+		"Bearer k-1": {"-addr", addr, "-api-key-file", file, "x"},
+		"Bearer k-3": {"-addr", addr, "x"},
+	} {
+		if code, _, stderr := ask("", args...); code != 0 || got.Load() != want {
+			t.Errorf("got %d, %q, sent %q, want %q", code, stderr, got.Load(), want)
+		}
+	}
+	code, _, stderr := ask("", "-api-key-file", file+"-none", "x")
+	if code != 1 {
+		t.Errorf("got %d", code)
+	}
+	checkStderr(t, stderr, "-api-key-file")
+}
+
 func TestUsage(t *testing.T) {
 	for _, args := range [][]string{
 		{"-nope", "x"},
 		{"-steps", "-1", "x"},
 		{"-steps", "many", "x"},
+		{"-retries", "-1", "x"},
 		{""},
 		{},
 	} {

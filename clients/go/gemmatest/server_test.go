@@ -1,0 +1,158 @@
+package gemmatest
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"testing"
+	"time"
+
+	gemma "github.com/gemma-server/gemma-server/clients/go"
+)
+
+var ctx = context.Background()
+
+// collect reads a whole stream.
+func collect(c *gemma.Client, ctx context.Context) (pieces []string, err error) {
+	for chunk, err := range c.Stream(ctx, gemma.Request{Prompt: "x"}) {
+		if err != nil {
+			return pieces, err
+		}
+		pieces = append(pieces, chunk.Text)
+	}
+	return pieces, nil
+}
+
+// The client must make of each failure what it makes of the server's.
+func TestFailures(t *testing.T) {
+	srv := NewServer(t)
+	client := srv.Client(gemma.WithRetries(0))
+	for name, tc := range map[string]struct {
+		reply   Reply
+		pieces  int
+		is      error // what errors.Is finds
+		inWhole error // without a stream, if another
+	}{
+		"overloaded": {Reply{Err: &gemma.APIError{Code: gemma.CodeOverloaded, RetryAfter: time.Second}}, 0, gemma.ErrOverloaded, nil},
+		"loading":    {Error(503, gemma.CodeLoading), 0, gemma.ErrLoading, nil},
+		"amid":       {Reply{Pieces: []string{"a", "b"}, Err: &gemma.APIError{Code: gemma.CodeDeadline}}, 2, gemma.ErrDeadline, nil},
+		"break":      {Reply{Pieces: []string{"a"}, Break: true}, 1, io.ErrUnexpectedEOF, io.EOF},
+	} {
+		srv.Script(tc.reply, tc.reply)
+		pieces, err := collect(client, ctx)
+		if len(pieces) != tc.pieces || !errors.Is(err, tc.is) {
+			t.Errorf("%s: %q, %v", name, pieces, err)
+		}
+		if tc.inWhole == nil {
+			tc.inWhole = tc.is
+		}
+		_, err = client.Generate(ctx, gemma.Request{Prompt: "x"})
+		if !errors.Is(err, tc.inWhole) {
+			t.Errorf("%s: Generate: %v", name, err)
+		}
+		var api *gemma.APIError
+		if errors.As(err, &api) && (api.RequestID == "" || api.Type == "" || api.RetryAfter != tc.reply.Err.RetryAfter) {
+			t.Errorf("%s: %+v", name, api)
+		}
+	}
+}
+
+// A held stream is under way until the test lets it go, however long that is.
+func TestHold(t *testing.T) {
+	hold := make(chan struct{})
+	srv := NewServer(t, WithReplies(Reply{Pieces: []string{"a", "b"}, Hold: hold}))
+	var pieces []string
+	for chunk, err := range srv.Client().Stream(ctx, gemma.Request{Prompt: "x"}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pieces = append(pieces, chunk.Text); len(pieces) == 1 {
+			close(hold)
+		}
+	}
+	if len(pieces) != 3 {
+		t.Errorf("got %q", pieces)
+	}
+}
+
+// A test that fails in the middle must not hang in Close.
+func TestCloseBreaksOff(t *testing.T) {
+	srv := NewServer(nil, WithAnswer(func(gemma.Request) Reply { return Reply{Pieces: []string{"a"}, Hold: make(chan struct{})} }))
+	for _, err := range srv.Client().Stream(ctx, gemma.Request{Prompt: "x"}) {
+		if err == nil {
+			srv.Close()
+		} else if !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Error(err)
+		}
+	}
+	srv.Close()
+}
+
+// The server keeps the client's time limit, in both kinds of answer.
+func TestDelaysAndDeadline(t *testing.T) {
+	srv := NewServer(t)
+	slow := Reply{Pieces: []string{"a", "b"}, Delay: time.Millisecond, PieceDelay: time.Millisecond}
+	srv.Script(slow, slow)
+	begin := time.Now()
+	if pieces, err := collect(srv.Client(), ctx); err != nil || len(pieces) != 3 || time.Since(begin) < 3*time.Millisecond {
+		t.Errorf("%q, %v after %v", pieces, err, time.Since(begin))
+	}
+	begin = time.Now()
+	resp, err := srv.Client().Generate(ctx, gemma.Request{Prompt: "x"})
+	if err != nil || resp.Text != "ab" || resp.Timings.DecodeMS < 2 || time.Since(begin) < 3*time.Millisecond {
+		t.Errorf("%+v, %v", resp, err)
+	}
+	srv.Script(Reply{Delay: time.Hour}, Reply{Pieces: []string{"a"}, Hold: make(chan struct{})})
+	limited := srv.Client(gemma.WithHTTPClient(&http.Client{Transport: hasty{}}))
+	for _, pieces := range []int{0, 1} {
+		if got, err := collect(limited, ctx); len(got) != pieces || !errors.Is(err, gemma.ErrDeadline) {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+}
+
+// hasty leaves the time limit to the server, so that the client's own clock
+// cannot be first.
+type hasty struct{}
+
+func (hasty) RoundTrip(r *http.Request) (*http.Response, error) {
+	r.Header.Set("X-Request-Timeout-Ms", "5")
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+func TestRequests(t *testing.T) {
+	srv := NewServer(t, WithAPIKey("k"))
+	client := srv.Client()
+	client.Generate(ctx, gemma.Request{Prompt: "one", Seed: gemma.Ptr[uint64](7), Stop: []string{"z"}})
+	collect(client, ctx)
+	client.Echo(ctx, "two")
+	got := srv.Requests()
+	if len(got) != 3 || got[0].Prompt.Prompt != "one" || *got[0].Prompt.Seed != 7 || got[0].Prompt.Stop[0] != "z" || got[0].Stream ||
+		!got[1].Stream || got[1].Header.Get("Accept") != "text/event-stream" ||
+		got[2].Path != "/echo" || string(got[2].Body) != `{"prompt":"two"}` {
+		t.Errorf("got %+v", got)
+	}
+	_, err := srv.Client(gemma.WithAPIKey("other")).Generate(ctx, gemma.Request{Prompt: "x"})
+	var api *gemma.APIError
+	if !errors.As(err, &api) || api.Code != gemma.CodeUnauthorized {
+		t.Errorf("another key: %v", err)
+	}
+}
+
+// A program's start-up meets a server that loads, and then one that is ready.
+func TestStatus(t *testing.T) {
+	srv := NewServer(t, WithStatus(gemma.Status{State: gemma.StateLoading, Stage: "weights", Progress: gemma.Ptr(0.5), Model: "m"}))
+	client := srv.Client(gemma.WithRetries(0))
+	st, err := client.Ready(ctx)
+	if err != nil || st.Ready() || st.Stage != "weights" || *st.Progress != 0.5 || st.RetryAfter != 2*time.Second {
+		t.Errorf("%+v, %v", st, err)
+	}
+	if _, err := client.Generate(ctx, gemma.Request{Prompt: "x"}); !errors.Is(err, gemma.ErrLoading) {
+		t.Errorf("error %v", err)
+	}
+	srv.SetStatus(gemma.Status{State: gemma.StateReady, Model: "m"})
+	if st, err := client.Ready(ctx); err != nil || !st.Ready() || st.Progress != nil {
+		t.Errorf("%+v, %v", st, err)
+	}
+}

@@ -1,0 +1,130 @@
+package gemma
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	defaultRetries = 2
+	backoffMin     = 200 * time.Millisecond
+	backoffMax     = 5 * time.Second
+	// retryAfterMax is the longest Retry-After that is waited for.
+	retryAfterMax = 30 * time.Second
+)
+
+// send tries until a server takes the request or there is no sense in trying
+// again. It leaves the body of the answer open; to close it is to leave the
+// endpoint.
+func (c *Client) send(ctx context.Context, out outgoing) (*http.Response, error) {
+	if c.err != nil {
+		return nil, c.err
+	}
+	var tried []*endpoint
+	for attempt := 1; ; attempt++ {
+		at := c.pool.take(tried)
+		resp, err := c.attempt(ctx, at, out)
+		if attempt > c.retries || !retryable(resp, err) {
+			return resp, err
+		}
+		tried = append(tried, at.endpoint)
+		wait := time.Duration(0)
+		if !c.pool.hasOther(tried) {
+			wait = retryWait(resp, attempt)
+		}
+		if wait > retryAfterMax || !fits(ctx, wait) {
+			return resp, err
+		}
+		if resp != nil {
+			err = failure(resp, out.path)
+		}
+		c.log.InfoContext(ctx, "gemma: trying again", "path", out.path, "endpoint", at.endpoint.name,
+			"attempt", attempt, "wait", wait, "error", err)
+		if stopped := c.sleep(ctx, wait); stopped != nil {
+			return nil, fmt.Errorf("gemma: %w while waiting to try again after %w", stopped, err)
+		}
+	}
+}
+
+// attempt sends the request once and notes how the endpoint fares.
+func (c *Client) attempt(ctx context.Context, at *place, out outgoing) (*http.Response, error) {
+	resp, err := at.endpoint.do(ctx, out, c.apiKey)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		at.abandon()
+	case err != nil || resp.StatusCode == http.StatusServiceUnavailable:
+		at.fail()
+	default:
+		at.succeed()
+	}
+	if err != nil {
+		at.leave()
+		return nil, err
+	}
+	resp.Body = &placedBody{resp.Body, sync.OnceFunc(at.leave)}
+	return resp, nil
+}
+
+// retryable reports whether the server certainly did not work on the request.
+func retryable(resp *http.Response, err error) bool {
+	if err != nil {
+		var op *net.OpError
+		return errors.As(err, &op) && op.Op == "dial"
+	}
+	status := resp.StatusCode
+	if status < 400 || status == http.StatusGatewayTimeout {
+		return false
+	}
+	switch strings.ToLower(resp.Header.Get("X-Should-Retry")) {
+	case "true":
+		return true
+	case "false":
+		return false
+	}
+	return status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable
+}
+
+// retryWait is how long to wait behind an attempt, the first being 1. What
+// is random in it keeps many clients from coming back at once.
+func retryWait(resp *http.Response, attempt int) time.Duration {
+	if resp != nil {
+		if after := retryAfter(resp.Header); after > 0 {
+			return after + rand.N(backoffMin)
+		}
+	}
+	backoff := min(backoffMin<<min(attempt-1, 10), backoffMax)
+	return backoff/2 + rand.N(backoff/2)
+}
+
+// fits reports whether the context's deadline leaves time behind the wait.
+func fits(ctx context.Context, wait time.Duration) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() == nil && (!ok || wait < time.Until(deadline))
+}
+
+// failure is the error in resp, whose body it reads and closes.
+func failure(resp *http.Response, path string) error {
+	ans, err := readAnswer(resp, path)
+	if err != nil {
+		return err
+	}
+	return ans.apiError()
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
