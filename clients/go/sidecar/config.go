@@ -35,7 +35,7 @@ type Config struct {
 	Env []string
 
 	// ClientOptions are for the client that [Sidecar.Client] returns, such as
-	// an API key. They cannot change how it connects.
+	// an API key. How it connects is not theirs to say.
 	ClientOptions []gemma.Option
 	// Logger gets the lines that the server writes, and what becomes of the
 	// server. By default nothing is logged.

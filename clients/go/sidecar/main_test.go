@@ -3,11 +3,15 @@ package sidecar_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"log"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,20 +23,40 @@ import (
 	"github.com/gemma-server/gemma-server/clients/go/sidecar"
 )
 
-// parentRole makes this test's program one that starts a sidecar, tells its
-// process, and waits to be killed.
-const parentRole = "SIDECAR_TEST_PARENT"
+// What this test's program is when these variables are set.
+const (
+	parentRole = "SIDECAR_TEST_PARENT" // a program that starts a sidecar with this Python, and stays
+	serverRole = "SIDECAR_TEST_SERVER" // a server in Go, in Python's place
+)
 
 func TestMain(m *testing.M) {
-	if python := os.Getenv(parentRole); python != "" {
+	switch {
+	case os.Getenv(serverRole) != "":
+		serve(os.Args)
+	case os.Getenv(parentRole) != "":
 		var seen record
-		if _, err := sidecar.Start(context.Background(), fake(python, &seen)); err != nil {
+		if _, err := sidecar.Start(context.Background(), fake(os.Getenv(parentRole), &seen)); err != nil {
 			log.Fatal(err)
 		}
 		fmt.Println(seen.last("pid"))
 		select {}
 	}
 	os.Exit(m.Run())
+}
+
+// serve is as much of a server as an example needs.
+func serve(args []string) {
+	listener, err := net.Listen("unix", args[slices.Index(args, "--uds")+1])
+	if err != nil {
+		log.Fatal(err)
+	}
+	http.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, `{"status": "ready", "stage": "ready", "progress": 1}`)
+	})
+	http.HandleFunc("/prompt", func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, `{"response": " Paris.", "finish_reason": "stop"}`)
+	})
+	log.Fatal(http.Serve(listener, nil))
 }
 
 // fake is a configuration without a model.

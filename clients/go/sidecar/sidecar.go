@@ -11,6 +11,7 @@ package sidecar
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 
@@ -21,18 +22,19 @@ const socketName = "s" // short, see socketPathMax
 
 // Sidecar is a running server. It is safe for concurrent use.
 type Sidecar struct {
-	cfg      Config
-	python   string
-	workDir  string // where relative paths begin
-	dir      string // holds the socket, for us alone
-	client   *gemma.Client
-	probe    *gemma.Client // without the options of the caller
-	crashes  crashes
-	reported gemma.Status
-	drain    context.CancelFunc // Stop was called
-	kill     context.CancelFunc // and waited long enough
-	done     chan struct{}
-	err      error // set before done is closed
+	cfg         Config
+	python      string
+	workDir     string // where relative paths begin
+	dir         string // holds the socket, for us alone
+	connections *http.Transport
+	client      *gemma.Client
+	probe       *gemma.Client // without the options of the caller
+	crashes     crashes
+	reported    gemma.Status
+	drain       context.CancelFunc // Stop was called
+	kill        context.CancelFunc // and waited long enough
+	done        chan struct{}
+	err         error // set before done is closed
 }
 
 // Client returns the client of this server. It stays the same when the server
@@ -76,4 +78,8 @@ func (s *Sidecar) Stop(ctx context.Context) error {
 
 func (s *Sidecar) socket() string { return filepath.Join(s.dir, socketName) }
 
-func (s *Sidecar) remove() { os.RemoveAll(s.dir) }
+// remove leaves nothing behind.
+func (s *Sidecar) remove() {
+	s.connections.CloseIdleConnections()
+	os.RemoveAll(s.dir)
+}

@@ -195,7 +195,9 @@ build.load_model = load_model
 }
 
 func TestKilledProgramLeavesNothingBehind(t *testing.T) {
-	parent, pid := runAsParent(t, realPython(t))
+	python := realPython(t)
+	t.Setenv("TMPDIR", t.TempDir()) // the socket's directory does stay
+	parent, pid := runAsParent(t, python)
 	child := worker(t, pid)
 	if !server(pid) || !server(child) {
 		t.Fatalf("server %d and worker %d do not run", pid, child)

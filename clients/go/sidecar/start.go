@@ -58,9 +58,7 @@ func newSidecar(ctx context.Context, cfg Config) (*Sidecar, error) {
 	if s.dir, err = makeSocketDir(os.TempDir()); err != nil {
 		return nil, err
 	}
-	s.client = gemma.New(append(cfg.ClientOptions[:len(cfg.ClientOptions):len(cfg.ClientOptions)],
-		gemma.WithUnixSocket(s.socket()))...)
-	s.probe = gemma.New(gemma.WithUnixSocket(s.socket()))
+	s.connect()
 	return s, nil
 }
 

@@ -27,6 +27,7 @@ func (s *Sidecar) supervise(draining, killing context.Context, p *process) {
 			cause = s.watch(draining, p)
 		}
 	}
+	s.connections.CloseIdleConnections() // those at work follow when they are done
 	p.drain(killing)
 }
 
