@@ -24,7 +24,8 @@ type Config struct {
 	// made if it is missing. Two programs must not do that at the same time.
 	Install string
 
-	// Model is the checkpoint to serve, by default the demo model.
+	// Model is the checkpoint to serve, by default that of MODEL_CHECKPOINT
+	// in the environment, else the demo model.
 	Model string
 	// Tokenizer is the checkpoint's tokenizer, if the checkpoint brings none.
 	Tokenizer string
