@@ -30,7 +30,14 @@ if TYPE_CHECKING:
 
 EXIT_USAGE, EXIT_LOAD = 2, 3
 _ONLY_SERVE = ("host", "port", "uds", "max_queue", "max_queue_tokens", "api_key_file")
-_NOT_BY_HAND = (*_ONLY_SERVE, "slots", "max_steps", "drain_timeout", "model_name")
+_NOT_BY_HAND = (
+    *_ONLY_SERVE,
+    "slots",
+    "max_steps",
+    "drain_timeout",
+    "stop_with_stdin",
+    "model_name",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -91,6 +91,11 @@ class Settings(BaseSettings):
     drain_timeout: int = Field(
         60, ge=1, le=3600, description="seconds that running requests get after SIGTERM"
     )
+    stop_with_stdin: bool = Field(
+        False,
+        description="end when standard input ends, as it does when the program that started the "
+        "server dies",
+    )
     cache_dir: Path = Field(
         default_factory=default_cache_dir,
         description="where compiled programs and the unpacked demo model are kept",

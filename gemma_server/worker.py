@@ -1,10 +1,12 @@
 """The gunicorn worker: one process, one model, many threads."""
 
+import contextlib
 import faulthandler
 import json
 import logging
 import os
 import select
+import signal
 import socket
 import struct
 import sys
@@ -33,6 +35,7 @@ ENGINE_DIED = 1  # gunicorn starts a new worker, which loads the model again
 SOCKET_TIMEOUT_S = 30  # for a client that stops sending its request or reading its answer
 STUCK_AFTER_S = 180.0  # a step takes milliseconds; one of the largest model on a CPU, a minute
 LINGER_MS = 5  # that a thread stays with a connection for its next request
+_STDIN = 0
 _LAST_WORDS_S = 2  # what is still running so long before the drain ends is told so
 
 _STATUS_OF_PARSE_ERROR: dict[type[Exception], tuple[int, str]] = {
@@ -92,6 +95,8 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         threading.Thread(
             target=report_progress, args=(self.model,), name="progress", daemon=True
         ).start()
+        if self.settings.stop_with_stdin:
+            threading.Thread(target=self._stop_with_stdin, name="stdin", daemon=True).start()
 
     def notify(self) -> None:
         """Tell the master that all is well, unless the device has stopped making progress."""
@@ -214,6 +219,16 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
             loaded = self.model.loaded
             if loaded is not None and self.model.status == "ready":  # not if SIGTERM came first
                 announce(self.settings, loaded, self.sockets)
+
+    def _stop_with_stdin(self) -> None:
+        """Wait until standard input ends; then the master shall end, and drain this worker."""
+        # Without sys.stdin it was closed at the start, and its number is another file's by now.
+        # select, since some pipes do not block; what cannot be read has ended as well.
+        with contextlib.suppress(OSError):
+            while sys.stdin and select.select([_STDIN], [], []) and os.read(_STDIN, 65536):
+                pass
+        if os.getppid() == self.ppid:  # else the master is gone, and the worker knows
+            os.kill(self.ppid, signal.SIGTERM)
 
     def _give_up(self, line: str) -> None:
         if self.alive:  # else it is being stopped anyway, and that is no failure
