@@ -26,6 +26,7 @@ from gemma_server.served import ServedModel
 from gemma_server.settings import Settings, load_settings
 from gemma_server.startup import announce, report_progress
 from gemma_server.web.app import make_app
+from gemma_server.web.body import MAX_BODY_BYTES
 from gemma_server.web.errors import error_body
 
 logger = logging.getLogger(__name__)
@@ -127,6 +128,12 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
 
     def handle_request(self, req: Any, conn: TConn) -> Any:
         """Answer one request, a head without a body too."""
+        if any(
+            name == "CONTENT-LENGTH" and int(value) > MAX_BODY_BYTES for name, value in req.headers
+        ):
+            req.must_close = (
+                True  # nobody reads all of it: the answer says that the connection ends
+            )
         try:
             return super().handle_request(req, conn)
         finally:

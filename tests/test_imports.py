@@ -43,7 +43,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "native",
         "served",
     },
-    "worker": {"build", "web", "startup", "served", "settings", "engine"},
+    "connection": set(),
+    "worker": {"connection", "build", "web", "startup", "served", "settings", "engine"},
     "gunicorn_conf": {"worker", "settings"},
     "cli": {
         "bench",

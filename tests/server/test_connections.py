@@ -83,6 +83,11 @@ def test_an_answer_without_a_body_is_sent_and_the_connection_goes_on(small: Serv
     connection.close()
 
 
+def test_a_body_that_is_too_large_ends_the_connection_and_says_so(small: Server) -> None:
+    answer = small.prompt("x" * (1 << 20))
+    assert (answer.status, answer.headers["Connection"]) == (413, "close")
+
+
 def test_head_and_body_of_a_short_answer_come_together(small: Server) -> None:
     body = b'{"prompt": 1}'
     head = f"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"

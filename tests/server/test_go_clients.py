@@ -15,10 +15,12 @@ _ROOT = Path(__file__).resolve().parents[2]
 _NAMED = ("--model-name", "fake")
 
 
-def _go(*args: str, timeout_s: float, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run go in the clients' module; its caches are the user's, so that it downloads once."""
+def _go(
+    *args: str, timeout_s: float, module: str = "clients/compat", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run go in a module; its caches are the user's, so that it downloads once."""
     return subprocess.run(
-        [_ROOT / "scripts/go.sh", "-C", "clients/compat", *args],
+        [_ROOT / "scripts/go.sh", "-C", module, *args],
         cwd=_ROOT,
         env={**os.environ, **variables},
         stdin=subprocess.DEVNULL,
@@ -28,6 +30,17 @@ def _go(*args: str, timeout_s: float, **variables: str) -> subprocess.CompletedP
         timeout=timeout_s,
         check=False,
     )
+
+
+def test_the_fake_server_of_go_tests_answers_as_the_real_one(start: Start) -> None:
+    server = start(*SERVE)
+    tests = _go(
+        *("test", "-count=1", "./gemmatest"),
+        module="clients/go",
+        timeout_s=600,
+        GEMMA_TEST_URL=f"http://127.0.0.1:{server.port}",
+    )
+    assert tests.returncode == 0, tests.stdout
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	server := net.JoinHostPort(*addr, strconv.Itoa(*port))
-	client := gemma.New(gemma.WithBaseURL("http://"+server), gemma.WithUnixSocket(*uds))
+	client := gemma.New(gemma.WithBaseURL("http://"+server), gemma.WithUnixSocket(*uds), gemma.WithRetries(0))
 	if *uds != "" {
 		server = *uds
 	}
