@@ -75,12 +75,12 @@ class Engine:
         """Raise `InvalidRequest` when no prompt of so many tokens can ever be taken."""
         self._scheduler.check_prompt(tokens)
 
-    def submit(self, requests: list[Request]) -> list[Handle]:
-        """Queue the requests, all or none of them.
+    def submit(self, requests: list[Request], deadline: float | None = None) -> list[Handle]:
+        """Queue the requests, all or none of them; `deadline` is on the monotonic clock.
 
         Raises:
-            InvalidRequest, Overloaded: as `Scheduler.submit`; or there are more requests than
-                can ever be taken at once.
+            InvalidRequest, Overloaded, DeadlineExceeded: as `Scheduler.submit`; or there are more
+                requests than can ever be taken at once.
             GenerationFailed, NotReady: the engine is dead, or has stopped.
         """
         limits = self._scheduler.limits
@@ -96,7 +96,7 @@ class Engine:
             handles: list[Handle] = []
             try:
                 for request in requests:
-                    handles.append(self._scheduler.submit(request))
+                    handles.append(self._scheduler.submit(request, deadline))
             except RequestError:
                 for handle in handles:
                     self._scheduler.cancel(handle)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gemma_server.engine.plan import Chunk, Plan, Row, StepResult
+from gemma_server.engine.rates import Rates
 from gemma_server.engine.request import (
     MAX_BANS,
     MAX_BIAS,
@@ -24,6 +25,7 @@ from gemma_server.engine.request import (
 )
 from gemma_server.errors import (
     ContextLengthExceeded,
+    DeadlineExceeded,
     GenerationFailed,
     InvalidRequest,
     Overloaded,
@@ -73,6 +75,7 @@ class _Task:
     id: int
     handle: Handle
     longest: int
+    deadline: float | None
     prefilled: int = 0
     planned: int = 0
     drawn: int = 0
@@ -111,7 +114,7 @@ class Scheduler:
         self._ids = itertools.count()
         self._waiting: deque[_Task] = deque()
         self._slots: list[_Task | None] = [None] * limits.slots
-        self._seconds_per_request = 1.0  # a running mean of the time a slot is held
+        self._rates = Rates()
         self.tokens_drawn = 0  # for requests, surplus apart
 
     @property
@@ -124,20 +127,23 @@ class Scheduler:
         """Slots at work."""
         return sum(task is not None for task in self._slots)
 
-    def submit(self, request: Request) -> Handle:
-        """Put a request at the end of the waiting line.
+    def submit(self, request: Request, deadline: float | None = None) -> Handle:
+        """Put a request at the end of the waiting line; `deadline` is by the scheduler's clock.
 
         Raises:
             InvalidRequest: an empty prompt, or one that does not fit the context; or more options
                 than the runner has room for.
             Overloaded: the line is full.
+            DeadlineExceeded: the first token cannot come in time, as requests go now.
         """
         self.check_prompt(len(request.token_ids))
         self.limits.check(request)
         self._refuse_when_full(len(request.token_ids))
+        self._refuse_when_late(len(request.token_ids), deadline)
         handle = Handle(request, Stamps(submitted=self._clock()))
         room = self.limits.context_length - len(request.token_ids)
-        self._waiting.append(_Task(next(self._ids), handle, min(request.max_tokens, room)))
+        longest = min(request.max_tokens, room)
+        self._waiting.append(_Task(next(self._ids), handle, longest, deadline))
         return handle
 
     def check_prompt(self, tokens: int) -> None:
@@ -204,15 +210,35 @@ class Scheduler:
         else:
             return
         rounds = (len(line) + 1) / limits.slots
-        retry_after_s = min(120, max(1, math.ceil(rounds * self._seconds_per_request)))
+        retry_after_s = min(120, max(1, math.ceil(rounds * self._rates.held_s)))
         raise Overloaded(f"the server is busy: {what}", retry_after_s=retry_after_s)
+
+    def _refuse_when_late(self, prompt_tokens: int, deadline: float | None) -> None:
+        if deadline is None:
+            return
+        slots, left = self.limits.slots, max(0.0, deadline - self._clock())
+        line = max(0, self.waiting - (slots - self.active))
+        soonest = self._rates.first_token_s(prompt_tokens, line=line, slots=slots)
+        if soonest > left:
+            raise DeadlineExceeded(
+                f"the first token would take {soonest:.1f} s or more, and {left:.1f} s are left"
+            )
 
     def _admit(self) -> None:
         for slot, task in enumerate(self._slots):
-            if task is None and self._waiting:
-                admitted = self._waiting.popleft()
+            if task is None and (admitted := self._next_in_line()) is not None:
                 admitted.handle.stamps.admitted = self._clock()
                 self._slots[slot] = admitted
+
+    def _next_in_line(self) -> _Task | None:
+        """The first who still has time; those in front of it end."""
+        while self._waiting:
+            task = self._waiting.popleft()
+            if task.deadline is None or task.deadline > self._clock():
+                return task
+            late = DeadlineExceeded("the time allowed was over before there was a slot")
+            self._terminate(task, Failed(late))
+        return None
 
     def _next_chunk(self) -> Chunk | None:
         """The next piece of the oldest prompt that is not yet planned to its end."""
@@ -253,6 +279,7 @@ class Scheduler:
     def _take_token(self, slot: int, task: _Task, token: Token) -> None:
         if task.drawn == 0:
             task.handle.stamps.first_token = self._clock()
+            self._rates.read(len(task.request.token_ids), task.handle.stamps.timings().prefill_s)
         if task.longest > 0:  # else the prompt was all that was wanted
             self.tokens_drawn += 1
             task.drawn += 1
@@ -271,9 +298,7 @@ class Scheduler:
     def _end(self, slot: int, task: _Task, event: Event) -> None:
         self._slots[slot] = None
         self._terminate(task, event)
-        timings = task.handle.stamps.timings()
-        held = timings.prefill_s + timings.decode_s
-        self._seconds_per_request += 0.2 * (held - self._seconds_per_request)
+        self._rates.ended(task.handle.stamps.timings())
 
     def _terminate(self, task: _Task, event: Event) -> None:
         task.handle.stamps.ended = self._clock()

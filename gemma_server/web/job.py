@@ -42,7 +42,8 @@ class Job:
     Iterate `pieces`, or `run`; then `completions` is there. Leaving early frees all slots.
 
     Raises:
-        InvalidRequest, Overloaded, GenerationFailed, NotReady: nothing was queued.
+        InvalidRequest, Overloaded, DeadlineExceeded, GenerationFailed, NotReady: nothing was
+            queued.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Job:
                 deadline=deadline,
                 beat_s=BEAT_S,
             )
-            for handle in loaded.engine.submit(requests)
+            for handle in loaded.engine.submit(requests, deadline)
         ]
         self._note = g.timings  # for the Server-Timing header
 

@@ -1,0 +1,81 @@
+"""What a deadline does to a request, before it has a slot."""
+
+import pytest
+
+from gemma_server.engine.request import Failed, Finished, Handle
+from gemma_server.engine.scheduler import Limits, Scheduler
+from gemma_server.errors import DeadlineExceeded
+from tests.engine.test_scheduler import draw, make_request, next_plan
+
+
+class Clock:
+    """Seconds, moved by hand."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def scheduler(clock: Clock) -> Scheduler:
+    """One slot, prompts of up to four tokens in one plan."""
+    limits = Limits(slots=1, context_length=32, chunk=4, max_queue=9, max_queue_tokens=99)
+    return Scheduler(limits, clock)
+
+
+def run(scheduler: Scheduler, clock: Clock, step_s: float) -> None:
+    """Work until nothing is left, each plan taking so long."""
+    while (plan := scheduler.plan()) is not None:
+        clock.now += step_s
+        scheduler.commit(plan, draw(plan))
+
+
+def ending(handle: Handle) -> object:
+    """The terminal event."""
+    while (event := handle.next_event(0)) is not None:
+        last = event
+    return last
+
+
+def test_a_server_that_has_measured_nothing_refuses_nobody(scheduler: Scheduler) -> None:
+    for _ in range(5):
+        scheduler.submit(make_request(4), deadline=100.001)
+
+
+def test_who_cannot_be_read_in_time_is_refused(scheduler: Scheduler, clock: Clock) -> None:
+    scheduler.submit(make_request(4, 1))
+    run(scheduler, clock, 2.0)  # 0.5 s a token
+    with pytest.raises(DeadlineExceeded, match=r"4\.0 s or more, and 3\.9 s are left"):
+        scheduler.submit(make_request(8), deadline=clock.now + 3.9)
+    scheduler.submit(make_request(8), deadline=clock.now + 4.1)
+
+
+def test_who_cannot_have_a_slot_in_time_is_refused(scheduler: Scheduler, clock: Clock) -> None:
+    scheduler.submit(make_request(1, 5))
+    run(scheduler, clock, 1.0)  # 5 s in the slot, 1 s for its prompt
+    scheduler.submit(make_request(1, 5))
+    next_plan(scheduler)  # has the slot
+    late = clock.now + 8
+    scheduler.submit(make_request(1, 5), late)  # first in the line: the round that is on is free
+    scheduler.submit(make_request(1, 5), late)  # 5 + 1 s
+    with pytest.raises(DeadlineExceeded):
+        scheduler.submit(make_request(1, 5), late)  # 10 + 1 s
+    scheduler.submit(make_request(1, 5))
+
+
+def test_who_is_late_in_the_line_gets_no_slot(scheduler: Scheduler, clock: Clock) -> None:
+    first = scheduler.submit(make_request(1, 3))
+    late = scheduler.submit(make_request(1, 3), deadline=clock.now + 2.5)
+    last = scheduler.submit(make_request(1, 3), deadline=clock.now + 60)
+    run(scheduler, clock, 1.0)
+    assert ending(first) == ending(last) == Finished("length", 3)
+    assert late.stamps.admitted is None
+    event = ending(late)
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, DeadlineExceeded)
