@@ -11,6 +11,15 @@ from gemma_server.engine.scheduler import Scheduler
 from gemma_server.errors import GenerationFailed, InvalidRequest, NotReady, RequestError
 
 
+class _Visit:
+    """Somebody who waits for the engine's thread to come by."""
+
+    def __init__(self, *, device: bool) -> None:
+        self.device = device
+        self.over = threading.Event()
+        self.refusal: RequestError | None = None
+
+
 class Engine:
     """Runs one scheduler on one runner.
 
@@ -35,6 +44,7 @@ class Engine:
         self._on_death = on_death
         self._ahead = ahead
         self._in_flight: deque[tuple[Plan, PendingStep]] = deque()  # the thread's own
+        self._visits: deque[_Visit] = deque()
         self._changed = threading.Condition()  # guards the scheduler and the fields below
         self._refusal: RequestError | None = None
         self._stopping = False
@@ -109,6 +119,22 @@ class Engine:
         with self._changed:
             self._scheduler.cancel(handle)
 
+    def visit(self, *, device: bool) -> None:
+        """Wait until the engine's thread comes by; with `device`, until that has answered it too.
+
+        Raises:
+            GenerationFailed, NotReady: the engine is dead, or has stopped.
+        """
+        visit = _Visit(device=device)
+        with self._changed:
+            if self._refusal is not None:
+                raise self._refusal.with_traceback(None)
+            self._visits.append(visit)
+            self._changed.notify()
+        visit.over.wait()
+        if visit.refusal is not None:
+            raise visit.refusal.with_traceback(None)
+
     def step_age_s(self) -> float:
         """For how long the device has had work and ended no plan; 0 when it is idle."""
         at = self._progress_at
@@ -124,11 +150,12 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while (plan := self._next_plan()) is not None or self._in_flight:
+            while (plan := self._next_plan()) is not None or self._in_flight or self._visits:
                 if plan is not None:
                     self._dispatch(plan)
-                if plan is None or len(self._in_flight) > self._ahead:
+                if len(self._in_flight) > (self._ahead if plan is not None else 0):
                     self._commit_oldest()
+                self._receive()
         except BaseException as error:  # the device is in an unknown state: give up loudly
             with self._changed:
                 self._refuse(GenerationFailed(f"the engine died: {type(error).__name__}"))
@@ -139,7 +166,7 @@ class Engine:
         with self._changed:
             while not self._stopping:
                 plan = self._scheduler.plan()
-                if plan is not None or self._in_flight:
+                if plan is not None or self._in_flight or self._visits:
                     return plan
                 self._changed.wait()
             return None
@@ -157,6 +184,20 @@ class Engine:
         with self._changed:
             self._scheduler.commit(plan, result)
 
+    def _receive(self) -> None:
+        """Let those go who wait for this thread."""
+        for visit in list(self._visits):
+            if visit.device:
+                self._runner.touch()
+            with self._changed:
+                if visit in self._visits:  # else it was refused meanwhile
+                    self._visits.remove(visit)
+                    visit.over.set()
+
     def _refuse(self, error: RequestError) -> None:
         self._refusal = error
         self._scheduler.fail_all(error)
+        while self._visits:
+            visit = self._visits.popleft()
+            visit.refusal = error
+            visit.over.set()

@@ -59,6 +59,9 @@ class FakeRunner:
         rows = tuple(self._decode(row, plan) for row in plan.decode)
         return FakeStep(StepResult(first, rows, prompt))
 
+    def touch(self) -> None:
+        """There is no device."""
+
     def _prefill(self, chunk: Chunk) -> Token | None:
         cached = self._cached[chunk.slot]
         if chunk.offset > len(cached):

@@ -82,3 +82,7 @@ class Runner(Protocol):
     def dispatch(self, plan: Plan) -> PendingStep:
         """Start a plan; plans run in the order of their dispatch, whether or not they are read."""
         ...
+
+    def touch(self) -> None:
+        """Have the device do nothing, and wait until it has."""
+        ...

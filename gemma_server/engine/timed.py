@@ -34,6 +34,9 @@ class _TimedRunner:
         pending = self._runner.dispatch(plan)
         return _TimedStep(plan, pending, time.perf_counter(), self._steps)
 
+    def touch(self) -> None:
+        self._runner.touch()
+
 
 class _TimedStep:
     def __init__(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 from typing_extensions import TypedDict
 
 from gemma_server.engine.request import FinishReason, Request
@@ -17,6 +17,8 @@ from gemma_server.web.metrics import Metrics
 from gemma_server.web.schema import EchoBody, PromptBody, as_list
 from gemma_server.web.streaming import DONE, PING, event, stream
 from gemma_server.web.timing import timed
+
+DEPTHS = ("queue", "device")  # how far an echo goes, if not only through HTTP
 
 
 class EchoAnswer(TypedDict):
@@ -46,7 +48,13 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
 
     @routes.post("/echo")
     def echo() -> EchoAnswer:
-        return {"echo_prompt": read_body(EchoBody).prompt}
+        body, through = read_body(EchoBody), request.args.get("through")
+        if through is not None:
+            if through not in DEPTHS:
+                what = " or ".join(DEPTHS)
+                raise InvalidRequest(f"through: {through[:40]!r} is not {what}", param="through")
+            model.require_ready().engine.visit(device=through == "device")
+        return {"echo_prompt": body.prompt}
 
     @routes.post("/prompt")
     def prompt() -> Response | PromptAnswer:

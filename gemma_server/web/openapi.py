@@ -38,6 +38,7 @@ class Operation:
     body: type[BaseModel] | None = None
     stream: tuple[str, Any] | None = None  # the content type, and the type of each part's JSON
     text: tuple[str, ...] = ()  # content types
+    query: tuple[tuple[str, tuple[str, ...]], ...] = ()  # parameters, each with its values
     loading: Any = None  # the type of what is no error, but the answer while the model loads
 
     @property
@@ -61,6 +62,7 @@ _NATIVE = (
         "Send back what came: the price of the hop",
         native.EchoAnswer,
         schema.EchoBody,
+        query=(("through", native.DEPTHS),),
     ),
 )
 _OPENAI = (
@@ -226,13 +228,13 @@ def _describe(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
     described: dict[str, Any] = {"summary": operation.summary, "responses": responses}
     if operation.body is not None:
         described["requestBody"] = {"required": True, **_json("what is asked", schemas["body"])}
-    names = re.findall(r"{(\w+)}", operation.path)
-    if names:
-        described["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in names
-        ]
-    return described
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", operation.path)
+    ]
+    for name, values in operation.query:
+        parameters.append({"name": name, "in": "query", "schema": {"enum": list(values)}})
+    return {**described, "parameters": parameters}
 
 
 def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:

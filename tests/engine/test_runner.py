@@ -128,6 +128,20 @@ def test_cancelling_leaves_the_others_alone(engine: Engine) -> None:
     assert read_all(kept) == expected
 
 
+def test_a_visit_to_the_device_is_no_step(engine: Engine) -> None:
+    steps = engine.steps
+    [handle] = engine.submit([make_request(3)])
+    expected = read_all(handle)
+    [again] = engine.submit([make_request(3)])
+    for _ in range(5):
+        engine.visit(device=True)
+    assert read_all(again) == expected
+    assert engine.steps > steps
+    idle = engine.steps
+    engine.visit(device=True)
+    assert engine.steps == idle
+
+
 def test_without_branches_nothing_makes_the_host_wait(programs: Any) -> None:
     """XLA on a GPU reads conditions back, and those of loops whose turns it cannot count."""
     waits = [

@@ -216,6 +216,18 @@ def test_a_list_that_does_not_fit_the_line_leaves_nothing_behind(serve: Serve) -
     assert (sidecar.engine.active, sidecar.engine.waiting) == (1, 0)
 
 
+def test_an_echo_may_go_through_the_engine_and_the_device(serve: Serve) -> None:
+    sidecar = serve()
+    for through in ("queue", "device"):
+        answer = sidecar.client.post(f"/echo?through={through}", json={"prompt": [1]})
+        assert answer.json == {"echo_prompt": [1]}
+    other = sidecar.client.post("/echo?through=walls", json={"prompt": 1})
+    assert_error(other, 400, "invalid_value", "through")
+    sidecar.model.drain()
+    refused = sidecar.client.post("/echo?through=queue", json={"prompt": 1})
+    assert refused.status_code == 503
+
+
 def test_loading_is_503_with_retry_after_while_echo_and_healthz_work(serve: Serve) -> None:
     sidecar = serve(loading=True)
     response = sidecar.prompt("x")
