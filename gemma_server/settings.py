@@ -67,7 +67,8 @@ class Settings(BaseSettings):
     )
     port: int = Field(20200, ge=0, le=65535, description="the TCP port")
     uds: Path | None = Field(
-        None, description="listen on this Unix socket (mode 0660) instead of TCP"
+        None,
+        description="listen on this Unix socket (mode 0660); without --host and --port on it alone",
     )
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
@@ -114,7 +115,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _no_open_bind(self) -> "Settings":
-        if self.uds is None and not is_loopback(self.host) and self.api_key_file is None:
+        if self.serves_tcp and not is_loopback(self.host) and self.api_key_file is None:
             raise ValueError(
                 f"--host {self.host} can be reached from other machines: that needs "
                 "--api-key-file, a file with one key a line"
@@ -122,12 +123,16 @@ class Settings(BaseSettings):
         return self
 
     @property
-    def bind(self) -> str:
-        """The address in gunicorn's notation."""
-        if self.uds is not None:
-            return f"unix:{self.uds}"
+    def serves_tcp(self) -> bool:
+        """A Unix socket takes the place of TCP, unless that was asked for too."""
+        return self.uds is None or bool({"host", "port"} & self.model_fields_set)
+
+    @property
+    def bind(self) -> list[str]:
+        """The addresses in gunicorn's notation, TCP first."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        addresses = [f"{host}:{self.port}"] if self.serves_tcp else []
+        return addresses if self.uds is None else [*addresses, f"unix:{self.uds}"]
 
     def api_keys(self) -> tuple[str, ...]:
         """The keys in `api_key_file`; none without one.
@@ -172,10 +177,13 @@ def check_address(settings: Settings) -> None:
     Raises:
         UsageError: another server is there, or the address cannot be used.
     """
-    if settings.uds is None:
+    if settings.serves_tcp:
         _check_port(settings.host, settings.port)
-        return
-    path = settings.uds
+    if settings.uds is not None:
+        _check_socket(settings.uds)
+
+
+def _check_socket(path: Path) -> None:
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--uds {path}: there is no such directory")
     if not path.exists():

@@ -91,7 +91,7 @@ def announce(settings: Settings, loaded: LoadedModel, sockets: Sequence[Any]) ->
 
 def _address(settings: Settings, sockets: Sequence[Any]) -> tuple[str, str]:
     """The base URL, and what curl needs to reach /prompt there."""
-    if settings.uds is not None:
+    if not settings.serves_tcp:
         return f"unix:{settings.uds}", f"--unix-socket {settings.uds} http://localhost/prompt"
     port = sockets[0].getsockname()[1]  # --port 0 lets the system choose
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

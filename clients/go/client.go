@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"time"
 )
 
@@ -36,7 +37,7 @@ func (c *Client) Generate(ctx context.Context, req Request) (*Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	ans, err := c.call(ctx, http.MethodPost, "/prompt", body)
+	ans, err := c.call(ctx, outgoing{method: http.MethodPost, path: "/prompt", accept: "application/json", body: body})
 	if err != nil {
 		return nil, err
 	}
@@ -53,16 +54,36 @@ func (c *Client) Generate(ctx context.Context, req Request) (*Response, error) {
 	return resp, nil
 }
 
+// Depth is how far an echo goes before it comes back.
+type Depth string
+
+// The depths, each with what those before it take.
+const (
+	DepthHTTP   Depth = ""       // the server's handler, with all checks of a prompt
+	DepthQueue  Depth = "queue"  // the thread that runs the model, once it comes by
+	DepthDevice Depth = "device" // one empty dispatch to the device
+)
+
 // Echo sends v as JSON and returns what the server sends back, which costs no
 // work of the model: it checks the connection and measures its latency.
 func (c *Client) Echo(ctx context.Context, v any) (json.RawMessage, error) {
+	return c.EchoThrough(ctx, DepthHTTP, v)
+}
+
+// EchoThrough is [Client.Echo] to a depth. Beyond DepthHTTP the model has to be
+// loaded.
+func (c *Client) EchoThrough(ctx context.Context, depth Depth, v any) (json.RawMessage, error) {
+	query := ""
+	if depth != DepthHTTP {
+		query = url.Values{"through": {string(depth)}}.Encode()
+	}
 	body, err := json.Marshal(struct {
 		Prompt any `json:"prompt"`
 	}{v})
 	if err != nil {
 		return nil, fmt.Errorf("gemma: encoding the request: %w", err)
 	}
-	ans, err := c.call(ctx, http.MethodPost, "/echo", body)
+	ans, err := c.call(ctx, outgoing{http.MethodPost, "/echo", query, "application/json", body})
 	if err != nil {
 		return nil, err
 	}
@@ -81,10 +102,10 @@ func (c *Client) Echo(ctx context.Context, v any) (json.RawMessage, error) {
 	return out.Prompt, nil
 }
 
-func (c *Client) call(ctx context.Context, method, path string, body []byte) (*answer, error) {
-	resp, err := c.send(ctx, outgoing{method, path, "application/json", body})
+func (c *Client) call(ctx context.Context, out outgoing) (*answer, error) {
+	resp, err := c.send(ctx, out)
 	if err != nil {
 		return nil, err
 	}
-	return readAnswer(resp, path)
+	return readAnswer(resp, out.path)
 }

@@ -28,8 +28,8 @@ type endpoint struct {
 
 // outgoing is a request as it goes out, once for each try.
 type outgoing struct {
-	method, path, accept string
-	body                 []byte
+	method, path, query, accept string
+	body                        []byte
 }
 
 // parseEndpoint takes http://host:port or unix:/path.
@@ -79,7 +79,9 @@ func parseBaseURL(base string) (*url.URL, error) {
 // do sends the request once, with the time that the context still has, and
 // leaves the body of the answer open.
 func (e *endpoint) do(ctx context.Context, out outgoing, apiKey string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, out.method, e.base.JoinPath(out.path).String(), bytes.NewReader(out.body))
+	target := e.base.JoinPath(out.path)
+	target.RawQuery = out.query
+	req, err := http.NewRequestWithContext(ctx, out.method, target.String(), bytes.NewReader(out.body))
 	if err != nil {
 		return nil, fmt.Errorf("gemma: %w", err)
 	}

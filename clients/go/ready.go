@@ -43,7 +43,7 @@ func (c *Client) Ready(ctx context.Context) (*Status, error) {
 
 func (c *Client) readyAt(ctx context.Context, at *place) (*Status, error) {
 	const path = "/readyz"
-	resp, err := c.attempt(ctx, at, outgoing{http.MethodGet, path, "application/json", nil})
+	resp, err := c.attempt(ctx, at, outgoing{method: http.MethodGet, path: path, accept: "application/json"})
 	if err != nil {
 		return nil, err
 	}

@@ -47,7 +47,7 @@ func (c *Client) stream(ctx context.Context, req Request, yield func(Chunk, erro
 	}
 	streamCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	resp, err := c.send(streamCtx, outgoing{http.MethodPost, "/prompt", "text/event-stream", body})
+	resp, err := c.send(streamCtx, outgoing{method: http.MethodPost, path: "/prompt", accept: "text/event-stream", body: body})
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ def make_app(model: ServedModel, settings: Settings) -> Flask:
     metrics = Metrics(model)
     guard = Guard(
         api_keys=settings.api_keys(),
-        local_only=settings.uds is None and is_loopback(settings.host),
+        local_only=settings.serves_tcp and is_loopback(settings.host),
     )
 
     @app.before_request

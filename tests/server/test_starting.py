@@ -149,7 +149,7 @@ def _echo_over(path: Path) -> Answer:
 def test_a_unix_socket_serves_its_owner_and_group_and_goes_with_the_server(
     start: Start, socket_path: Path
 ) -> None:
-    server = start(*SERVE, "--uds", str(socket_path))
+    server = start("-m", "gemma_server", "serve", "--fake", "--uds", str(socket_path))
     mode = socket_path.stat().st_mode
     assert stat.S_ISSOCK(mode)
     assert stat.S_IMODE(mode) & ~0o660 == 0
@@ -157,6 +157,18 @@ def test_a_unix_socket_serves_its_owner_and_group_and_goes_with_the_server(
     assert f"ready: unix:{socket_path} " in server.stdout
     listening = Path(f"/proc/{server.process.pid}/net/tcp").read_text()
     assert _tcp_listeners_of(server.worker, listening) == []
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert not socket_path.exists()
+
+
+def test_a_port_that_is_asked_for_is_served_beside_the_socket(
+    start: Start, socket_path: Path
+) -> None:
+    server = start(*SERVE, "--uds", str(socket_path))
+    assert server.ask("POST", "/echo", {"prompt": "x"}).json == {"echo_prompt": "x"}
+    assert server.ask("POST", "/echo", {"prompt": "x"}, Host="evil.example").status == 403
+    assert _echo_over(socket_path).json == {"echo_prompt": "x"}
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
     assert not socket_path.exists()

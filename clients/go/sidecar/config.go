@@ -86,7 +86,11 @@ func (c Config) serveArgs(socket string) []string {
 	return append(args, "--uds", socket, "--stop-with-stdin")
 }
 
-func (c Config) environ() []string { return append(os.Environ(), c.Env...) }
+// environ leaves out where the environment has the server listen besides: the
+// socket is private.
+func (c Config) environ() []string {
+	return append(append(os.Environ(), c.Env...), "GEMMA_HOST=", "GEMMA_PORT=")
+}
 
 func (c Config) log(level slog.Level, message string, args ...any) {
 	if c.Logger != nil {

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+	"net"
+	"net/http"
+
+	gemma "github.com/gemma-server/gemma-server/clients/go"
+)
+
+// server is where to send requests: at least one of both is set.
+type server struct {
+	address string // host:port
+	socket  string // of a file
+}
+
+// String is the address that is used where only one can be.
+func (s server) String() string {
+	if s.socket != "" {
+		return s.socket
+	}
+	return s.address
+}
+
+// transports are the ways to reach the server.
+func (s server) transports() []string {
+	var names []string
+	if s.address != "" {
+		names = append(names, "tcp")
+	}
+	if s.socket != "" {
+		names = append(names, "unix")
+	}
+	return names
+}
+
+// client reaches the server in one of these ways. It never tries again: a
+// second try would count as latency.
+func (s server) client(transport string, keepAlive bool) *gemma.Client {
+	t := &http.Transport{
+		DisableKeepAlives:   !keepAlive,
+		DisableCompression:  true,
+		MaxIdleConnsPerHost: connectionsMax,
+	}
+	base := "http://" + s.address
+	if transport == "unix" {
+		base = "http://localhost"
+		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", s.socket)
+		}
+	}
+	return gemma.New(gemma.WithBaseURL(base), gemma.WithHTTPClient(&http.Client{Transport: t}), gemma.WithRetries(0))
+}
