@@ -15,23 +15,16 @@ import (
 )
 
 func main() {
-	if err := ask(context.Background(), "The capital of France is"); err != nil {
-		log.Fatal(err)
-	}
-}
-
-func ask(ctx context.Context, prompt string) error {
+	ctx := context.Background()
 	server, err := sidecar.Start(ctx, sidecar.Config{Logger: slog.Default()})
 	if err != nil {
-		return err
+		log.Fatal(err)
 	}
 	defer server.Stop(ctx)
-	for chunk, err := range server.Client().Stream(ctx, gemma.Request{Prompt: prompt, SamplingSteps: 32}) {
+	for chunk, err := range server.Client().Stream(ctx, gemma.Request{Prompt: "The capital of France is"}) {
 		if err != nil {
-			return err
+			log.Panic(err)
 		}
 		fmt.Print(chunk.Text)
 	}
-	fmt.Println()
-	return nil
 }
