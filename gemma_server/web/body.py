@@ -93,9 +93,7 @@ def _read_bytes() -> bytes:
 
 def _parse(body: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(
-            body.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite
-        )
+        document = _DECODER.decode(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise _invalid_json(f"byte {error.start} is not UTF-8") from None
     except RecursionError:
@@ -116,6 +114,9 @@ def _finite(digits: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{digits[:40]} is beyond the range of numbers")
     return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 
 def _invalid_json(why: str) -> InvalidRequest:

@@ -48,8 +48,8 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
 
     @routes.post("/echo")
     def echo() -> EchoAnswer:
-        body, through = read_body(EchoBody), request.args.get("through")
-        if through is not None:
+        body = read_body(EchoBody)
+        if request.query_string and (through := request.args.get("through")) is not None:
             if through not in DEPTHS:
                 what = " or ".join(DEPTHS)
                 raise InvalidRequest(f"through: {through[:40]!r} is not {what}", param="through")
