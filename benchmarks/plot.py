@@ -2,7 +2,7 @@
 
     python -m benchmarks.plot RESULT ... [--out benchmarks/plots]
 
-A result is what `gemma-server bench`, `benchmarks.decode` or `benchmarks.load` printed on standard
+A result is what `gemma-server bench`, `benchmarks.decode`, `.load` or `.hop` printed on standard
 output, or its last line alone; NAME.txt becomes NAME.svg. Whiskers reach from the least to the
 most of the rounds, points and bars are medians. The same result gives the same file.
 """
@@ -128,6 +128,28 @@ def draw_bench(document: Json, axes: Sequence[Axes]) -> None:
         ax.set_ylim(bottom=0)
 
 
+def draw_hop(document: Json, axes: Sequence[Axes]) -> None:
+    """Bars for each depth over each transport: means, then what 32 connections get together."""
+    panels = (
+        ("kept", 1, "mean_us", "a kept connection, mean us"),
+        ("new", 1, "mean_us", "a new connection each time, mean us"),
+        ("kept", 32, "requests_per_s", "32 kept connections, requests/s"),
+    )
+    for ax, (connection, connections, figure, title) in zip(axes, panels, strict=True):
+        found = {
+            f"{way['through']}, {way['transport']}": way[figure]
+            for way in document["ways"]
+            if (way["connection"], way["connections"]) == (connection, connections)
+        }
+        if figure == "mean_us":
+            found["bare Flask, tcp"] = document["bare_mean_us"]
+        medians = [summary["median"] for summary in found.values()]
+        colours = [OTHERS if name.startswith("bare") else COLOURS[OURS] for name in found]
+        ax.barh(list(found), medians, color=colours, xerr=whiskers(found.values()), capsize=3)
+        ax.invert_yaxis()
+        ax.set_title(title)
+
+
 def draw_line(ax: Axes, at: Sequence[float], found: Sequence[Json], **style: Any) -> None:
     """A line through the medians, with whiskers."""
     medians = [summary["median"] for summary in found]
@@ -146,6 +168,7 @@ PLOTS: dict[str, tuple[int, Callable[[Json, Sequence[Axes]], None]]] = {
     "decode": (3, draw_decode),
     "load": (3, draw_load),
     "bench": (3, draw_bench),
+    "hop": (3, draw_hop),
 }
 
 
