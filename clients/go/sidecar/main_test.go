@@ -22,6 +22,7 @@ import (
 	"time"
 
 	gemma "github.com/gemma-server/gemma-server/clients/go"
+	"github.com/gemma-server/gemma-server/clients/go/internal/realpython"
 	"github.com/gemma-server/gemma-server/clients/go/sidecar"
 )
 
@@ -72,26 +73,6 @@ func fake(python string, seen *record) sidecar.Config {
 	}
 }
 
-// realPython is an interpreter with gemma-server.
-func realPython(t *testing.T) string {
-	t.Helper()
-	if path := os.Getenv("GEMMA_PYTHON"); path != "" {
-		return path
-	}
-	path, err := filepath.Abs("../../../.venv/bin/python")
-	if err == nil {
-		_, err = os.Stat(path)
-	}
-	if err != nil {
-		reason := "no Python with gemma-server here: set GEMMA_PYTHON, or run scripts/venv.sh demo: " + err.Error()
-		if os.Getenv("CI") != "" {
-			t.Fatal(reason)
-		}
-		t.Skip(reason)
-	}
-	return path
-}
-
 // script is an executable that takes Python's place.
 func script(t *testing.T, text string) string {
 	t.Helper()
@@ -110,7 +91,7 @@ func patched(t *testing.T, statements string) string {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return script(t, "shift 2 # -m gemma_server\nexec "+realPython(t)+" "+path+` "$@"`)
+	return script(t, "shift 2 # -m gemma_server\nexec "+realpython.Path(t)+" "+path+` "$@"`)
 }
 
 func start(t *testing.T, cfg sidecar.Config) *sidecar.Sidecar {

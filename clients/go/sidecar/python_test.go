@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	gemma "github.com/gemma-server/gemma-server/clients/go"
+	"github.com/gemma-server/gemma-server/clients/go/internal/realpython"
 	"github.com/gemma-server/gemma-server/clients/go/sidecar"
 )
 
@@ -19,7 +20,7 @@ import (
 // once pip has "installed" something; it notes what it does.
 func installer(t *testing.T, notes string) string {
 	t.Helper()
-	real := realPython(t)
+	real := realpython.Path(t)
 	inside := script(t, `case "$1 $2" in
 "-m pip") echo "$@" >>`+notes+`; touch "$0.installed" ;;
 -c*) test -e "$0.installed" ;;
@@ -80,7 +81,7 @@ echo "no room left" >&2; exit 1`)
 
 // Python is looked for on the PATH, and passed by if it has no gemma-server.
 func TestPythonOnPath(t *testing.T) {
-	real := realPython(t)
+	real := realpython.Path(t)
 	without, with := script(t, "exit 1"), script(t, "exec "+real+` "$@"`)
 	if err := os.Rename(without, without+"3"); err != nil {
 		t.Fatal(err)

@@ -13,13 +13,14 @@ import (
 	"time"
 
 	gemma "github.com/gemma-server/gemma-server/clients/go"
+	"github.com/gemma-server/gemma-server/clients/go/internal/realpython"
 	"github.com/gemma-server/gemma-server/clients/go/sidecar"
 )
 
 func TestStartAskStop(t *testing.T) {
 	var seen record
 	var progress []gemma.Status
-	cfg := fake(realPython(t), &seen)
+	cfg := fake(realpython.Path(t), &seen)
 	cfg.OnProgress = func(status gemma.Status) { progress = append(progress, status) }
 	s := start(t, cfg)
 	if !answers(s) {
@@ -72,7 +73,7 @@ func TestLongTempDir(t *testing.T) {
 	}
 	t.Setenv("TMPDIR", long)
 	var seen record
-	s := start(t, fake(realPython(t), &seen))
+	s := start(t, fake(realpython.Path(t), &seen))
 	if !answers(s) {
 		t.Error("no answer")
 	}
@@ -127,7 +128,7 @@ func TestStopDrainsOrKills(t *testing.T) {
 // nothing of the killed one stays.
 func TestKilledServerIsReplaced(t *testing.T) {
 	var seen record
-	s := start(t, fake(realPython(t), &seen))
+	s := start(t, fake(realpython.Path(t), &seen))
 	first := seen.pid()
 	child := worker(t, first)
 	kill9(t, child)
@@ -151,7 +152,7 @@ func TestCrashLoopEnds(t *testing.T) {
 	mark := filepath.Join(t.TempDir(), "mark")
 	python := script(t, `if [ -e `+mark+` ]; then echo "my last words" >&2; exit 7; fi
 touch `+mark+`
-exec `+realPython(t)+` "$@"
+exec `+realpython.Path(t)+` "$@"
 `)
 	var seen record
 	cfg := fake(python, &seen)
@@ -197,7 +198,7 @@ build.load_model = load_model
 }
 
 func TestKilledProgramLeavesNothingBehind(t *testing.T) {
-	python := realPython(t)
+	python := realpython.Path(t)
 	t.Setenv("TMPDIR", t.TempDir()) // the socket's directory does stay
 	parent, pid := runAsParent(t, python)
 	child := worker(t, pid)
@@ -234,7 +235,7 @@ func TestCancelledStartEndsTheServer(t *testing.T) {
 func TestStartErrors(t *testing.T) {
 	temp := t.TempDir()
 	t.Setenv("TMPDIR", temp)
-	real, slow := realPython(t), script(t, "exec sleep 600")
+	real, slow := realpython.Path(t), script(t, "exec sleep 600")
 	for _, tc := range []struct {
 		name string
 		cfg  sidecar.Config

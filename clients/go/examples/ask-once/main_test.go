@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/gemma-server/gemma-server/clients/go/internal/realpython"
 )
 
 // What the README shows is this program, to the letter.
@@ -33,7 +35,7 @@ func TestAsksOnce(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	cmd := exec.Command(program)
-	cmd.Env = append(os.Environ(), "GEMMA_FAKE=1", "PATH="+filepath.Dir(python(t))+":"+os.Getenv("PATH"))
+	cmd.Env = append(os.Environ(), "GEMMA_FAKE=1", "PATH="+filepath.Dir(realpython.Path(t))+":"+os.Getenv("PATH"))
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil || stdout.String() != "The capital of France is" {
@@ -47,24 +49,4 @@ func TestAsksOnce(t *testing.T) {
 	if _, err := os.Stat(started[2]); err == nil || strings.Contains(string(line), "gemma_server") {
 		t.Error("the server is left")
 	}
-}
-
-// python is an interpreter with gemma-server.
-func python(t *testing.T) string {
-	t.Helper()
-	if path := os.Getenv("GEMMA_PYTHON"); path != "" {
-		return path
-	}
-	path, err := filepath.Abs("../../../../.venv/bin/python")
-	if err == nil {
-		_, err = os.Stat(path)
-	}
-	if err != nil {
-		reason := "no Python with gemma-server here: set GEMMA_PYTHON, or run scripts/venv.sh demo: " + err.Error()
-		if os.Getenv("CI") != "" {
-			t.Fatal(reason)
-		}
-		t.Skip(reason)
-	}
-	return path
 }
