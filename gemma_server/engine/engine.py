@@ -188,7 +188,9 @@ class Engine:
         """Let those go who wait for this thread."""
         for visit in list(self._visits):
             if visit.device:
+                self._progress_at = time.monotonic()  # a device that hangs here hangs too
                 self._runner.touch()
+                self._progress_at = time.monotonic() if self._in_flight else None
             with self._changed:
                 if visit in self._visits:  # else it was refused meanwhile
                     self._visits.remove(visit)

@@ -8,6 +8,7 @@ import pytest
 from gemma_server.engine.fake import FakeRunner
 from gemma_server.errors import GenerationFailed, NotReady
 from tests.engine.test_engine import make_engine, make_request, read_all
+from tests.web.conftest import wait_until
 
 
 class Device(FakeRunner):
@@ -62,6 +63,19 @@ def test_many_visitors_and_requests_all_come_through() -> None:
     for visitor in visitors:
         visitor.join(10)
         assert not visitor.is_alive()
+    engine.stop()
+
+
+def test_a_device_that_hangs_with_a_visitor_is_seen_to() -> None:
+    device = Device()
+    device.door.clear()
+    engine = make_engine(device)
+    visitor = threading.Thread(target=engine.visit, kwargs={"device": True})
+    visitor.start()
+    wait_until(lambda: engine.step_age_s() > 0.05)
+    device.door.set()
+    visitor.join(5)
+    wait_until(lambda: engine.step_age_s() == 0)
     engine.stop()
 
 
