@@ -128,12 +128,8 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
 
     def handle_request(self, req: Any, conn: TConn) -> Any:
         """Answer one request, a head without a body too."""
-        if any(
-            name == "CONTENT-LENGTH" and int(value) > MAX_BODY_BYTES for name, value in req.headers
-        ):
-            req.must_close = (
-                True  # nobody reads all of it: the answer says that the connection ends
-            )
+        if _announced_bytes(req) > MAX_BODY_BYTES:
+            req.must_close = True  # nobody will read all of it, and the answer says so
         try:
             return super().handle_request(req, conn)
         finally:
@@ -250,3 +246,8 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         engine = self._engine()
         if engine is not None:
             engine.stop()
+
+
+def _announced_bytes(req: Any) -> int:
+    """The length of the body by its header, which gunicorn has checked; 0 if it comes in chunks."""
+    return next((int(value) for name, value in req.headers if name == "CONTENT-LENGTH"), 0)

@@ -41,16 +41,12 @@ func generate(t *testing.T, client *api.Client, req *api.GenerateRequest) (answe
 		text += r.Response
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(answers) == 0 {
-		t.Fatal("no answer")
+	if err != nil || len(answers) == 0 {
+		t.Fatalf("%d answers, %v", len(answers), err)
 	}
 	for i, r := range answers {
-		equal(t, "model", r.Model, model)
+		checkHead(t, r.Model, r.CreatedAt)
 		equal(t, "done", r.Done, i == len(answers)-1)
-		checkCreated(t, r.CreatedAt)
 	}
 	return answers, text
 }
@@ -64,23 +60,20 @@ func converse(t *testing.T, client *api.Client, req *api.ChatRequest) (answers [
 		text += r.Message.Content
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(answers) == 0 {
-		t.Fatal("no answer")
+	if err != nil || len(answers) == 0 {
+		t.Fatalf("%d answers, %v", len(answers), err)
 	}
 	for i, r := range answers {
-		equal(t, "model", r.Model, model)
+		checkHead(t, r.Model, r.CreatedAt)
 		equal(t, "role", r.Message.Role, "assistant")
 		equal(t, "done", r.Done, i == len(answers)-1)
-		checkCreated(t, r.CreatedAt)
 	}
 	return answers, text
 }
 
-func checkCreated(t *testing.T, created time.Time) {
+func checkHead(t *testing.T, name string, created time.Time) {
 	t.Helper()
+	equal(t, "model", name, model)
 	if age := time.Since(created); age < -time.Minute || age > time.Minute {
 		t.Errorf("created_at %v", created)
 	}

@@ -83,7 +83,7 @@ func (c *Client) EchoThrough(ctx context.Context, depth Depth, v any) (json.RawM
 	if err != nil {
 		return nil, fmt.Errorf("gemma: encoding the request: %w", err)
 	}
-	ans, err := c.call(ctx, outgoing{http.MethodPost, "/echo", query, "application/json", body})
+	ans, err := c.call(ctx, outgoing{method: http.MethodPost, path: "/echo", query: query, accept: "application/json", body: body})
 	if err != nil {
 		return nil, err
 	}

@@ -116,7 +116,7 @@ def _waits(seeds: jax.Array, positions: jax.Array, count: int) -> jax.Array:
     """Exponential noise of mean 1, by seed, position and token: [B, 2], [B] -> [B, count].
 
     Threefry makes a key of seed and position; a cheaper hash, twice, makes 32 bits of it for each
-    token. Threefry for all tokens would cost a CPU four times as much as the rest of a draw.
+    token. Threefry for all tokens would make a draw three times as long on a CPU.
     """
 
     def key(seed: jax.Array, position: jax.Array) -> jax.Array:

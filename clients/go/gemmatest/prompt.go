@@ -55,6 +55,21 @@ func (x *exchange) limitTime() (cancel func(), problem *gemma.APIError) {
 	return cancel, nil
 }
 
+// beforeEnd waits as long as the reply holds back its end, and returns what
+// comes instead of it; a broken reply does not return.
+func (x *exchange) beforeEnd(reply Reply) *gemma.APIError {
+	if problem := x.wait(reply.Hold); problem != nil {
+		return problem
+	}
+	if reply.Err != nil {
+		return reply.Err
+	}
+	if reply.Break {
+		panic(http.ErrAbortHandler)
+	}
+	return nil
+}
+
 // whole answers in one piece.
 func (x *exchange) whole(reply Reply) *gemma.APIError {
 	if problem := x.pause(reply.Delay); problem != nil {
@@ -64,14 +79,8 @@ func (x *exchange) whole(reply Reply) *gemma.APIError {
 	if problem := x.pause(time.Duration(len(reply.Pieces)) * reply.PieceDelay); problem != nil {
 		return problem
 	}
-	if problem := x.wait(reply.Hold); problem != nil {
+	if problem := x.beforeEnd(reply); problem != nil {
 		return problem
-	}
-	if reply.Err != nil {
-		return reply.Err
-	}
-	if reply.Break {
-		panic(http.ErrAbortHandler)
 	}
 	x.write(200, x.end(reply, reply.text(), first))
 	return nil
@@ -95,14 +104,8 @@ func (x *exchange) stream(reply Reply) *gemma.APIError {
 		}
 		x.event(part{piece})
 	}
-	if problem := x.wait(reply.Hold); problem != nil {
+	if problem := x.beforeEnd(reply); problem != nil {
 		return problem
-	}
-	if reply.Err != nil {
-		return reply.Err
-	}
-	if reply.Break {
-		panic(http.ErrAbortHandler)
 	}
 	x.event(x.end(reply, "", first))
 	x.line("[DONE]")
