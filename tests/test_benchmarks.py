@@ -162,5 +162,5 @@ def test_what_is_no_result_is_named(tmp_path: Path) -> None:
         done = plots(result, out=tmp_path)
         assert done.returncode == 1
         assert done.stderr.splitlines() == [
-            f"{result}: its last line is no result of decode, load, bench"
+            f"{result}: its last line is no result of decode, load, bench, hop"
         ]
