@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"strings"
 
 	gemma "github.com/gemma-server/gemma-server/clients/go"
@@ -21,6 +22,38 @@ func ExampleNewServer() {
 	// Output:
 	// Hell length <nil>
 	// 4
+}
+
+// Options make a server what a test needs from the start.
+func ExampleOption() {
+	options := []gemmatest.Option{
+		gemmatest.WithAPIKey("sesame"),
+		gemmatest.WithReplies(gemmatest.Text("Welcome.")),
+	}
+	srv := gemmatest.NewServer(nil, options...)
+	defer srv.Close()
+
+	resp, err := srv.Client().Generate(context.Background(), gemma.Request{Prompt: "Open!"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(resp.Text)
+	// Output: Welcome.
+}
+
+// A program that forgets its key fails in the test already.
+func ExampleWithAPIKey() {
+	srv := gemmatest.NewServer(nil, gemmatest.WithAPIKey("sesame"))
+	defer srv.Close()
+
+	_, err := gemma.New(gemma.WithBaseURL(srv.URL)).Generate(context.Background(), gemma.Request{Prompt: "Open!"})
+	var api *gemma.APIError
+	fmt.Println(errors.As(err, &api) && api.Code == gemma.CodeUnauthorized)
+	_, err = srv.Client().Generate(context.Background(), gemma.Request{Prompt: "Open!"})
+	fmt.Println(err)
+	// Output:
+	// true
+	// <nil>
 }
 
 func ExampleWithReplies() {
@@ -56,41 +89,11 @@ func ExampleWithAnswer() {
 	// Output: HELLO <nil>
 }
 
-func ExampleServer_SetStatus() {
-	srv := gemmatest.NewServer(nil, gemmatest.WithStatus(gemma.Status{State: gemma.StateLoading, Stage: "weights"}))
-	defer srv.Close()
-	client := srv.Client(gemma.WithRetries(0))
-
-	_, err := client.Generate(context.Background(), gemma.Request{Prompt: "hello"})
-	fmt.Println(errors.Is(err, gemma.ErrLoading))
-	srv.SetStatus(gemma.Status{State: gemma.StateReady})
-	resp, err := client.Generate(context.Background(), gemma.Request{Prompt: "hello"})
-	fmt.Println(resp.Text, err)
-	// Output:
-	// true
-	// hello <nil>
-}
-
-// A held stream is under way for as long as the test wants it to be.
-func ExampleReply() {
-	hold := make(chan struct{})
-	srv := gemmatest.NewServer(nil, gemmatest.WithReplies(gemmatest.Reply{Pieces: []string{"a", "b"}, Hold: hold}))
+func ExampleWithStatus() {
+	srv := gemmatest.NewServer(nil, gemmatest.WithStatus(gemma.Status{State: gemma.StateDraining}))
 	defer srv.Close()
 
-	for chunk, err := range srv.Client().Stream(context.Background(), gemma.Request{Prompt: "x"}) {
-		fmt.Printf("%q %v\n", chunk.Text, err)
-		if chunk.Text == "a" {
-			close(hold)
-		}
-	}
-	// Output:
-	// "a" <nil>
-	// "b" <nil>
-	// "" <nil>
-}
-
-func ExampleRepeat() {
-	reply := gemmatest.Repeat(gemma.Request{Prompt: "Hello", Stop: []string{"lo"}})
-	fmt.Printf("%q %s %d\n", reply.Pieces, reply.FinishReason, reply.Usage.CompletionTokens)
-	// Output: ["H" "e" "l"] stop 5
+	_, err := srv.Client(gemma.WithRetries(0)).Generate(context.Background(), gemma.Request{Prompt: "Hi"})
+	fmt.Println(errors.Is(err, gemma.ErrDraining))
+	// Output: true
 }

@@ -4,6 +4,7 @@ package sidecar_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"os"
@@ -47,20 +48,38 @@ func ExampleStart() {
 	// ready ready
 }
 
-func ExampleSidecar_Stop() {
-	server, err := sidecar.Start(context.Background(), sidecar.Config{
-		Python: os.Args[0], Env: []string{serverRole + "=1"},
-	})
+func ExampleConfig() {
+	cfg := sidecar.Config{
+		Model:        "/models/gemma-3-1b-it.gguf",
+		Args:         []string{"--slots", "4", "--model-name", "assistant"},
+		StartTimeout: time.Hour, // a large model on a slow disk
+		CrashLimit:   10,
+
+		Python: os.Args[0], Env: []string{serverRole + "=1"}, // a stand-in
+	}
+	server, err := sidecar.Start(context.Background(), cfg)
 	if err != nil {
 		log.Fatal(err)
 	}
-	// Running requests get ten seconds to finish.
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	if err := server.Stop(ctx); err != nil {
-		log.Print(err)
+	defer server.Stop(context.Background())
+
+	st, err := server.Client().Ready(context.Background())
+	if err != nil {
+		log.Fatal(err)
 	}
-	<-server.Done()
-	fmt.Println(server.Err())
-	// Output: <nil>
+	fmt.Println(st.Model)
+	// Output: assistant
+}
+
+// A server with a setting that cannot work says which.
+func ExampleExitError() {
+	_, err := sidecar.Start(context.Background(), sidecar.Config{
+		Args:   []string{"--slots", "0"},
+		Python: os.Args[0], Env: []string{serverRole + "=1"}, // a stand-in
+	})
+	var exit *sidecar.ExitError
+	if errors.As(err, &exit) && exit.State.ExitCode() == 2 {
+		fmt.Println("mend the settings:", exit)
+	}
+	// Output: mend the settings: exit status 2: gemma-server: --slots (GEMMA_SLOTS): Input should be greater than or equal to 1
 }

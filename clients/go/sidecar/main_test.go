@@ -3,6 +3,7 @@
 package sidecar_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -49,14 +50,28 @@ func TestMain(m *testing.M) {
 
 // serve is as much of a server as an example needs.
 func serve(args []string) {
-	listener, err := net.Listen("unix", args[slices.Index(args, "--uds")+1])
+	flag := func(name string) string {
+		if i := slices.Index(args, name); i >= 0 {
+			return args[i+1]
+		}
+		return ""
+	}
+	if flag("--slots") == "0" {
+		fmt.Fprintln(os.Stderr, "gemma-server: --slots (GEMMA_SLOTS): Input should be greater than or equal to 1")
+		os.Exit(2)
+	}
+	listener, err := net.Listen("unix", flag("--uds"))
 	if err != nil {
 		log.Fatal(err)
 	}
 	http.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
-		io.WriteString(w, `{"status": "ready", "stage": "ready", "progress": 1}`)
+		fmt.Fprintf(w, `{"status": "ready", "stage": "ready", "progress": 1, "model": %q}`, flag("--model-name"))
 	})
-	http.HandleFunc("/prompt", func(w http.ResponseWriter, _ *http.Request) {
+	http.HandleFunc("/prompt", func(w http.ResponseWriter, r *http.Request) {
+		if body, _ := io.ReadAll(r.Body); bytes.Contains(body, []byte("crash")) {
+			fmt.Fprintln(os.Stderr, "no memory left")
+			os.Exit(1)
+		}
 		io.WriteString(w, `{"response": " Paris.", "finish_reason": "stop"}`)
 	})
 	log.Fatal(http.Serve(listener, nil))
