@@ -22,6 +22,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from gemma_server.connection import AnswerSocket
 from gemma_server.engine.engine import Engine
 from gemma_server.errors import ModelLoadError, UsageError
+from gemma_server.heads import PlainParser
 from gemma_server.served import ServedModel
 from gemma_server.settings import Settings, load_settings
 from gemma_server.startup import announce, report_progress
@@ -90,6 +91,8 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
 
     def start_loading(self) -> None:
         """Load the model in a thread, so that /readyz can tell about it."""
+        # gunicorn looks each setting up in three steps, dozens of times a request. They are final.
+        self.cfg.__dict__.update({name: item.get() for name, item in self.cfg.settings.items()})
         app: Flask = self.wsgi
         self.settings, self.model = app.extensions["gemma_server"]
         threading.Thread(target=self._load, name="loader", daemon=True).start()
@@ -111,8 +114,9 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
             limit = struct.pack("ll", SOCKET_TIMEOUT_S, 0)
             conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-            if not self.cfg.is_ssl and not isinstance(conn.sock, AnswerSocket):
+            if not self.cfg.is_ssl and conn.parser is None:
                 conn.sock = AnswerSocket.of(conn.sock)
+                conn.parser = PlainParser(self.cfg, conn.sock, conn.client)
         super().enqueue_req(conn)
 
     def handle(self, conn: TConn) -> Any:

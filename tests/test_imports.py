@@ -44,7 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "served",
     },
     "connection": set(),
-    "worker": {"connection", "build", "web", "startup", "served", "settings", "engine"},
+    "heads": set(),
+    "worker": {"connection", "heads", "build", "web", "startup", "served", "settings", "engine"},
     "gunicorn_conf": {"worker", "settings"},
     "cli": {
         "bench",

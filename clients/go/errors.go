@@ -46,7 +46,7 @@ type APIError struct {
 	Param      string // the field of the request at fault, if any
 	Code       string // for programs: one of the Code constants, or empty
 	RequestID  string // names the request in the server's log
-	RetryAfter time.Duration
+	RetryAfter time.Duration // that the server asks to wait before another try; 0 if it does not say
 }
 
 // Error says everything but RetryAfter in one line.

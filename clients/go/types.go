@@ -94,7 +94,9 @@ type Chunk struct {
 
 // Usage counts the tokens of a request.
 type Usage struct {
-	PromptTokens     int `json:"prompt_tokens"`
+	// PromptTokens counts the prompt's, the first one that every prompt gets included.
+	PromptTokens int `json:"prompt_tokens"`
+	// CompletionTokens counts all tokens drawn, the one that ended the answer included.
 	CompletionTokens int `json:"completion_tokens"`
 	// CachedTokens of the prompt's tokens needed no prefill.
 	CachedTokens int `json:"cached_tokens"`
@@ -102,9 +104,9 @@ type Usage struct {
 
 // Timings says where the server spent a request's time, in milliseconds.
 type Timings struct {
-	QueueMS   float64 `json:"queue_ms"`
-	PrefillMS float64 `json:"prefill_ms"`
-	DecodeMS  float64 `json:"decode_ms"`
+	QueueMS   float64 `json:"queue_ms"`   // waiting for a slot
+	PrefillMS float64 `json:"prefill_ms"` // reading the prompt, up to the first token
+	DecodeMS  float64 `json:"decode_ms"`  // from the first token to the last
 }
 
 // State is the phase of the server's life.

@@ -53,8 +53,8 @@ def make_app(model: ServedModel, settings: Settings) -> Flask:
         response.headers["Server-Timing"] = server_timing()
         if not g.get("body_read"):
             discard_body()
-        route = request.url_rule.rule if request.url_rule else "unknown"
-        metrics.answered(route, response.status_code)
+        rule = request.url_rule
+        metrics.answered("unknown" if rule is None else rule.rule, response.status_code)
         return response
 
     app.register_blueprint(native.blueprint(model, metrics, settings.max_steps))

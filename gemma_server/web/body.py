@@ -73,11 +73,14 @@ def discard_body() -> None:
 def _read_bytes() -> bytes:
     """The whole body; one byte beyond the limit is enough to refuse it, chunked or not."""
     g.body_read = True
-    blocks, left = [], MAX_BODY_BYTES + 1
+    blocks: list[bytes] = []
+    left = MAX_BODY_BYTES + 1
     try:
         if (request.content_length or 0) > MAX_BODY_BYTES:
             left = 0
-        while left and (block := request.stream.read(left)):
+        # Not through `request.stream`: gunicorn's input ends with the body by itself.
+        body = request.environ["wsgi.input"]
+        while left and (block := body.read(left)):
             blocks.append(block)
             left -= len(block)
     except BlockingIOError:  # the socket's time limit, on a blocking socket

@@ -24,9 +24,10 @@ class Guard:
 
     def check(self) -> None:
         """Raise `Forbidden` or `Unauthorized` for a request that may not pass."""
-        if self._local_only and not _is_this_machine(request.host):
+        host = request.environ.get("HTTP_HOST") or request.host
+        if self._local_only and not _is_this_machine(host):
             raise Forbidden(
-                f"Host {request.host[:100]!r} is not this machine; "
+                f"Host {host[:100]!r} is not this machine; "
                 "use localhost or 127.0.0.1, or serve on another --host"
             )
         if self._keys and request.path not in PUBLIC_PATHS and not self._key_is_known():

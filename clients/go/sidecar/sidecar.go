@@ -38,7 +38,8 @@ type Sidecar struct {
 }
 
 // Client returns the client of this server. It stays the same when the server
-// is started again; requests in between fail.
+// is started again; requests under way fail then, and those that find no server
+// are tried again as often as the client's retries allow.
 func (s *Sidecar) Client() *gemma.Client { return s.client }
 
 // Done returns a channel that is closed when the server has ended for good:
