@@ -7,18 +7,20 @@ worker), and of a Flask app that does nothing else, on gunicorn's default sync w
 gthread worker with 8 threads. All three run at once, but only one at a time is asked: in every
 round the Go tool `measure-latency` sends its requests to one after the other, in sequence over one
 keep-alive connection. The sync worker closes the connection after each answer, so its times include
-opening the next one.
+opening the next one. Ours is asked once more beside 64 idle connections, each kept from an echo.
 
 Mean, p50 and p99 are medians over the rounds. The last line of standard output is the result as
 one JSON document.
 """
 
 import argparse
+import http.client
 import json
 import subprocess
 import tempfile
 from collections import defaultdict
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ from benchmarks.servers import (
 from gemma_server.figures import Summary, format_table
 
 OURS = "gemma-server"
+BESIDE_IDLE = "gemma-server, 64 idle"
+IDLE = 64
 _BARE = (
     "-m",
     "gunicorn",
@@ -69,14 +73,15 @@ def main() -> None:
     parser.add_argument("-n", type=positive, default=2000, help="requests a round; default: 2000")
     arguments = parser.parse_args()
     end_servers_on_sigterm()
-    samples: dict[str, Samples] = {name: defaultdict(list) for name in SERVERS}
+    samples: dict[str, Samples] = {}
     with ExitStack() as stack:
         tool = build_tool(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         servers = {name: stack.enter_context(serving(*how)) for name, how in SERVERS.items()}
         for _ in range(arguments.rounds):
             for name, server in servers.items():
-                for figure, value in measure(tool, server, arguments.n).items():
-                    samples[name][figure].append(value)
+                note(samples, name, measure(tool, server, arguments.n))
+            with idle_connections(servers[OURS], IDLE):
+                note(samples, BESIDE_IDLE, measure(tool, servers[OURS], arguments.n))
     report(arguments.rounds, arguments.n, samples)
 
 
@@ -86,6 +91,25 @@ def build_tool(directory: Path) -> Path:
     build = ["go", "build", "-o", str(tool), "./cmd/measure-latency"]
     subprocess.run(build, cwd=ROOT / "clients" / "go", check=True)
     return tool
+
+
+def note(samples: dict[str, Samples], name: str, figures: dict[str, float]) -> None:
+    """Keep one run's figures."""
+    for figure, value in figures.items():
+        samples.setdefault(name, defaultdict(list))[figure].append(value)
+
+
+@contextmanager
+def idle_connections(server: Server, count: int) -> Iterator[None]:
+    """So many connections that have had an answer each, and stay open within the block."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            connection = http.client.HTTPConnection("127.0.0.1", server.port)
+            stack.enter_context(closing(connection))
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", "/echo", b'{"prompt": "idle"}', headers)
+            connection.getresponse().read()
+        yield
 
 
 def measure(tool: Path, server: Server, requests: int) -> dict[str, float]:
@@ -104,7 +128,7 @@ def report(rounds: int, requests: int, samples: dict[str, Samples]) -> None:
     document: dict[str, Any] = {"benchmark": "echo", "rounds": rounds, "requests": requests}
     document["servers"] = {}
     ours = Summary.of(samples[OURS]["mean_us"])
-    for name in SERVERS:
+    for name in samples:
         summaries = {figure: Summary.of(samples[name][figure]) for figure in FIGURES}
         ratio = ours.median / summaries["mean_us"].median
         table.append([name, *map(str, summaries.values()), f"{ratio:.2f}"])
