@@ -19,6 +19,7 @@ from flask import Flask
 from gunicorn.http import errors as http_errors
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from gemma_server.api.document import MAX_BODY_BYTES
 from gemma_server.connection import AnswerSocket
 from gemma_server.engine.engine import Engine
 from gemma_server.errors import ModelLoadError, UsageError
@@ -27,7 +28,6 @@ from gemma_server.served import ServedModel
 from gemma_server.settings import Settings, load_settings
 from gemma_server.startup import announce, report_progress
 from gemma_server.web.app import make_app
-from gemma_server.web.body import MAX_BODY_BYTES
 from gemma_server.web.errors import error_body
 
 logger = logging.getLogger(__name__)
