@@ -42,6 +42,7 @@ class Caller:
     gone: Callable[[], bool] = lambda: False
     deadline: float | None = None  # on the monotonic clock
     stages: Stages = field(default_factory=dict)  # where the request's time went so far
+    on_job: Callable[[Callable[[], None]], None] = lambda cancel: None  # is given how to end it
 
 
 class Job:
@@ -79,6 +80,7 @@ class Job:
             for handle in loaded.engine.submit(requests, caller.deadline)
         ]
         self._note = caller.stages
+        caller.on_job(self.cancel)
 
     @property
     def completions(self) -> list[Completion]:

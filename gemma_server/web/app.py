@@ -29,12 +29,11 @@ class _Json(DefaultJSONProvider):
         return self._encoder.encode(obj)
 
 
-def make_app(model: ServedModel, settings: Settings) -> Flask:
+def make_app(model: ServedModel, settings: Settings, metrics: Metrics) -> Flask:
     """An app that serves `model`; the model may still be loading."""
     app = Flask(__name__, static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.json = _Json(app)
-    metrics = Metrics(model)
     guard = Guard(
         api_keys=settings.api_keys(),
         local_only=settings.serves_tcp and is_loopback(settings.host),
