@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from gemma_server.transport.exchange import failure
 from gemma_server.transport.frame import BrokenFraming, Splitter
@@ -44,17 +44,13 @@ class Connection:
         """More is wanted of the peer, which takes what it gets."""
         return not self.ending and self._unsent_bytes < PAUSE_BYTES
 
-    def frames(self, data: bytes) -> Iterator[bytes]:
-        """Those that are whole with this data; after broken framing the connection ends."""
-        waited = self._splitter.waits
-        try:
-            for whole in self._splitter.feed(data):
-                waited = False
-                yield whole
-        except BrokenFraming as error:
-            self.end_with(error)
-        if self._splitter.waits and not waited:
-            self._began_at = time.monotonic()
+    def frames(self, data: bytes) -> Iterable[bytes]:
+        """Those that are whole with this data.
+
+        Raises:
+            BrokenFraming: behind the frames before it.
+        """
+        return (data,) if self._splitter.is_one(data) else self._split(data)
 
     def hung_up(self) -> None:
         """The peer sends no more."""
@@ -107,6 +103,14 @@ class Connection:
             self.broken = True
             self._unsent.clear()
             self.sock.close()
+
+    def _split(self, data: bytes) -> Iterator[bytes]:
+        waited = self._splitter.waits
+        for whole in self._splitter.feed(data):
+            waited = False
+            yield whole
+        if self._splitter.waits and not waited:
+            self._began_at = time.monotonic()
 
     def _give(self, data: bytes | memoryview) -> int:
         """How many bytes the kernel took."""

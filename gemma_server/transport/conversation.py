@@ -8,14 +8,16 @@ from functools import partial
 from typing import Any
 
 from gemma_server.api.document import parse
+from gemma_server.api.job import Caller
 from gemma_server.errors import InvalidRequest, Overloaded, RequestError
 from gemma_server.transport.crew import Crew
 from gemma_server.transport.exchange import Exchange, Id, failure
-from gemma_server.transport.frame import RAW, REQUEST, body_of, kind_of
+from gemma_server.transport.frame import RAW, REQUEST, BrokenFraming, body_of, kind_of
 from gemma_server.transport.service import Service
 
 MAX_REQUESTS = 256  # at work
 MAX_RAWS = 16  # at work and waiting
+MAX_REFUSED = 1000  # raw frames whose refusal waits for its turn
 _MAX_ID = 2**53 - 1  # what every reader of JSON keeps exact
 _MAX_ID_LENGTH = 128
 _MAX_TIMEOUT_MS = 10**9
@@ -28,7 +30,8 @@ class Conversation:
         self._send, self._service, self._crew = send, service, crew
         self._lock = threading.Lock()  # guards all that follows
         self._requests: dict[Id, Exchange] = {}
-        self._raws: deque[tuple[Exchange, bytes]] = deque()  # the first is at work
+        # The first is at work; one without a body is refused when its turn comes.
+        self._raws: deque[tuple[Exchange, bytes | None]] = deque()
         self._answers_raws = False  # a thread does
 
     @property
@@ -37,7 +40,11 @@ class Conversation:
         return bool(self._requests or self._raws)
 
     def take(self, whole: bytes) -> None:
-        """Act on a frame that is no echo."""
+        """Act on a frame that is no echo.
+
+        Raises:
+            BrokenFraming: nobody could tell any more which answer is whose.
+        """
         kind, body = kind_of(whole), body_of(whole)
         try:
             if kind == RAW:
@@ -48,7 +55,7 @@ class Conversation:
                 message = f"clients send no frames of type {kind}"
                 raise InvalidRequest(message, code="unknown_type")
         except RequestError as error:
-            self._send(failure(error, None))
+            self._send(failure(error, None, about=kind))
 
     def cancel(self) -> None:
         """Give up all of it."""
@@ -103,9 +110,11 @@ class Conversation:
     def _take_raw(self, body: bytes) -> None:
         exchange = Exchange(self._send, self._raw_is_over, None)
         with self._lock:
-            if len(self._raws) >= MAX_RAWS:
-                raise _overloaded(f"{MAX_RAWS} raw frames")
-            self._raws.append((exchange, body))
+            waiting = len(self._raws)
+            if waiting >= MAX_RAWS + MAX_REFUSED:
+                message = f"{waiting} raw frames wait for their answers"
+                raise BrokenFraming("too_many_raw_frames", message)
+            self._raws.append((exchange, body if waiting < MAX_RAWS else None))
             begins, self._answers_raws = not self._answers_raws, True
         if begins:
             try:
@@ -120,9 +129,9 @@ class Conversation:
         """One after the other: nothing but their order says which answer is whose."""
         while (first := self._next_raw()) is not None:
             exchange, body = first
-            exchange.run_raw(self._service.raw, body)
+            exchange.run_raw(_refused if body is None else partial(self._service.raw, body))
 
-    def _next_raw(self) -> tuple[Exchange, bytes] | None:
+    def _next_raw(self) -> tuple[Exchange, bytes | None] | None:
         with self._lock:
             self._answers_raws = bool(self._raws)
             return self._raws[0] if self._raws else None
@@ -130,6 +139,10 @@ class Conversation:
     def _raw_is_over(self, exchange: Exchange) -> None:
         with self._lock:
             self._raws.popleft()
+
+
+def _refused(caller: Caller) -> bytes:
+    raise _overloaded(f"{MAX_RAWS} raw frames")
 
 
 def _overloaded(what: str) -> Overloaded:

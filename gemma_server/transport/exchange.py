@@ -48,20 +48,17 @@ class Exchange:
                     self._over(self)
                 self._send(json_frame(kind, self.name, document))
         except Exception as error:
-            self._fail(error)
+            self._over(self)
+            self._send(failure(error, self.name))
 
-    def run_raw(self, answer: Callable[[bytes, Caller], bytes], body: bytes) -> None:
+    def run_raw(self, answer: Callable[[Caller], bytes]) -> None:
         """Send the answer to a raw frame."""
         try:
-            whole = frame(RAW, answer(body, self._caller(None)))
-            self._over(self)
-            self._send(whole)
+            whole = frame(RAW, answer(self._caller(None)))
         except Exception as error:
-            self._fail(error)
-
-    def _fail(self, error: Exception) -> None:
+            whole = failure(error, None, about=RAW)
         self._over(self)
-        self._send(failure(error, self.name))
+        self._send(whole)
 
     def _caller(self, deadline: float | None) -> Caller:
         return Caller(lambda: self._cancelled, deadline, on_job=self._began)
@@ -75,10 +72,12 @@ class Exchange:
             cancel_job()
 
 
-def failure(error: Exception, name: Id | None) -> bytes:
-    """The frame that tells of an error."""
+def failure(error: Exception, name: Id | None, about: int | None = None) -> bytes:
+    """The frame that tells of an error; without an id, of what type the frame at fault was."""
     status, found = _told(error)
     document: dict[str, Any] = {"status": status, "error": found}
+    if about is not None:
+        document["about"] = about
     if isinstance(error, Overloaded | NotReady):
         document["retry_after_s"] = error.retry_after_s
     return json_frame(FAILED, name, document)

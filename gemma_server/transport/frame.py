@@ -47,6 +47,14 @@ class Splitter:
         """A frame has begun and not ended."""
         return bool(self._rest)
 
+    def is_one(self, data: bytes) -> bool:
+        """Whether this is exactly one frame, as almost always."""
+        return (
+            not self._rest
+            and 4 < len(data) <= 4 + MAX_LENGTH
+            and _LENGTH.unpack_from(data)[0] == len(data) - 4
+        )
+
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Whole frames, their heads included; what is left is kept for the next call.
 

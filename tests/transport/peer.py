@@ -67,10 +67,14 @@ class Peer:
         assert answer is not None
         kind, document = answer
         assert kind == FAILED, answer
-        assert {"status", "error"} <= set(document) <= {"id", "status", "error", "retry_after_s"}
+        assert (
+            {"status", "error"}
+            <= set(document)
+            <= {"id", "status", "error", "retry_after_s", "about"}
+        )
         assert {"type", "message", "param", "code", "request_id"} <= set(document["error"])
         found: dict[str, Any] = {**document["error"], "status": document["status"]}
-        return found | {"id": document.get("id")}
+        return found | {"id": document.get("id"), "about": document.get("about")}
 
     def echo(self, body: bytes = b"?") -> bytes:
         """There and back."""

@@ -204,8 +204,7 @@ def test_refusals_say_when_to_try_again(open_lane: Open) -> None:
 def test_too_many_are_refused_one_by_one(open_lane: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the engine's line, the connection's limits, and the threads there are."""
     monkeypatch.setattr(conversation, "MAX_REQUESTS", 6)
-    monkeypatch.setattr(conversation, "MAX_RAWS", 2)
-    lane = open_lane(slots=1, max_queue=4, threads=7)
+    lane = open_lane(slots=1, max_queue=4, threads=6)
     lane.sidecar.runner.open.clear()
     with lane.connect() as peer, lane.connect() as other:
         for name in range(5):
@@ -216,14 +215,33 @@ def test_too_many_are_refused_one_by_one(open_lane: Open, monkeypatch: pytest.Mo
         assert (error["id"], error["status"], error["code"]) == ("line", 429, "overloaded")
         other.ask(id="sixth", op="generate", prompt="a")
         assert other.error()["id"] == "sixth"
-        for _ in range(3):  # the first waits in vain for the engine, the second for the first
-            other.send(packed(RAW, b"a"))
-        assert {other.error()["code"] for _ in range(3)} == {"overloaded"}
+        other.send(packed(RAW, b"a"))  # the seventh thread waits for the engine, in vain
+        assert other.error()["about"] == RAW
         lane.sidecar.runner.open.set()
         ended = [peer.answer() for _ in range(5)]
         assert {answer[1]["id"] for answer in ended if answer} == set(range(5))
         other.send(packed(RAW, b"again"))
         assert other.answer() == (RAW, b"again")
+
+
+def test_refused_raw_frames_are_told_in_their_turn(
+    open_lane: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their order alone says whose an answer is."""
+    monkeypatch.setattr(conversation, "MAX_RAWS", 2)
+    monkeypatch.setattr(conversation, "MAX_REFUSED", 3)
+    lane = open_lane(slots=1)
+    lane.sidecar.runner.open.clear()
+    with lane.connect() as peer, lane.connect() as flooding:
+        peer.send(*(packed(RAW, prompt) for prompt in (b"a", b"b", b"c", b"d")), packed(ECHO, b""))
+        assert peer.answer() == (ECHO, b"")
+        flooding.send(*[packed(RAW, b"x")] * 6)
+        assert flooding.error()["code"] == "too_many_raw_frames"
+        lane.sidecar.runner.open.set()
+        assert [peer.answer(), peer.answer()] == [(RAW, b"a"), (RAW, b"b")]
+        for _ in "cd":
+            error = peer.error()
+            assert (error["code"], error["about"], error["id"]) == ("overloaded", RAW, None)
 
 
 def test_a_dying_engine_fails_every_request(open_lane: Open) -> None:
