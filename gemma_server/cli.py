@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gemma_server.text.tokenizer import Tokenizer
 
 EXIT_USAGE, EXIT_LOAD = 2, 3
-_ONLY_SERVE = ("host", "port", "uds", "max_queue", "max_queue_tokens", "api_key_file")
+_ONLY_SERVE = ("host", "port", "uds", "frames", "max_queue", "max_queue_tokens", "api_key_file")
 _NOT_BY_HAND = (
     *_ONLY_SERVE,
     "slots",

@@ -62,7 +62,7 @@ def on_starting(server: Arbiter) -> None:
 
 def post_worker_init(worker: SidecarWorker) -> None:
     """The worker has forked and handles signals: now the model may load."""
-    worker.start_loading()
+    worker.start_sidecar()
 
 
 def worker_abort(worker: SidecarWorker) -> None:

@@ -5,6 +5,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
+from typing_extensions import TypedDict
+
 from gemma_server.engine.compilations import Compilations
 from gemma_server.engine.engine import Engine
 from gemma_server.errors import ModelNotFound, NotReady
@@ -46,6 +48,15 @@ class LoadedModel:
     ready_at: float = field(default_factory=time.time)  # seconds since 1970
 
 
+class Readiness(TypedDict):
+    """How far the model is."""
+
+    status: Status
+    stage: str
+    progress: float | None  # the share of the stage that is done, when known
+    model: str
+
+
 class ServedModel:
     """One model under its name. The loading thread moves it on; handlers only read it."""
 
@@ -83,6 +94,15 @@ class ServedModel:
         """Refuse new requests; those under way go on."""
         self._draining = True
         self.at("draining")
+
+    def readiness(self) -> Readiness:
+        """How far it is, for those who wait for it."""
+        return {
+            "status": self.status,
+            "stage": self.stage,
+            "progress": self.progress,
+            "model": self.name,
+        }
 
     def find(self, name: str | None) -> LoadedModel:
         """The model, if it takes requests and this is its name; Ollama's users may add `:latest`.

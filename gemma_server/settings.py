@@ -9,6 +9,7 @@ import errno
 import ipaddress
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator, mode
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gemma_server.errors import UsageError
+
+_MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103  # bytes, by the system's sockaddr_un
 
 
 def default_cache_dir() -> Path:
@@ -70,6 +73,11 @@ class Settings(BaseSettings):
         None,
         description="listen on this Unix socket (mode 0660); without --host and --port on it alone",
     )
+    frames: Path | None = Field(
+        None,
+        description="listen for length-prefixed frames (docs/frames.md) on this Unix socket "
+        "(mode 0660), beside HTTP",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
         description="of the weights; auto is bfloat16 on a GPU, int8 on a CPU, "
@@ -108,7 +116,9 @@ class Settings(BaseSettings):
         False, description="serve a deterministic stand-in that repeats the prompt; no jax"
     )
 
-    @field_validator("model_checkpoint", "model_tokenizer", "uds", "cache_dir", "api_key_file")
+    @field_validator(
+        "model_checkpoint", "model_tokenizer", "uds", "frames", "cache_dir", "api_key_file"
+    )
     @classmethod
     def _expand_home(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser()
@@ -180,20 +190,31 @@ def check_address(settings: Settings) -> None:
     if settings.serves_tcp:
         _check_port(settings.host, settings.port)
     if settings.uds is not None:
-        _check_socket(settings.uds)
+        check_socket("--uds", settings.uds)
+    if settings.frames is not None:
+        if settings.uds is not None and settings.frames.absolute() == settings.uds.absolute():
+            raise UsageError(f"--frames {settings.frames}: that is --uds as well")
+        check_socket("--frames", settings.frames)
 
 
-def _check_socket(path: Path) -> None:
+def check_socket(flag: str, path: Path) -> None:
+    """Look whether there can be a Unix socket.
+
+    Raises:
+        UsageError: another server is there, a file, or no directory.
+    """
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"--uds {path}: there is no such directory")
+        raise UsageError(f"{flag} {path}: there is no such directory")
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        raise UsageError(f"{flag} {path}: longer than {_MAX_SOCKET_PATH} bytes")
     if not path.exists():
         return
     if not path.is_socket():
-        raise UsageError(f"--uds {path}: a file is in its place; remove it first")
+        raise UsageError(f"{flag} {path}: a file is in its place; remove it first")
     with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
         probe.settimeout(1)
         probe.connect(str(path))  # fails when its server is gone: then it will be replaced
-        raise UsageError(f"--uds {path}: another server listens there")
+        raise UsageError(f"{flag} {path}: another server listens there")
 
 
 def _check_port(host: str, port: int) -> None:

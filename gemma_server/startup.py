@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -16,11 +16,30 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from gemma_server.served import LoadedModel, ServedModel, byte_rate
+from gemma_server.served import ServedModel, byte_rate
 from gemma_server.settings import Settings
 
 _LOOK_S = 0.1
 _LINE_S = 10.0  # between two lines about a stage that takes long
+
+
+class Loaded(Protocol):
+    """What the ready line tells."""
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """What it runs on."""
+        ...
+
+    @property
+    def load_s(self) -> float:
+        """From the start of loading to ready."""
+        ...
 
 
 def report_progress(model: ServedModel) -> None:
@@ -80,13 +99,18 @@ class ByteProgress:
             _print_line(f"{self._stage}, {byte_rate(done, total, now - self._began)}")
 
 
-def announce(settings: Settings, loaded: LoadedModel, sockets: Sequence[Any]) -> None:
-    """Print the ready line on standard output, and a command to try on standard error."""
+def announce(
+    settings: Settings, loaded: Loaded, sockets: Sequence[Any], example: str | None
+) -> None:
+    """Print the ready line on standard output; on standard error where frames are taken, and a
+    command to try with an example of a body."""
     facts = f"{loaded.name}, {loaded.device}, {loaded.load_s:.1f} s"
     where, curl = _address(settings, sockets)
     print(f"gemma-server ready: {where} ({facts})", flush=True)
-    body = '{"prompt": "The capital of France is", "sampling_steps": 16}'
-    print(f"try it: curl {curl} --json '{body}'", file=sys.stderr, flush=True)
+    if settings.frames is not None:
+        _print_line(f"frames at unix:{settings.frames}")
+    if example is not None:
+        print(f"try it: curl {curl} --json '{example}'", file=sys.stderr, flush=True)
 
 
 def _address(settings: Settings, sockets: Sequence[Any]) -> tuple[str, str]:

@@ -11,7 +11,9 @@ import socket
 import struct
 import sys
 import threading
+import time
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,15 +21,18 @@ from flask import Flask
 from gunicorn.http import errors as http_errors
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from gemma_server.api.document import MAX_BODY_BYTES
 from gemma_server.connection import AnswerSocket
-from gemma_server.engine.engine import Engine
 from gemma_server.errors import ModelLoadError, UsageError
 from gemma_server.heads import PlainParser
+from gemma_server.metrics import Metrics
 from gemma_server.served import ServedModel
-from gemma_server.settings import Settings, load_settings
-from gemma_server.startup import announce, report_progress
+from gemma_server.settings import check_socket, load_settings
+from gemma_server.sidecar import GemmaSidecar, Sidecar
+from gemma_server.startup import announce
+from gemma_server.transport.server import FrameServer
+from gemma_server.transport.service import Service
 from gemma_server.web.app import make_app
-from gemma_server.web.body import MAX_BODY_BYTES
 from gemma_server.web.errors import error_body
 
 logger = logging.getLogger(__name__)
@@ -49,13 +54,14 @@ _STATUS_OF_PARSE_ERROR: dict[type[Exception], tuple[int, str]] = {
 
 
 def create_app() -> Flask:
-    """The WSGI app, its model not yet loading; `SidecarWorker` starts that after the fork."""
+    """The WSGI app, with a sidecar whose model `SidecarWorker` loads after the fork."""
     if "gemma_server.gunicorn_conf" not in sys.modules:
         raise UsageError("start gunicorn with -c python:gemma_server.gunicorn_conf")
     settings = load_settings()
     model = ServedModel(settings.model_name or "gemma")
-    app = make_app(model, settings)
-    app.extensions["gemma_server"] = (settings, model)
+    metrics = Metrics(model)
+    app = make_app(model, settings, metrics)
+    app.extensions["sidecar"] = GemmaSidecar(settings, model, metrics)
     return app
 
 
@@ -86,26 +92,27 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
     unreadable HTTP in JSON, and drains on SIGTERM.
     """
 
-    settings: Settings
-    model: ServedModel | None = None  # until the worker has booted
+    sidecar: Sidecar | None = None  # until the worker has booted
+    frames: FrameServer | None = None
+    drain_until = 0.0  # on the monotonic clock, once SIGTERM has come
 
-    def start_loading(self) -> None:
-        """Load the model in a thread, so that /readyz can tell about it."""
+    def start_sidecar(self) -> None:
+        """Take frames, and load the model in a thread, so that /readyz can tell about it."""
         # gunicorn looks each setting up in three steps, dozens of times a request. They are final.
         self.cfg.__dict__.update({name: item.get() for name, item in self.cfg.settings.items()})
         app: Flask = self.wsgi
-        self.settings, self.model = app.extensions["gemma_server"]
-        threading.Thread(target=self._load, name="loader", daemon=True).start()
-        threading.Thread(
-            target=report_progress, args=(self.model,), name="progress", daemon=True
-        ).start()
-        if self.settings.stop_with_stdin:
+        sidecar: Sidecar = app.extensions["sidecar"]
+        self.sidecar = sidecar
+        if sidecar.settings.frames is not None:
+            self._take_frames(sidecar.settings.frames, sidecar.service)
+        loader = threading.Thread(target=self._load, args=(sidecar,), name="loader", daemon=True)
+        loader.start()
+        if sidecar.settings.stop_with_stdin:
             threading.Thread(target=self._stop_with_stdin, name="stdin", daemon=True).start()
 
     def notify(self) -> None:
         """Tell the master that all is well, unless the device has stopped making progress."""
-        engine = self._engine()
-        if engine is None or engine.step_age_s() < STUCK_AFTER_S:
+        if self.sidecar is None or self.sidecar.step_age_s() < STUCK_AFTER_S:
             super().notify()
 
     def enqueue_req(self, conn: TConn) -> None:
@@ -160,11 +167,13 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: refuse new work, let the rest finish, and end what takes too long."""
-        if self.alive and self.model is not None:
-            self.model.drain()
-            timer = threading.Timer(
-                max(0, self.settings.drain_timeout - _LAST_WORDS_S), self._cut_off
-            )
+        if self.alive and self.sidecar is not None:
+            self.sidecar.drain()
+            if self.frames is not None:
+                self.frames.drain()
+            patience_s = max(0, self.sidecar.settings.drain_timeout - _LAST_WORDS_S)
+            self.drain_until = time.monotonic() + patience_s
+            timer = threading.Timer(patience_s, self.sidecar.stop)
             timer.daemon = True
             timer.start()
         super().handle_exit(sig, frame)
@@ -197,35 +206,36 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
 
     def leave(self) -> None:
         """End the process with the exit code that is on its way, without waiting for threads."""
-        engine = self._engine()
-        if engine is not None:
-            engine.stop()
+        if self.frames is not None:
+            self.frames.stop(max(0.0, self.drain_until - time.monotonic()))
+        if self.sidecar is not None:
+            self.sidecar.stop()
         error = sys.exc_info()[1]
         code = error.code if isinstance(error, SystemExit) else 0
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
-    def _engine(self) -> Engine | None:
-        """The engine, once there is one."""
-        loaded = None if self.model is None else self.model.loaded
-        return None if loaded is None else loaded.engine
-
-    def _load(self) -> None:
-        from gemma_server.build import load_model
-
-        assert self.model is not None
+    def _take_frames(self, path: Path, service: Service) -> None:
         try:
-            load_model(self.settings, self.model, self._engine_died)
+            check_socket("--frames", path)
+            self.frames = FrameServer(path, service, threads=self.cfg.threads)
+        except (UsageError, OSError) as error:
+            self._give_up(f"gemma-server: {error}")
+        else:
+            self.frames.start()
+
+    def _load(self, sidecar: Sidecar) -> None:
+        try:
+            loaded = sidecar.load(self._engine_died)
         except ModelLoadError as error:
             self._give_up(f"gemma-server: cannot load the model: {error}")
         except Exception as error:
             traceback.print_exc()
             self._give_up(f"gemma-server: cannot load the model: {type(error).__name__}: {error}")
         else:
-            loaded = self.model.loaded
-            if loaded is not None and self.model.status == "ready":  # not if SIGTERM came first
-                announce(self.settings, loaded, self.sockets)
+            if self.alive:  # else SIGTERM came first
+                announce(sidecar.settings, loaded, self.sockets, sidecar.example)
 
     def _stop_with_stdin(self) -> None:
         """Wait until standard input ends; then the master shall end, and drain this worker."""
@@ -245,11 +255,6 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
     def _engine_died(self, error: BaseException) -> None:
         logger.critical("the engine died; this worker ends", exc_info=error)
         os._exit(ENGINE_DIED)
-
-    def _cut_off(self) -> None:
-        engine = self._engine()
-        if engine is not None:
-            engine.stop()
 
 
 def _announced_bytes(req: Any) -> int:

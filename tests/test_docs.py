@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gemma_server.build import load_model
+from gemma_server.metrics import Metrics
 from gemma_server.model.config import RELEASED
 from gemma_server.served import ServedModel
 from gemma_server.settings import load_settings
@@ -25,7 +26,8 @@ PAGES = [
 
 
 def test_every_route_is_documented() -> None:
-    routes = make_app(ServedModel("fake"), SETTINGS).url_map.iter_rules()
+    model = ServedModel("fake")
+    routes = make_app(model, SETTINGS, Metrics(model)).url_map.iter_rules()
     for route in routes:
         for method in (route.methods or set()) - {"HEAD", "OPTIONS"}:
             assert f"{method} {route.rule}" in API
@@ -34,7 +36,7 @@ def test_every_route_is_documented() -> None:
 def test_the_documented_metrics_are_the_exported_ones() -> None:
     model = ServedModel("fake")
     load_model(SETTINGS, model, lambda error: None)
-    client = make_app(model, SETTINGS).test_client()
+    client = make_app(model, SETTINGS, Metrics(model)).test_client()
     client.post("/prompt", json={"prompt": "a"})
     text = client.get("/metrics").text
     exported = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))

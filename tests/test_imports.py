@@ -27,8 +27,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "served": {"engine", "text"},
     "figures": set(),
     "bench": {"engine", "served", "figures"},
-    "web": {"web", "engine", "text", "settings", "served", "generation"},
-    "startup": {"served", "settings"},
+    "metrics": {"served", "generation"},
+    "api": {"api", "engine", "text", "served", "generation", "metrics"},
+    "web": {"web", "api", "engine", "text", "settings", "served", "generation", "metrics"},
+    "transport": {
+        "transport",
+        "api",
+        "engine",
+        "text",
+        "settings",
+        "served",
+        "generation",
+        "metrics",
+    },
+    "sidecar": {"build", "engine", "metrics", "served", "settings", "startup", "transport"},
+    "startup": {"served", "settings", "sidecar"},
     "checkpoint": {"weights", "text", "model.config"},
     "inspection": {"checkpoint", "model.config", "settings"},
     "conversion": {"checkpoint", "weights", "model"},
@@ -45,7 +58,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "connection": set(),
     "heads": set(),
-    "worker": {"connection", "heads", "build", "web", "startup", "served", "settings", "engine"},
+    "worker": {
+        "api",
+        "connection",
+        "heads",
+        "metrics",
+        "served",
+        "settings",
+        "sidecar",
+        "startup",
+        "transport",
+        "web",
+    },
     "gunicorn_conf": {"worker", "settings"},
     "cli": {
         "bench",
@@ -158,13 +182,14 @@ def test_there_is_no_cycle() -> None:
         "import gemma_server.gunicorn_conf",
         "import gemma_server.build",
         "from gemma_server.web.app import make_app\n"
+        "from gemma_server.metrics import Metrics\n"
         "from gemma_server.served import ServedModel\n"
         "from gemma_server.settings import load_settings\n"
         "from gemma_server.build import load_model\n"
         "settings = load_settings(fake=True)\n"
         "model = ServedModel('fake')\n"
         "load_model(settings, model, lambda error: None)\n"
-        "client = make_app(model, settings).test_client()\n"
+        "client = make_app(model, settings, Metrics(model)).test_client()\n"
         "assert client.post('/prompt', json={'prompt': 'a'}).json['response'] == 'a'",
     ],
     ids=["package", "cli", "gunicorn master", "build", "web app on the fake engine"],

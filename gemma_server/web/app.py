@@ -8,12 +8,12 @@ from typing import Any
 from flask import Flask, Response, g, request
 from flask.json.provider import DefaultJSONProvider
 
+from gemma_server.metrics import Metrics
 from gemma_server.served import ServedModel
 from gemma_server.settings import Settings, is_loopback
 from gemma_server.web import errors, native, ollama, openai, openapi, ops
 from gemma_server.web.body import discard_body
 from gemma_server.web.guard import Guard
-from gemma_server.web.metrics import Metrics
 from gemma_server.web.timing import server_timing
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -29,12 +29,11 @@ class _Json(DefaultJSONProvider):
         return self._encoder.encode(obj)
 
 
-def make_app(model: ServedModel, settings: Settings) -> Flask:
+def make_app(model: ServedModel, settings: Settings, metrics: Metrics) -> Flask:
     """An app that serves `model`; the model may still be loading."""
     app = Flask(__name__, static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.json = _Json(app)
-    metrics = Metrics(model)
     guard = Guard(
         api_keys=settings.api_keys(),
         local_only=settings.serves_tcp and is_loopback(settings.host),

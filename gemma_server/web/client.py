@@ -6,12 +6,22 @@ import socket
 import time
 from collections.abc import Callable
 
-from flask import request
+from flask import g, request
 
+from gemma_server.api.job import Caller
 from gemma_server.errors import InvalidRequest
 
 # The peer has closed its end. Only Linux tells this before something is sent.
 _HANGUP = getattr(select, "POLLRDHUP", select.POLLHUP)
+
+
+def caller() -> Caller:
+    """Whoever sent the request at hand.
+
+    Raises:
+        InvalidRequest: its time limit is none.
+    """
+    return Caller(gone_check(), deadline(), g.timings)
 
 
 def deadline() -> float | None:

@@ -1,37 +1,16 @@
 """Errors on the wire: one JSON form for every cause, and Ollama's on Ollama's routes."""
 
 import logging
-from typing import NotRequired
 
 from flask import Flask, Response, g, has_request_context, json, request
 from typing_extensions import TypedDict
 from werkzeug.exceptions import HTTPException
 
-from gemma_server.errors import (
-    ContextLengthExceeded,
-    DeadlineExceeded,
-    GenerationFailed,
-    InvalidRequest,
-    ModelNotFound,
-    NotReady,
-    Overloaded,
-    RequestError,
-)
+from gemma_server.api.faults import CLIENT_GONE, ErrorFacts, error_facts, facts, status_of
+from gemma_server.errors import DeadlineExceeded, NotReady, Overloaded, RequestError
 from gemma_server.generation import ClientGone
 
 logger = logging.getLogger(__name__)
-
-
-class ErrorFacts(TypedDict):
-    """What went wrong."""
-
-    type: str
-    message: str  # for a person
-    param: str | None  # the field at fault
-    code: str | None  # for a program
-    request_id: str
-    prompt_tokens: NotRequired[int]  # of a prompt that is too long
-    limit: NotRequired[int]  # tokens
 
 
 class ErrorBody(TypedDict):
@@ -46,24 +25,12 @@ class OllamaErrorBody(TypedDict):
     error: str
 
 
-_STATUS: dict[type[RequestError], tuple[int, str]] = {
-    InvalidRequest: (400, "invalid_request_error"),
-    ContextLengthExceeded: (400, "invalid_request_error"),
-    ModelNotFound: (404, "not_found_error"),
-    Overloaded: (429, "rate_limit_error"),
-    NotReady: (503, "unavailable_error"),
-    DeadlineExceeded: (504, "timeout_error"),
-    GenerationFailed: (500, "server_error"),
-}
 _TYPE_OF_STATUS = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     500: "server_error",
 }
-_CLIENT_GONE = 499  # nginx's number; nobody is there to read it, but the log and metrics are
-
-
 # The official OpenAI clients try a failed request again, twice, unless they are told.
 _RETRY: dict[type[RequestError], str] = {
     Overloaded: "true",
@@ -80,26 +47,18 @@ def error_body(
     param: str | None = None,
 ) -> ErrorBody | OllamaErrorBody:
     """The JSON form of an error: an object inside, or, as Ollama's clients want it, the message."""
-    if has_request_context() and request.path.startswith("/api/"):
-        return {"error": message}
-    facts: ErrorFacts = {
-        "type": kind,
-        "message": message,
-        "param": param,
-        "code": code,
-        "request_id": request_id,
-    }
-    return {"error": facts}
+    return _form(error_facts(kind, message, code, request_id, param))
 
 
 def body_of(error: RequestError) -> ErrorBody | OllamaErrorBody:
     """The JSON form of one of our own errors."""
-    _, kind = _STATUS[type(error)]
-    body = error_body(kind, error.message, error.code, g.request_id, error.param)
-    facts = body["error"]
-    if isinstance(error, ContextLengthExceeded) and not isinstance(facts, str):
-        facts["prompt_tokens"], facts["limit"] = error.prompt_tokens, error.limit
-    return body
+    return _form(facts(error, g.request_id))
+
+
+def _form(found: ErrorFacts) -> ErrorBody | OllamaErrorBody:
+    if has_request_context() and request.path.startswith("/api/"):
+        return {"error": found["message"]}
+    return {"error": found}
 
 
 def register(app: Flask) -> None:
@@ -117,13 +76,12 @@ def _respond(
 
 
 def _request_error(error: RequestError) -> Response:
-    status, _ = _STATUS[type(error)]
     headers = {}
     if type(error) in _RETRY:
         headers["X-Should-Retry"] = _RETRY[type(error)]
     if isinstance(error, Overloaded | NotReady):
         headers["Retry-After"] = str(error.retry_after_s)
-    return _respond(body_of(error), status, headers)
+    return _respond(body_of(error), status_of(error), headers)
 
 
 def _http_error(error: HTTPException) -> Response:
@@ -140,7 +98,7 @@ def _http_error(error: HTTPException) -> Response:
 
 def _client_gone(error: ClientGone) -> Response:
     body = error_body("client_closed", "the client went away", None, g.request_id)
-    return _respond(body, _CLIENT_GONE)
+    return _respond(body, CLIENT_GONE)  # for the log and the metrics: nobody reads it
 
 
 def _bug(error: Exception) -> Response:

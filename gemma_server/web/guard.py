@@ -1,6 +1,7 @@
 """Who may ask: the Host a request names, and its API key."""
 
 import hmac
+import re
 from functools import lru_cache
 
 from flask import request
@@ -8,6 +9,7 @@ from werkzeug.exceptions import Forbidden, Unauthorized
 
 from gemma_server.settings import is_loopback
 
+_HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::[0-9]*)?")  # without its port
 PUBLIC_PATHS = ("/healthz", "/readyz")
 
 
@@ -44,6 +46,5 @@ class Guard:
 @lru_cache(maxsize=256)
 def _is_this_machine(host: str) -> bool:
     """Whether `[::1]:20200` or `localhost:20200` can only be reached from here."""
-    if host.startswith("["):
-        return is_loopback(host[1:].partition("]")[0])
-    return is_loopback(host.partition(":")[0])
+    parts = _HOST.fullmatch(host)
+    return parts is not None and is_loopback(parts[1])

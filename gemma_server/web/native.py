@@ -6,17 +6,23 @@ from typing import Any
 from flask import Blueprint, Response, request
 from typing_extensions import TypedDict
 
-from gemma_server.engine.request import FinishReason, Request
+from gemma_server.api.job import Job
+from gemma_server.api.prompt import (
+    PromptAnswer,
+    PromptPart,
+    last_part,
+    prompt_job,
+    whole_answer,
+)
+from gemma_server.api.schema import EchoBody, PromptBody
 from gemma_server.errors import InvalidRequest, RequestError
 from gemma_server.generation import Piece
-from gemma_server.served import LoadedModel, ServedModel
+from gemma_server.metrics import Metrics
+from gemma_server.served import ServedModel
 from gemma_server.web.body import read_body, read_for
+from gemma_server.web.client import caller
 from gemma_server.web.errors import body_of
-from gemma_server.web.job import Job, Usage
-from gemma_server.web.metrics import Metrics
-from gemma_server.web.schema import EchoBody, PromptBody, as_list
 from gemma_server.web.streaming import DONE, PING, event, stream
-from gemma_server.web.timing import timed
 
 DEPTHS = ("queue", "device")  # how far an echo goes, if not only through HTTP
 
@@ -25,21 +31,6 @@ class EchoAnswer(TypedDict):
     """POST /echo."""
 
     echo_prompt: Any
-
-
-class PromptAnswer(TypedDict):
-    """POST /prompt: a string answers a string, lists answer a list."""
-
-    response: str | list[str]
-    finish_reason: FinishReason | list[FinishReason]
-    usage: Usage
-    timings: dict[str, float]  # milliseconds of each stage
-
-
-class PromptPart(TypedDict):
-    """More of a streamed text."""
-
-    response: str
 
 
 def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Blueprint:
@@ -59,45 +50,12 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
     @routes.post("/prompt")
     def prompt() -> Response | PromptAnswer:
         body, loaded = read_for(model, PromptBody)
-        if body.stream and not isinstance(body.prompt, str):
-            raise InvalidRequest("a list of prompts cannot be streamed", param="stream")
-        context_length = loaded.engine.context_length
-        steps = body.steps(limit=min(max_steps or context_length, context_length))
-        job = Job(loaded, _requests(body, steps, loaded), as_list(body.stop), metrics)
+        job = prompt_job(body, loaded, max_steps, metrics, caller())
         if body.stream:
             return stream(job, PromptWriter())
-        return _answer(body, job)
+        return whole_answer(body, job)
 
     return routes
-
-
-def _requests(body: PromptBody, steps: int, loaded: LoadedModel) -> list[Request]:
-    """Encode all prompts; an error names the prompt at fault."""
-    requests = []
-    for index, text in enumerate(body.prompts):
-        try:
-            with timed("tokenize"):
-                ids = loaded.tokenizer.encode(text)
-            loaded.engine.check_prompt(len(ids))
-        except RequestError as error:
-            if isinstance(body.prompt, list):
-                error.param = f"prompt[{index}]"
-            raise
-        requests.append(body.request(ids, steps, loaded.tokenizer.stop_ids))
-    return requests
-
-
-def _answer(body: PromptBody, job: Job) -> PromptAnswer:
-    completions = job.run()
-    texts = [completion.text for completion in completions]
-    reasons = [completion.finish_reason for completion in completions]
-    single = isinstance(body.prompt, str)
-    return {
-        "response": texts[0] if single else texts,
-        "finish_reason": reasons[0] if single else reasons,
-        "usage": job.usage(),
-        "timings": job.timings(),
-    }
 
 
 class PromptWriter:
@@ -116,14 +74,7 @@ class PromptWriter:
 
     def end(self, job: Job) -> Iterator[bytes]:
         """How it ended, and what it took."""
-        [completion] = job.completions
-        last: PromptAnswer = {
-            "response": "",
-            "finish_reason": completion.finish_reason,
-            "usage": job.usage(),
-            "timings": job.timings(),
-        }
-        yield event(last)
+        yield event(last_part(job))
         yield DONE
 
     def failure(self, error: RequestError) -> bytes:

@@ -9,15 +9,17 @@ from flask import Blueprint, Response
 from typing_extensions import TypedDict
 
 from gemma_server import __version__
+from gemma_server.api.fitting import Fitting
+from gemma_server.api.job import Job
+from gemma_server.api.schema import as_list, check_tokens
 from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest, RequestError
+from gemma_server.metrics import Metrics
 from gemma_server.served import LoadedModel, ServedModel
 from gemma_server.text.chat import Message, encode_chat
 from gemma_server.web.body import read_for
-from gemma_server.web.fitting import Fitting
-from gemma_server.web.job import Job
+from gemma_server.web.client import caller
 from gemma_server.web.messages import encode_messages
-from gemma_server.web.metrics import Metrics
 from gemma_server.web.ollama_answers import (
     ChatForm,
     Chatted,
@@ -33,7 +35,6 @@ from gemma_server.web.ollama_answers import (
     spoken,
 )
 from gemma_server.web.ollama_schema import ChatBody, GenerateBody, OllamaBody, ShowBody
-from gemma_server.web.schema import as_list, check_tokens
 from gemma_server.web.streaming import stream
 from gemma_server.web.timing import timed
 
@@ -172,7 +173,7 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
         options, stop_ids = body.options, loaded.tokenizer.stop_ids
         wanted = body.wanted_logprobs
         request = Request(tuple(ids), steps, options.sampling(), stop_ids, top_logprobs=wanted)
-        return Job(loaded, [request], as_list(options.stop), metrics, fitting)
+        return Job(loaded, [request], as_list(options.stop), metrics, caller(), fitting)
 
     return routes
 

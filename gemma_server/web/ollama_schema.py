@@ -5,10 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AliasChoices, Field
 
-from gemma_server.engine.request import SamplingOptions
-from gemma_server.errors import InvalidRequest
-from gemma_server.web.messages import Messages
-from gemma_server.web.schema import (
+from gemma_server.api.schema import (
     ForeignBody,
     MinP,
     ModelBody,
@@ -24,6 +21,9 @@ from gemma_server.web.schema import (
     temperature_and_top_p,
     within,
 )
+from gemma_server.engine.request import SamplingOptions
+from gemma_server.errors import InvalidRequest
+from gemma_server.web.messages import Messages
 
 _ALL = 1 << 30  # tokens: more than any context
 Integer = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]

@@ -9,14 +9,17 @@ from typing import Literal
 from flask import Blueprint, Response
 from typing_extensions import TypedDict
 
+from gemma_server.api.fitting import Fitting
+from gemma_server.api.job import Job
+from gemma_server.api.schema import MAX_PROMPTS, as_list, check_tokens, seed_of
+from gemma_server.api.tokens import TokenIds, TokenizeBody, token_ids
 from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest, RequestError
+from gemma_server.metrics import Metrics
 from gemma_server.served import LoadedModel, ServedModel
 from gemma_server.web.body import read_for
-from gemma_server.web.fitting import Fitting
-from gemma_server.web.job import Job
+from gemma_server.web.client import caller
 from gemma_server.web.messages import encode_messages
-from gemma_server.web.metrics import Metrics
 from gemma_server.web.openai_answers import (
     ChatCompletion,
     ChatForm,
@@ -28,9 +31,7 @@ from gemma_server.web.openai_schema import (
     ChatCompletionBody,
     CompletionBody,
     DetokenizeBody,
-    TokenizeBody,
 )
-from gemma_server.web.schema import MAX_PROMPTS, as_list, check_tokens, seed_of
 from gemma_server.web.streaming import stream
 from gemma_server.web.timing import timed
 
@@ -50,14 +51,6 @@ class ModelCards(TypedDict):
 
     object: Literal["list"]
     data: list[ModelCard]
-
-
-class TokenIds(TypedDict):
-    """POST /tokenize."""
-
-    tokens: list[int]
-    count: int
-    max_model_len: int
 
 
 class TokensText(TypedDict):
@@ -108,9 +101,7 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
     def tokenize() -> TokenIds:
         body, loaded = read_for(model, TokenizeBody)
         with timed("tokenize"):
-            ids = loaded.tokenizer.encode(body.prompt)[0 if body.add_special_tokens else 1 :]
-        limit = loaded.engine.context_length
-        return {"tokens": ids, "count": len(ids), "max_model_len": limit}
+            return token_ids(body, loaded)
 
     @routes.post("/detokenize")
     def detokenize() -> TokensText:
@@ -126,7 +117,7 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
         loaded: LoadedModel,
     ) -> Job:
         requests = _requests(body, prompts, steps, loaded)
-        return Job(loaded, requests, as_list(body.stop), metrics, fitting)
+        return Job(loaded, requests, as_list(body.stop), metrics, caller(), fitting)
 
     return routes
 

@@ -7,13 +7,8 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
-from gemma_server.engine.request import FinishReason, Logprobs, Token
-from gemma_server.errors import RequestError
-from gemma_server.generation import Completion, Piece
-from gemma_server.served import LoadedModel
-from gemma_server.web.errors import body_of
-from gemma_server.web.job import Costs, Job
-from gemma_server.web.logprobs import (
+from gemma_server.api.job import Costs, Job
+from gemma_server.api.logprobs import (
     Scored,
     TextLogprobs,
     TextOffsets,
@@ -21,6 +16,11 @@ from gemma_server.web.logprobs import (
     entries,
     scored,
 )
+from gemma_server.engine.request import FinishReason, Logprobs, Token
+from gemma_server.errors import RequestError
+from gemma_server.generation import Completion, Piece
+from gemma_server.served import LoadedModel
+from gemma_server.web.errors import body_of
 from gemma_server.web.openai_schema import CompletionBody
 from gemma_server.web.streaming import DONE, PING, event
 

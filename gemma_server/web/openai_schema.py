@@ -6,10 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gemma_server.engine.request import MAX_BIAS, SamplingOptions
-from gemma_server.errors import InvalidRequest
-from gemma_server.web.messages import ChatMessage
-from gemma_server.web.schema import (
+from gemma_server.api.schema import (
     MAX_PROMPTS,
     ForeignBody,
     MinP,
@@ -26,6 +23,9 @@ from gemma_server.web.schema import (
     temperature_and_top_p,
     within,
 )
+from gemma_server.engine.request import MAX_BIAS, SamplingOptions
+from gemma_server.errors import InvalidRequest
+from gemma_server.web.messages import ChatMessage
 
 _MAX_TOKENS = 1 << 30  # more than any context
 _MAX_IDS = 1 << 17
@@ -196,13 +196,6 @@ class CompletionBody(OpenAIBody):
         if self.max_tokens is None:
             return min(16, max_steps or context_length)
         return within(self.max_tokens, max_steps, "max_tokens")
-
-
-class TokenizeBody(ForeignBody, ModelBody):
-    """POST /tokenize, as vLLM has it."""
-
-    prompt: str
-    add_special_tokens: bool = True
 
 
 class DetokenizeBody(ForeignBody, ModelBody):

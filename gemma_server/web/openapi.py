@@ -10,6 +10,8 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from gemma_server import __version__
+from gemma_server.api import prompt, schema, tokens
+from gemma_server.served import Readiness
 from gemma_server.web import (
     native,
     ollama,
@@ -19,7 +21,6 @@ from gemma_server.web import (
     openai_answers,
     openai_schema,
     ops,
-    schema,
 )
 from gemma_server.web.errors import ErrorBody, OllamaErrorBody
 
@@ -52,9 +53,9 @@ _NATIVE = (
         "post",
         "/prompt",
         "Continue a text, or several",
-        native.PromptAnswer,
+        prompt.PromptAnswer,
         schema.PromptBody,
-        (_EVENTS, native.PromptPart | native.PromptAnswer),
+        (_EVENTS, prompt.PromptPart | prompt.PromptAnswer),
     ),
     Operation(
         "post",
@@ -88,8 +89,8 @@ _OPENAI = (
         "post",
         "/tokenize",
         "A text's token ids",
-        openai.TokenIds,
-        openai_schema.TokenizeBody,
+        tokens.TokenIds,
+        tokens.TokenizeBody,
     ),
     Operation(
         "post",
@@ -130,7 +131,7 @@ _OLLAMA = (
 )
 _OPERATORS = (
     Operation("get", "/healthz", "Whether the process answers", ops.Health),
-    Operation("get", "/readyz", "Whether it can generate", ops.Readiness, loading=ops.Readiness),
+    Operation("get", "/readyz", "Whether it can generate", Readiness, loading=Readiness),
     Operation("get", "/metrics", "Figures for Prometheus", text=("text/plain",)),
     Operation("get", "/openapi.json", "This document", dict[str, Any]),
     Operation("get", "/docs", "This document as a page", text=("text/html",)),

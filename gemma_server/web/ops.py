@@ -7,8 +7,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from typing_extensions import TypedDict
 from werkzeug.routing import Rule
 
-from gemma_server.served import ServedModel, Status
-from gemma_server.web.metrics import Metrics
+from gemma_server.metrics import Metrics
+from gemma_server.served import Readiness, ServedModel
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>gemma-server</title>
@@ -26,15 +26,6 @@ class Health(TypedDict):
     """GET /healthz."""
 
     status: Literal["ok"]
-
-
-class Readiness(TypedDict):
-    """GET /readyz."""
-
-    status: Status
-    stage: str
-    progress: float | None  # the share of the stage that is done, when known
-    model: str
 
 
 def blueprint(model: ServedModel, metrics: Metrics) -> Blueprint:
@@ -56,14 +47,8 @@ def blueprint(model: ServedModel, metrics: Metrics) -> Blueprint:
 
     @routes.get("/readyz")
     def readyz() -> tuple[Readiness, int, dict[str, str]]:
-        status = model.status
-        body: Readiness = {
-            "status": status,
-            "stage": model.stage,
-            "progress": model.progress,
-            "model": model.name,
-        }
-        return (body, 200, {}) if status == "ready" else (body, 503, {"Retry-After": "2"})
+        body = model.readiness()
+        return (body, 200, {}) if body["status"] == "ready" else (body, 503, {"Retry-After": "2"})
 
     @routes.get("/metrics")
     def exposition() -> Response:

@@ -17,6 +17,7 @@ from gemma_server.engine.fake import FakeRunner, FakeStep, fake_tokenizer
 from gemma_server.engine.plan import Plan
 from gemma_server.engine.request import Request, SamplingOptions
 from gemma_server.engine.scheduler import Limits, Scheduler
+from gemma_server.metrics import Metrics
 from gemma_server.served import LoadedModel, ServedModel
 from gemma_server.settings import Settings, variable_name
 from gemma_server.web.app import make_app
@@ -112,7 +113,8 @@ def serve() -> Iterator[Serve]:
         model = ServedModel("fake")
         if not loading:
             model.ready(LoadedModel("fake", fake_tokenizer(), engine, "none", 0.0, Compilations()))
-        app = make_app(model, Settings(context_length=context_length, fake=True, **settings))
+        own = Settings(context_length=context_length, fake=True, **settings)
+        app = make_app(model, own, Metrics(model))
         made.append(Sidecar(app.test_client(), model, engine, runner, deaths))
         return made[-1]
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from gemma_server.web import job
+from gemma_server.api import job
 from tests.web.conftest import Serve, Sidecar, assert_error, parse_json, sse_events, wait_until
 
 PROMPT: dict[str, Any] = {"model": "fake", "prompt": "hello", "temperature": 0}

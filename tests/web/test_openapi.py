@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gemma_server.build import load_model
+from gemma_server.metrics import Metrics
 from gemma_server.served import ServedModel
 from gemma_server.settings import load_settings
 from gemma_server.web import openapi
@@ -54,7 +55,9 @@ def test_no_request_that_fits_the_schemas_or_almost_does_breaks_the_server_or_it
     monkeypatch.setattr(openapi, "document", lambda: closed)
     model, own = ServedModel("fake"), load_settings(fake=True)
     load_model(own, model, lambda error: None)
-    schema: Any = schemathesis.openapi.from_wsgi("/openapi.json", make_app(model, own))
+    schema: Any = schemathesis.openapi.from_wsgi(
+        "/openapi.json", make_app(model, own, Metrics(model))
+    )
     is_a_part = {path: _part_validator(closed, path) for path in closed["paths"]}
     answers: Counter[tuple[str, bool]] = Counter()
     streaming = {each.path for each in openapi.OPERATIONS if each.stream}

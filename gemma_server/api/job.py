@@ -1,20 +1,19 @@
-"""All the generations that one HTTP request asks for: queued together, given up together."""
+"""All the generations that one request asks for: queued together, given up together."""
 
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import NotRequired
 
-from flask import g
 from typing_extensions import TypedDict
 
+from gemma_server.api.fitting import Fitting
+from gemma_server.api.timing import Stages, milliseconds
 from gemma_server.engine.request import Request, Timings
 from gemma_server.generation import Completion, Generation, Piece
+from gemma_server.metrics import Metrics
 from gemma_server.served import LoadedModel
-from gemma_server.web import client
-from gemma_server.web.fitting import Fitting
-from gemma_server.web.metrics import Metrics
-from gemma_server.web.timing import milliseconds
 
 BEAT_S = 5.0  # a stream without text says so often that it is alive
 
@@ -36,6 +35,16 @@ class Costs(TypedDict):
     truncated_tokens: NotRequired[int]
 
 
+@dataclass(frozen=True)
+class Caller:
+    """Who waits for the answer."""
+
+    gone: Callable[[], bool] = lambda: False
+    deadline: float | None = None  # on the monotonic clock
+    stages: Stages = field(default_factory=dict)  # where the request's time went so far
+    on_job: Callable[[Callable[[], None]], None] = lambda cancel: None  # is given how to end it
+
+
 class Job:
     """The generations of one request, in its order.
 
@@ -52,25 +61,26 @@ class Job:
         requests: list[Request],
         stops: Sequence[str],
         metrics: Metrics,
+        caller: Caller,
         fitting: Fitting | None = None,
     ) -> None:
         self._truncated = None if fitting is None or fitting.room is None else fitting.dropped
         self._metrics, self._compilations = metrics, loaded.compilations
         self._compiled_s = loaded.compilations.seconds
-        deadline, gone = client.deadline(), client.gone_check()
         self._generations = [
             Generation(
                 loaded.engine,
                 loaded.tokenizer,
                 handle,
                 stops,
-                client_gone=gone,
-                deadline=deadline,
+                client_gone=caller.gone,
+                deadline=caller.deadline,
                 beat_s=BEAT_S,
             )
-            for handle in loaded.engine.submit(requests, deadline)
+            for handle in loaded.engine.submit(requests, caller.deadline)
         ]
-        self._note = g.timings  # for the Server-Timing header
+        self._note = caller.stages
+        caller.on_job(self.cancel)
 
     @property
     def completions(self) -> list[Completion]:

@@ -1,0 +1,95 @@
+"""JSON documents from clients: parsed, and checked by a schema."""
+
+import json
+import math
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from gemma_server.errors import InvalidRequest
+
+MAX_BODY_BYTES = 1 << 20
+_TYPE_NAMES = frozenset({"str", "int", "float", "bool"})
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The object that a body in JSON is.
+
+    Raises:
+        InvalidRequest: it is none (`invalid_json`).
+    """
+    try:
+        document = _DECODER.decode(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise _invalid_json(f"byte {error.start} is not UTF-8") from None
+    except RecursionError:
+        raise _invalid_json("it is nested too deeply") from None
+    except ValueError as error:
+        raise _invalid_json(str(error)) from None
+    if not isinstance(document, dict):
+        raise _invalid_json("it must be an object")
+    return document
+
+
+def check(schema: type[Schema], document: dict[str, Any]) -> Schema:
+    """The document as `schema`.
+
+    Raises:
+        InvalidRequest: a field that has no place here (`unknown_field`), or a value that cannot be
+            (`invalid_value`).
+    """
+    try:
+        return schema.model_validate(document, strict=True)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits[:40]} is beyond the range of numbers")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
+
+
+def _invalid_json(why: str) -> InvalidRequest:
+    return InvalidRequest(f"the body is not valid JSON: {why}", code="invalid_json")
+
+
+def _explain(error: ValidationError) -> InvalidRequest:
+    """The most telling problem, with the field's name and the limit."""
+    # A field that may be one of several types reports a problem for each: the one that found the
+    # right type, and got deepest into the value, is the one to tell.
+    problem = min(
+        error.errors(include_url=False, include_context=False),
+        key=lambda item: (item["type"].endswith("_type"), -len(item["loc"])),
+    )
+    if not problem["loc"]:  # a field's name that is no valid text has no place to point at
+        return InvalidRequest(f"the body: {problem['msg']}")
+    param = _path(problem["loc"])
+    match problem["type"]:
+        case "extra_forbidden":
+            return InvalidRequest(f"unknown field {param}", param=param, code="unknown_field")
+        case "missing":
+            return InvalidRequest(f"the field {param} is missing", param=param)
+    return InvalidRequest(f"{param}: {problem['msg']}", param=param)
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    """`("messages", 2, "role")` -> `messages[2].role`. pydantic names the tried types of a union
+    in between; these are no identifiers of ours."""
+    path = str(loc[0])[:100]
+    for part in loc[1:]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.isidentifier() and part not in _TYPE_NAMES:
+            path += f".{part[:100]}"
+    return path

@@ -1,0 +1,99 @@
+"""What a worker hosts: a model from loading to draining."""
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from gemma_server.engine.engine import Engine
+from gemma_server.metrics import Metrics
+from gemma_server.served import LoadedModel, ServedModel
+from gemma_server.settings import Settings
+from gemma_server.startup import Loaded, report_progress
+from gemma_server.transport.gemma import GemmaService
+from gemma_server.transport.service import Service
+
+OnDeath = Callable[[BaseException], None]
+
+
+class Sidecar(Protocol):
+    """A model as its worker sees it; an app brings its own in `extensions["sidecar"]`."""
+
+    @property
+    def settings(self) -> Settings:
+        """Where to listen, and how long to drain."""
+        ...
+
+    @property
+    def service(self) -> Service:
+        """What frames mean."""
+        ...
+
+    @property
+    def example(self) -> str | None:
+        """A body to try /prompt with."""
+        ...
+
+    def load(self, on_death: OnDeath) -> Loaded:
+        """Load the model. `on_death` is called if it dies later.
+
+        Raises:
+            ModelLoadError: it cannot be loaded.
+        """
+        ...
+
+    def step_age_s(self) -> float:
+        """For how long the device has had work without any progress."""
+        ...
+
+    def drain(self) -> None:
+        """Refuse new requests; a signal handler calls this."""
+        ...
+
+    def stop(self) -> None:
+        """End what still runs."""
+        ...
+
+
+class GemmaSidecar:
+    """A Gemma model, its engine, and what frames mean to it."""
+
+    def __init__(self, settings: Settings, model: ServedModel, metrics: Metrics) -> None:
+        self.settings = settings
+        self.service = GemmaService(model, metrics, settings.max_steps)
+        self.example: str | None = '{"prompt": "The capital of France is", "sampling_steps": 16}'
+        self._model = model
+
+    def load(self, on_death: OnDeath) -> LoadedModel:
+        """Load the model that the settings name, and show how far it is.
+
+        Raises:
+            ModelLoadError: it cannot be loaded.
+        """
+        from gemma_server.build import load_model
+
+        threading.Thread(
+            target=report_progress, args=(self._model,), name="progress", daemon=True
+        ).start()
+        load_model(self.settings, self._model, on_death)
+        assert self._model.loaded is not None
+        return self._model.loaded
+
+    def step_age_s(self) -> float:
+        """For how long the device has had work and ended no plan."""
+        engine = self._engine()
+        return 0.0 if engine is None else engine.step_age_s()
+
+    def drain(self) -> None:
+        """Refuse new requests."""
+        self._model.drain()
+
+    def stop(self) -> None:
+        """Fail the requests that still run."""
+        engine = self._engine()
+        if engine is not None:
+            engine.stop()
+
+    def _engine(self) -> Engine | None:
+        """The engine, once there is one."""
+        loaded = self._model.loaded
+        return None if loaded is None else loaded.engine

@@ -1,0 +1,123 @@
+"""One client's socket: frames that come in, and what waits to be sent."""
+
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from gemma_server.transport.exchange import failure
+from gemma_server.transport.frame import BrokenFraming, Splitter
+
+PAUSE_BYTES = 1 << 20  # unsent: the client is not read from until it reads
+MAX_UNSENT_BYTES = 16 << 20  # and here it is given up
+STALLED_S = 30.0  # for the rest of a frame, or for a client that takes nothing
+
+
+class Connection:
+    """Lives in the server's thread, but for `send`, which any thread may call.
+
+    `attend` asks that thread to look at this connection again.
+    """
+
+    def __init__(self, sock: socket.socket, attend: Callable[["Connection"], None]) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.watched = 0  # what for, by the server's selector
+        self.ending = False  # it closes as soon as all is sent
+        self.broken = False  # the peer is gone, or is given up
+        self._attend = attend
+        self._splitter = Splitter()
+        self._began_at = 0.0  # when the frame that is not whole yet began
+        self._sending = threading.Lock()  # guards the socket's sending side, and what follows
+        self._unsent: deque[memoryview] = deque()
+        self._unsent_bytes = 0
+        self._took_at = 0.0  # when the peer last took some of them
+
+    @property
+    def unsent(self) -> bool:
+        """The peer has yet to take something."""
+        return bool(self._unsent)
+
+    @property
+    def readable(self) -> bool:
+        """More is wanted of the peer, which takes what it gets."""
+        return not self.ending and self._unsent_bytes < PAUSE_BYTES
+
+    def frames(self, data: bytes) -> Iterator[bytes]:
+        """Those that are whole with this data; after broken framing the connection ends."""
+        waited = self._splitter.waits
+        try:
+            for whole in self._splitter.feed(data):
+                waited = False
+                yield whole
+        except BrokenFraming as error:
+            self.end_with(error)
+        if self._splitter.waits and not waited:
+            self._began_at = time.monotonic()
+
+    def hung_up(self) -> None:
+        """The peer sends no more."""
+        if self._splitter.waits:
+            self.send(failure(_incomplete("the connection ends amid a frame"), None))
+        self.broken = True
+
+    def end_with(self, error: Exception) -> None:
+        """Tell the peer, and close once it knows."""
+        self.ending = True
+        self.send(failure(error, None))
+        self._attend(self)
+
+    def check_time(self, now: float) -> None:
+        """End it if the peer has been waited for too long."""
+        if self._unsent and now - self._took_at > STALLED_S:
+            self.broken = True
+        elif self._splitter.waits and not self.ending and now - self._began_at > STALLED_S:
+            self.end_with(_incomplete(f"the rest of a frame did not come within {STALLED_S:g} s"))
+
+    def send(self, whole: bytes) -> None:
+        """Send a frame; what the peer does not take at once is kept."""
+        with self._sending:
+            if self.broken:
+                return
+            given = 0 if self._unsent else self._give(whole)
+            if given == len(whole):
+                return
+            if not self._unsent:
+                self._took_at = time.monotonic()
+            self._unsent.append(memoryview(whole)[given:])
+            self._unsent_bytes += len(whole) - given
+            if self._unsent_bytes > MAX_UNSENT_BYTES:
+                self.broken = True
+        self._attend(self)
+
+    def send_rest(self) -> None:
+        """The peer takes more."""
+        with self._sending:
+            while self._unsent and not self.broken and (given := self._give(self._unsent[0])):
+                self._took_at = time.monotonic()
+                self._unsent_bytes -= given
+                rest = self._unsent.popleft()[given:]
+                if rest:
+                    self._unsent.appendleft(rest)
+
+    def close(self) -> None:
+        """Nothing is sent any more."""
+        with self._sending:
+            self.broken = True
+            self._unsent.clear()
+            self.sock.close()
+
+    def _give(self, data: bytes | memoryview) -> int:
+        """How many bytes the kernel took."""
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self.broken = True
+            return 0
+
+
+def _incomplete(message: str) -> BrokenFraming:
+    return BrokenFraming("incomplete_frame", message)

@@ -1,0 +1,167 @@
+"""What the frames of one connection ask for, and what of it is at work."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from gemma_server.api.document import parse
+from gemma_server.errors import InvalidRequest, Overloaded, RequestError
+from gemma_server.transport.crew import Crew
+from gemma_server.transport.exchange import Exchange, Id, failure
+from gemma_server.transport.frame import RAW, REQUEST, body_of, kind_of
+from gemma_server.transport.service import Service
+
+MAX_REQUESTS = 256  # at work
+MAX_RAWS = 16  # at work and waiting
+_MAX_ID = 2**53 - 1  # what every reader of JSON keeps exact
+_MAX_ID_LENGTH = 128
+_MAX_TIMEOUT_MS = 10**9
+
+
+class Conversation:
+    """Takes frames in the server's thread; the crew's threads answer them through `send`."""
+
+    def __init__(self, send: Callable[[bytes], None], service: Service, crew: Crew) -> None:
+        self._send, self._service, self._crew = send, service, crew
+        self._lock = threading.Lock()  # guards all that follows
+        self._requests: dict[Id, Exchange] = {}
+        self._raws: deque[tuple[Exchange, bytes]] = deque()  # the first is at work
+        self._answers_raws = False  # a thread does
+
+    @property
+    def busy(self) -> bool:
+        """Something is at work."""
+        return bool(self._requests or self._raws)
+
+    def take(self, whole: bytes) -> None:
+        """Act on a frame that is no echo."""
+        kind, body = kind_of(whole), body_of(whole)
+        try:
+            if kind == RAW:
+                self._take_raw(body)
+            elif kind == REQUEST:
+                self._take_request(parse(body))
+            else:
+                message = f"clients send no frames of type {kind}"
+                raise InvalidRequest(message, code="unknown_type")
+        except RequestError as error:
+            self._send(failure(error, None))
+
+    def cancel(self) -> None:
+        """Give up all of it."""
+        with self._lock:
+            at_work = [*self._requests.values(), *(exchange for exchange, _ in self._raws)]
+        for exchange in at_work:
+            exchange.cancel()
+
+    def _take_request(self, document: dict[str, Any]) -> None:
+        """Start it, or cancel the one that it names.
+
+        Raises:
+            InvalidRequest: it has no id of its own, by which it could be told what is wrong.
+        """
+        name, op = _name_of(document), document.pop("op", None)
+        with self._lock:
+            running = self._requests.get(name)
+        if op == "cancel":
+            if running is not None:
+                running.cancel()
+            return
+        if running is not None:
+            message = f"id: another request with {name!r} still runs"
+            raise InvalidRequest(message, param="id", code="id_in_use")
+        try:
+            self._start(name, op, document)
+        except RequestError as error:
+            self._send(failure(error, name))
+
+    def _start(self, name: Id, op: object, document: dict[str, Any]) -> None:
+        answer = self._service.ops.get(op) if isinstance(op, str) else None
+        if answer is None:
+            known = ", ".join((*self._service.ops, "cancel"))
+            raise InvalidRequest(f"op: not one of {known}", param="op", code="unknown_op")
+        deadline = _deadline_of(document)
+        exchange = Exchange(self._send, self._request_is_over, name)
+        with self._lock:
+            if len(self._requests) >= MAX_REQUESTS:
+                raise _overloaded(f"{MAX_REQUESTS} requests")
+            self._requests[name] = exchange
+        try:
+            self._crew.start(partial(exchange.run, partial(answer, document), deadline))
+        except Overloaded:
+            self._request_is_over(exchange)
+            raise
+
+    def _request_is_over(self, exchange: Exchange) -> None:
+        with self._lock:
+            assert exchange.name is not None
+            del self._requests[exchange.name]
+
+    def _take_raw(self, body: bytes) -> None:
+        exchange = Exchange(self._send, self._raw_is_over, None)
+        with self._lock:
+            if len(self._raws) >= MAX_RAWS:
+                raise _overloaded(f"{MAX_RAWS} raw frames")
+            self._raws.append((exchange, body))
+            begins, self._answers_raws = not self._answers_raws, True
+        if begins:
+            try:
+                self._crew.start(self._answer_raws)
+            except Overloaded:
+                with self._lock:
+                    self._raws.clear()
+                    self._answers_raws = False
+                raise
+
+    def _answer_raws(self) -> None:
+        """One after the other: nothing but their order says which answer is whose."""
+        while (first := self._next_raw()) is not None:
+            exchange, body = first
+            exchange.run_raw(self._service.raw, body)
+
+    def _next_raw(self) -> tuple[Exchange, bytes] | None:
+        with self._lock:
+            self._answers_raws = bool(self._raws)
+            return self._raws[0] if self._raws else None
+
+    def _raw_is_over(self, exchange: Exchange) -> None:
+        with self._lock:
+            self._raws.popleft()
+
+
+def _overloaded(what: str) -> Overloaded:
+    return Overloaded(f"this connection has {what} at work already", retry_after_s=1)
+
+
+def _name_of(document: dict[str, Any]) -> Id:
+    match document.pop("id", None):
+        case bool():
+            pass
+        case int() as name if 0 <= name <= _MAX_ID:
+            return name
+        case str() as name if 1 <= len(name) <= _MAX_ID_LENGTH:
+            return name
+    raise InvalidRequest(
+        f"id must be a string of 1 to {_MAX_ID_LENGTH} characters or a whole number "
+        f"from 0 to {_MAX_ID}",
+        param="id",
+        code="invalid_id",
+    )
+
+
+def _deadline_of(document: dict[str, Any]) -> float | None:
+    """On the monotonic clock."""
+    match document.pop("timeout_ms", None):
+        case None:
+            return None
+        case bool():
+            pass
+        case int() as given if 1 <= given <= _MAX_TIMEOUT_MS:
+            return time.monotonic() + given / 1000
+    raise InvalidRequest(
+        f"timeout_ms must be a whole number of milliseconds from 1 to {_MAX_TIMEOUT_MS}",
+        param="timeout_ms",
+    )

@@ -1,0 +1,241 @@
+"""A Unix socket that speaks frames: one thread reads and writes, a crew does what takes long."""
+
+import contextlib
+import logging
+import os
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+from gemma_server.errors import Overloaded
+from gemma_server.transport.connection import Connection
+from gemma_server.transport.conversation import Conversation
+from gemma_server.transport.crew import Crew
+from gemma_server.transport.exchange import failure
+from gemma_server.transport.frame import ECHO, kind_of
+from gemma_server.transport.service import Service
+
+logger = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 4096
+_UMASK = 0o117  # the socket gets mode 0660: its owner and group
+_BACKLOG = 1024
+_READ_BYTES = 1 << 16
+_LOOK_S = 1.0  # between two looks at who has been waited for too long
+_SPIN_S = 50e-6  # the next frame is looked for so long before going to sleep, which costs as much
+_AT_ONCE_S = 300e-6  # a frame that comes so soon behind the last is followed by others
+
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_Events = list[tuple[selectors.SelectorKey, int]]
+
+
+class FrameServer:
+    """Listens from the start; serves from `start` to `stop`.
+
+    Raises:
+        OSError: there can be no socket at this path.
+    """
+
+    def __init__(self, path: Path, service: Service, *, threads: int) -> None:
+        self.echoes = 0  # frames sent back
+        self._path = path
+        self._service, self._crew = service, Crew(threads)
+        self._listener = _listen(path)
+        self._inode = path.stat().st_ino
+        self._conversations: dict[Connection, Conversation] = {}
+        self._attention: deque[Connection] = deque()  # to be looked at, other threads say
+        self._waked, self._waker = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        for ours in (self._listener, self._waked):
+            ours.setblocking(False)
+            self._selector.register(ours, _READ)
+        self._waker.setblocking(False)
+        self._listens = True
+        self._draining = self._stopping = False
+        self._looked_at = time.monotonic()
+        self._spins = False
+        self._may_spin = (os.cpu_count() or 1) > 1  # on one, the client could not run meanwhile
+        self._thread = threading.Thread(target=self._run, name="frames", daemon=True)
+
+    @property
+    def connections(self) -> int:
+        """Open ones."""
+        return len(self._conversations)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Take no more connections; those there are go on. A signal handler may call this."""
+        self._draining = True
+        self._wake()
+
+    def stop(self, timeout_s: float) -> None:
+        """Let what is at work end for so long, and then close all connections."""
+        self.drain()
+        until = time.monotonic() + timeout_s
+        while self._busy() and time.monotonic() < until:
+            time.sleep(0.02)
+        self._stopping = True
+        self._wake()
+        self._thread.join(_LOOK_S)
+
+    def _busy(self) -> bool:
+        return any(
+            connection.unsent or conversation.busy
+            for connection, conversation in list(self._conversations.items())
+        )
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # there is a wake-up in it already
+            self._waker.send(b"\0")
+
+    def _run(self) -> None:
+        while not self._stopping:
+            for key, events in self._wait():
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif key.fileobj is self._waked:
+                    self._attend()
+                else:
+                    self._serve(key.data, events)
+            if time.monotonic() - self._looked_at > _LOOK_S:
+                self._look_around()
+        self._stop_listening()
+        for connection in list(self._conversations):
+            self._close(connection)
+
+    def _wait(self) -> _Events:
+        """What there is to do. A client that asks again at once is awaited without sleeping."""
+        began = time.perf_counter()
+        if self._spins:
+            while time.perf_counter() - began < _SPIN_S:
+                if events := self._selector.select(0):
+                    return events
+        events = self._selector.select(_LOOK_S)
+        self._spins = self._may_spin and time.perf_counter() - began < _AT_ONCE_S
+        return events
+
+    def _serve(self, connection: Connection, events: int) -> None:
+        if connection not in self._conversations:  # closed a moment ago
+            return
+        try:
+            if events & _WRITE:
+                connection.send_rest()
+            if events & _READ:
+                self._read(connection)
+        except Exception:  # a bug of ours, which shall end no other's connection
+            logger.exception("a connection failed")
+            connection.broken = True
+        self._watch(connection)
+
+    def _read(self, connection: Connection) -> None:
+        try:
+            data = connection.sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            connection.hung_up()
+        for whole in connection.frames(data):
+            if kind_of(whole) == ECHO:
+                connection.send(whole)
+                self.echoes += 1
+            else:
+                self._conversations[connection].take(whole)
+
+    def _watch(self, connection: Connection) -> None:
+        """Wait for what the connection waits for, or close it."""
+        if connection.broken or (connection.ending and not connection.unsent):
+            self._close(connection)
+            return
+        wanted = _READ * connection.readable | _WRITE * connection.unsent
+        if wanted != connection.watched:
+            connection.watched = wanted
+            self._selector.modify(connection.sock, wanted, connection)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            logger.error("cannot take a connection: %s", error)
+            self._selector.unregister(self._listener)  # until the next look around
+            self._listens = False
+            return
+        if self.connections >= MAX_CONNECTIONS:
+            _turn_away(sock)
+            return
+        connection = Connection(sock, self._ask_for_attention)
+        connection.watched = _READ
+        conversation = Conversation(connection.send, self._service, self._crew)
+        self._conversations[connection] = conversation
+        self._selector.register(sock, _READ, connection)
+
+    def _ask_for_attention(self, connection: Connection) -> None:
+        self._attention.append(connection)
+        if threading.get_ident() != self._thread.ident:
+            self._wake()
+
+    def _attend(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._waked.recv(_READ_BYTES)
+        while self._attention:
+            connection = self._attention.popleft()
+            if connection in self._conversations:
+                self._watch(connection)
+        if self._draining:
+            self._stop_listening()
+
+    def _look_around(self) -> None:
+        self._looked_at = time.monotonic()
+        if not self._listens and not self._draining:
+            self._selector.register(self._listener, _READ)
+            self._listens = True
+        for connection in list(self._conversations):
+            connection.check_time(self._looked_at)
+            self._watch(connection)
+
+    def _close(self, connection: Connection) -> None:
+        self._selector.unregister(connection.sock)
+        conversation = self._conversations.pop(connection)
+        connection.close()
+        conversation.cancel()
+
+    def _stop_listening(self) -> None:
+        if self._listener.fileno() < 0:
+            return
+        if self._listens:
+            self._selector.unregister(self._listener)
+        self._listener.close()
+        with contextlib.suppress(OSError):
+            if self._path.stat().st_ino == self._inode:  # else another server's by now
+                self._path.unlink()
+
+
+def _listen(path: Path) -> socket.socket:
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_socket():
+            path.unlink()  # nobody listens there: that has been checked
+    listener = socket.socket(socket.AF_UNIX)
+    before = os.umask(_UMASK)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def _turn_away(sock: socket.socket) -> None:
+    error = Overloaded(f"{MAX_CONNECTIONS} connections are open already", retry_after_s=1)
+    error.code = "too_many_connections"
+    with sock, contextlib.suppress(OSError):
+        sock.setblocking(False)
+        sock.send(failure(error, None))

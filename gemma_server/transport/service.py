@@ -1,0 +1,27 @@
+"""What frames mean: the seam between the transport and whatever model it serves."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+from gemma_server.api.job import Caller
+
+Part = tuple[int, Mapping[str, Any]]  # a frame's type, and its JSON but for the id
+Op = Callable[[dict[str, Any], Caller], Iterator[Part]]
+
+
+class Service(Protocol):
+    """Called in threads of its own, several at once.
+
+    Raises:
+        RequestError: what the client is told.
+        ClientGone: the caller gave up.
+    """
+
+    @property
+    def ops(self) -> Mapping[str, Op]:
+        """The operations of requests: pieces, and then one that is finished."""
+        ...
+
+    def raw(self, body: bytes, caller: Caller) -> bytes:
+        """The answer to a raw frame."""
+        ...
