@@ -9,8 +9,9 @@ func (c *Conn) Echo(ctx context.Context, body []byte) ([]byte, error) {
 }
 
 // Raw sends what the served model takes and returns what it gives; of Gemma a
-// prompt and its answer. The server starts the raw frames of one connection in
-// their order, and may run several at once. One that ctx ended goes on there.
+// prompt and its answer. The server works on the raw frames of one connection
+// one after the other: use several connections to have several at work. One
+// whose ctx has ended goes on there.
 func (c *Conn) Raw(ctx context.Context, body []byte) ([]byte, error) {
 	return c.exchange(ctx, Raw, body)
 }
