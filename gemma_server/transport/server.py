@@ -40,7 +40,6 @@ class FrameServer:
     """
 
     def __init__(self, path: Path, service: Service, *, threads: int) -> None:
-        self.echoes = 0  # frames sent back
         self._path = path
         self._service, self._crew = service, Crew(threads)
         self._listener = _listen(path)
@@ -108,6 +107,8 @@ class FrameServer:
         self._stop_listening()
         for connection in list(self._conversations):
             self._close(connection)
+        for ours in (self._selector, self._waked, self._waker):
+            ours.close()
 
     def _wait(self) -> _Events:
         """What there is to do. A client that asks again at once is awaited without sleeping."""
@@ -145,7 +146,6 @@ class FrameServer:
         for whole in connection.frames(data):
             if kind_of(whole) == ECHO:
                 connection.send(whole)
-                self.echoes += 1
             else:
                 self._conversations[connection].take(whole)
 

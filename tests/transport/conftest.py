@@ -1,0 +1,66 @@
+"""A frame server on the fake engine, in this process."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemma_server.metrics import Metrics
+from gemma_server.transport.gemma import GemmaService
+from gemma_server.transport.server import FrameServer
+from tests.transport.peer import Peer
+from tests.web.conftest import Serve, Sidecar, serve
+
+__all__ = ["serve"]  # a fixture
+
+
+@dataclass
+class Lane:
+    """A frame server, and what is behind it."""
+
+    path: Path
+    server: FrameServer
+    sidecar: Sidecar
+
+    def connect(self) -> Peer:
+        """A new connection."""
+        return Peer(self.path)
+
+
+Open = Callable[..., Lane]
+
+
+@pytest.fixture(scope="module")
+def open_lane(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
+    """Makes lanes; the keywords are those of `serve`, and how many threads there are."""
+    made: list[Lane] = []
+
+    def make(*, threads: int = 80, max_steps: int | None = None, **settings: Any) -> Lane:
+        sidecar = serve(**settings)
+        path = tmp_path_factory.mktemp("frames") / "socket"
+        service = GemmaService(sidecar.model, Metrics(sidecar.model), max_steps)
+        server = FrameServer(path, service, threads=threads)
+        server.start()
+        made.append(Lane(path, server, sidecar))
+        return made[-1]
+
+    yield make
+    for lane in made:
+        lane.sidecar.runner.open.set()
+        lane.server.stop(5.0)
+        assert not lane.path.exists()
+
+
+@pytest.fixture(scope="module")
+def lane(open_lane: Open) -> Lane:
+    """The lane for tests that leave nothing behind."""
+    return open_lane(context_length=2048)
+
+
+@pytest.fixture
+def peer(lane: Lane) -> Iterator[Peer]:
+    """A connection of the test's own."""
+    with lane.connect() as connected:
+        yield connected
