@@ -15,7 +15,8 @@ type arrival struct {
 
 // call waits for the answer to a frame, of which a stream has many.
 type call struct {
-	id uint64 // of a request
+	id   uint64 // of a request
+	over func() // called when a frame without an id is answered
 
 	mu      sync.Mutex
 	arrived []arrival
@@ -23,7 +24,7 @@ type call struct {
 }
 
 func newCall(id uint64) *call {
-	return &call{id: id, signal: make(chan struct{}, 1)}
+	return &call{id: id, over: func() {}, signal: make(chan struct{}, 1)}
 }
 
 // put never waits: a slow loop over one stream must not hold up the others.

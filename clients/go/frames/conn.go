@@ -24,6 +24,7 @@ type Conn struct {
 
 	writing chan struct{} // a token: who has put one in may write, and use out
 	out     []byte
+	raw     chan struct{} // a token for each raw frame that is not answered yet
 
 	mu     sync.Mutex
 	err    error            // why it broke
@@ -39,7 +40,12 @@ func Dial(ctx context.Context, path string) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("frames: %w", err)
 	}
-	c := &Conn{conn: conn, writing: make(chan struct{}, 1), calls: map[uint64]*call{}}
+	c := &Conn{
+		conn:    conn,
+		writing: make(chan struct{}, 1),
+		raw:     make(chan struct{}, rawsMax),
+		calls:   map[uint64]*call{},
+	}
 	go c.read()
 	return c, nil
 }
@@ -94,6 +100,7 @@ func (c *Conn) fail(err error) {
 	}
 	for _, waiting := range append(c.echoes, c.raws...) {
 		waiting.put(arrival{err: err})
+		waiting.over()
 	}
 	c.calls, c.echoes, c.raws = nil, nil, nil
 }

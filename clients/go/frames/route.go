@@ -71,5 +71,6 @@ func deliver(queue *[]*call, a arrival) error {
 	(*queue)[0] = nil
 	*queue = (*queue)[1:]
 	waiting.put(a)
+	waiting.over()
 	return nil
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // connectionsLimit is how many connections the server's frames take.
-const connectionsLimit = 1024
+const connectionsLimit = 4096
 
 // server is where to send requests: at least one of these is set.
 type server struct {
