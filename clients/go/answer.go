@@ -36,7 +36,7 @@ func readAnswer(resp *http.Response, path string) (*answer, error) {
 
 func (a *answer) requestID() string { return a.header.Get("X-Request-Id") }
 
-func (a *answer) apiError() *APIError { return newAPIError(a.status, a.header, a.body) }
+func (a *answer) apiError() *APIError { return readAPIError(a.status, a.header, a.body) }
 
 func (a *answer) decode(v any) error {
 	if err := json.Unmarshal(a.body, v); err != nil {

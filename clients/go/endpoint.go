@@ -9,11 +9,9 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"time"
-)
 
-// maxTimeoutMs is the longest X-Request-Timeout-Ms that the server takes.
-const maxTimeoutMs = 1_000_000_000
+	"github.com/gemma-server/gemma-server/clients/go/internal/wire"
+)
 
 // endpoint is one server, and how to reach it.
 type endpoint struct {
@@ -92,8 +90,7 @@ func (e *endpoint) do(ctx context.Context, out outgoing, apiKey string) (*http.R
 	if apiKey != "" {
 		req.Header.Set("Authorization", "Bearer "+apiKey)
 	}
-	if deadline, ok := ctx.Deadline(); ok {
-		left := min(max(1, time.Until(deadline).Milliseconds()), maxTimeoutMs)
+	if left := wire.Timeout(ctx); left > 0 {
 		req.Header.Set("X-Request-Timeout-Ms", strconv.FormatInt(left, 10))
 	}
 	resp, err := e.http.Do(req)

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/gemma-server/gemma-server/clients/go/internal/wire"
 )
 
 // The values of [APIError] Code.
@@ -40,12 +42,12 @@ var (
 // APIError is an error answer of the server, or of something in between, such
 // as a proxy; then only Status, Message and perhaps RetryAfter are set.
 type APIError struct {
-	Status     int    // the HTTP status; 0 for an error amid a stream, which began with 200
-	Type       string // the kind of error
-	Message    string // for people; an excerpt of the body if that is not the server's JSON
-	Param      string // the field of the request at fault, if any
-	Code       string // for programs: one of the Code constants, or empty
-	RequestID  string // names the request in the server's log
+	Status     int           // the HTTP status; 0 for an error amid a stream, which began with 200
+	Type       string        // the kind of error
+	Message    string        // for people; an excerpt of the body if that is not the server's JSON
+	Param      string        // the field of the request at fault, if any
+	Code       string        // for programs: one of the Code constants, or empty
+	RequestID  string        // names the request in the server's log
 	RetryAfter time.Duration // that the server asks to wait before another try; 0 if it does not say
 }
 
@@ -95,16 +97,8 @@ func (e *APIError) Is(target error) bool {
 	return false
 }
 
-// errorObject is the server's error on the wire; null decodes to "".
-type errorObject struct {
-	Type      string `json:"type"`
-	Message   string `json:"message"`
-	Param     string `json:"param"`
-	Code      string `json:"code"`
-	RequestID string `json:"request_id"`
-}
-
-func (o *errorObject) apiError(status int, header http.Header) *APIError {
+// newAPIError adds to the server's error what the headers say.
+func newAPIError(o *wire.Error, status int, header http.Header) *APIError {
 	e := &APIError{
 		Status:     status,
 		Type:       o.Type,
@@ -120,28 +114,19 @@ func (o *errorObject) apiError(status int, header http.Header) *APIError {
 	return e
 }
 
-func newAPIError(status int, header http.Header, body []byte) *APIError {
+// readAPIError takes any body, for it may be a proxy's.
+func readAPIError(status int, header http.Header, body []byte) *APIError {
 	var envelope struct {
-		Error *errorObject `json:"error"`
+		Error *wire.Error `json:"error"`
 	}
 	if json.Unmarshal(body, &envelope) == nil && envelope.Error != nil {
-		return envelope.Error.apiError(status, header)
+		return newAPIError(envelope.Error, status, header)
 	}
-	message := excerpt(body)
+	message := wire.Excerpt(body)
 	if message == "" {
 		message = http.StatusText(status)
 	}
-	return (&errorObject{Message: message}).apiError(status, header)
-}
-
-// excerpt makes one short line of a body of unknown kind.
-func excerpt(body []byte) string {
-	const most = 200
-	line := strings.Join(strings.Fields(strings.ToValidUTF8(string(body), "\uFFFD")), " ")
-	if runes := []rune(line); len(runes) > most {
-		return string(runes[:most]) + "…"
-	}
-	return line
+	return newAPIError(&wire.Error{Message: message}, status, header)
 }
 
 func retryAfter(header http.Header) time.Duration {

@@ -10,6 +10,8 @@ import (
 	"mime"
 	"net/http"
 	"time"
+
+	"github.com/gemma-server/gemma-server/clients/go/internal/wire"
 )
 
 // drainWait is how long a finished stream may take to close. The server does
@@ -36,7 +38,7 @@ func (c *Client) Stream(ctx context.Context, req Request) iter.Seq2[Chunk, error
 // event is what the data of one server-sent event may hold.
 type event struct {
 	Chunk
-	Error *errorObject `json:"error"`
+	Error *wire.Error `json:"error"`
 }
 
 // stream returns nil both at the end of the answer and after a break.
@@ -80,10 +82,10 @@ func (c *Client) stream(ctx context.Context, req Request, yield func(Chunk, erro
 		}
 		var ev event
 		if err := json.Unmarshal(data, &ev); err != nil {
-			return fail(fmt.Errorf("event %q: %w", excerpt(data), err))
+			return fail(fmt.Errorf("event %q: %w", wire.Excerpt(data), err))
 		}
 		if ev.Error != nil {
-			return ev.Error.apiError(0, resp.Header)
+			return newAPIError(ev.Error, 0, resp.Header)
 		}
 		finished = finished || ev.FinishReason != ""
 		if !yield(ev.Chunk, nil) {

@@ -2,10 +2,10 @@ package gemma
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
-	"unicode/utf8"
+
+	"github.com/gemma-server/gemma-server/clients/go/internal/wire"
 )
 
 // Request is one prompt and how to sample its answer. Only Prompt is needed.
@@ -44,15 +44,8 @@ type Request struct {
 func Ptr[T any](v T) *T { return &v }
 
 func (r Request) encode(stream bool) ([]byte, error) {
-	// encoding/json would put U+FFFD in place of broken bytes, and the model
-	// would then answer another prompt than the caller's.
-	if !utf8.ValidString(r.Prompt) {
-		return nil, errors.New("gemma: the prompt is not valid UTF-8")
-	}
-	for _, s := range r.Stop {
-		if !utf8.ValidString(s) {
-			return nil, fmt.Errorf("gemma: the stop text %q is not valid UTF-8", s)
-		}
+	if err := wire.CheckText(r.Prompt, r.Stop); err != nil {
+		return nil, fmt.Errorf("gemma: %w", err)
 	}
 	body, err := json.Marshal(struct {
 		Request

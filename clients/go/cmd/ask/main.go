@@ -3,11 +3,13 @@
 //
 //	ask [-url address ...] [-addr host:port] [-uds path] [-api-key-file path]
 //	    [-steps n] [-retries n] [-v] [prompt ...]
+//	ask -frames path [-steps n] [prompt ...]
 //
 // Without arguments the prompt is the standard input, less its last line end.
 // With several -url the least busy server is asked, and another one when that
 // takes no requests. The API key is the first in its file, or else the
-// variable GEMMA_API_KEY.
+// variable GEMMA_API_KEY. With -frames it asks over the server's frames, which
+// have no keys, and where nothing is tried again.
 package main
 
 import (
@@ -35,7 +37,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	client, err := opts.client(stderr)
 	if err != nil {
-		fmt.Fprintln(stderr, "ask:", err)
+		complain(stderr, err)
 		return 1
 	}
 	prompt, err := opts.prompt(stdin)
@@ -64,15 +66,19 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case ctx.Err() != nil:
 		fmt.Fprintln(stderr, "ask: interrupted")
 	default:
-		fmt.Fprintln(stderr, "ask:", strings.TrimPrefix(err.Error(), "gemma: "))
-		if what := advice(err); what != "" {
-			fmt.Fprintln(stderr, "ask:", what)
-		}
+		complain(stderr, err)
 	}
 	return 1
 }
 
-func answer(ctx context.Context, client *gemma.Client, req gemma.Request, out io.Writer) error {
+func complain(stderr io.Writer, err error) {
+	fmt.Fprintln(stderr, "ask:", strings.TrimPrefix(strings.TrimPrefix(err.Error(), "gemma: "), "frames: "))
+	if what := advice(err); what != "" {
+		fmt.Fprintln(stderr, "ask:", what)
+	}
+}
+
+func answer(ctx context.Context, client asker, req gemma.Request, out io.Writer) error {
 	for chunk, err := range client.Stream(ctx, req) {
 		if err != nil {
 			return err

@@ -1,15 +1,18 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"os"
 	"strings"
 
 	gemma "github.com/gemma-server/gemma-server/clients/go"
+	"github.com/gemma-server/gemma-server/clients/go/frames"
 )
 
 // options is what the command line says.
@@ -17,6 +20,7 @@ type options struct {
 	urls    []string
 	addr    string
 	uds     string
+	frames  string
 	keyFile string
 	steps   int
 	retries int
@@ -34,6 +38,7 @@ func parseOptions(args []string, stderr io.Writer) (opts *options, code int) {
 		func(url string) error { o.urls = append(o.urls, url); return nil })
 	flags.StringVar(&o.addr, "addr", "127.0.0.1:20200", "`host:port` of the server")
 	flags.StringVar(&o.uds, "uds", "", "`path` of the server's Unix socket; wins over -addr")
+	flags.StringVar(&o.frames, "frames", "", "`path` of the server's frames, which are asked instead of HTTP")
 	flags.StringVar(&o.keyFile, "api-key-file", "", "`file` with the API key, in its first line; without it the key is in the variable GEMMA_API_KEY")
 	flags.IntVar(&o.steps, "steps", 0, "most tokens to generate; 0 leaves it to the server")
 	flags.IntVar(&o.retries, "retries", 2, "how many times to try again while no server takes the prompt")
@@ -51,11 +56,40 @@ func parseOptions(args []string, stderr io.Writer) (opts *options, code int) {
 		fmt.Fprintln(stderr, "ask: -steps and -retries must not be negative")
 		return nil, 2
 	}
+	if name := o.excluded(flags); name != "" {
+		fmt.Fprintf(stderr, "ask: -frames excludes -%s, which is HTTP's alone\n", name)
+		return nil, 2
+	}
 	o.args = flags.Args()
 	return o, 0
 }
 
-func (o *options) client(stderr io.Writer) (*gemma.Client, error) {
+// excluded is a flag that was given and has no sense beside -frames.
+func (o *options) excluded(flags *flag.FlagSet) (name string) {
+	flags.Visit(func(f *flag.Flag) {
+		switch f.Name {
+		case "url", "addr", "uds", "api-key-file", "retries", "v":
+			if o.frames != "" {
+				name = f.Name
+			}
+		}
+	})
+	return name
+}
+
+// asker is a client, of HTTP or of frames.
+type asker interface {
+	Stream(ctx context.Context, req gemma.Request) iter.Seq2[gemma.Chunk, error]
+}
+
+func (o *options) client(stderr io.Writer) (asker, error) {
+	if o.frames != "" {
+		conn, err := frames.Dial(context.Background(), o.frames)
+		if err != nil {
+			return nil, fmt.Errorf("%w (a server has frames with --frames)", err)
+		}
+		return conn, nil
+	}
 	key, err := o.apiKey()
 	if err != nil {
 		return nil, err

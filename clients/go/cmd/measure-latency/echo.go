@@ -29,14 +29,26 @@ type measurement struct {
 	reconnects int
 }
 
+// lane sends the echo with this number and waits for it, one after the other.
+type lane func(ctx context.Context, i int) error
+
 // timeEcho prints how long echoes take that follow each other.
 func timeEcho(ctx context.Context, opts options, stdout, stderr io.Writer) error {
-	client := opts.server.client(opts.server.transports()[0], true)
-	m, err := measure(ctx, client, gemma.DepthHTTP, opts.n, 1)
+	transport := opts.server.transports()[0]
+	lanes, done, err := opts.lanes(ctx, transport, true, "http", opts.connections)
 	if err != nil {
 		return err
 	}
-	if err := m.print(stdout, opts.asJSON, opts.server.String()); err != nil {
+	defer done()
+	m, err := measure(ctx, lanes, opts.n)
+	if err != nil {
+		return err
+	}
+	what := "/echo of " + opts.server.String()
+	if transport == "frames" {
+		what = fmt.Sprintf("echoes of %d bytes, of %s", opts.bytes, opts.server.frames)
+	}
+	if err := m.print(stdout, opts.asJSON, what); err != nil {
 		return err
 	}
 	if m.reconnects > 0 {
@@ -45,9 +57,23 @@ func timeEcho(ctx context.Context, opts options, stdout, stderr io.Writer) error
 	return nil
 }
 
-// measure times n echoes, over so many connections at once.
-func measure(ctx context.Context, client *gemma.Client, depth gemma.Depth, n, connections int) (*measurement, error) {
-	if _, err := sendAll(ctx, client, depth, -warmup*connections, 0, connections); err != nil {
+// lanes opens so many connections; done closes them.
+func (o options) lanes(ctx context.Context, transport string, keepAlive bool, through string, connections int) (lanes []lane, done func(), err error) {
+	if transport == "frames" {
+		return frameLanes(ctx, o, keepAlive, connections)
+	}
+	client := o.server.client(transport, keepAlive)
+	depth := gemma.Depth(through)
+	if through == "http" {
+		depth = gemma.DepthHTTP
+	}
+	send := func(ctx context.Context, i int) error { return echo(ctx, client, depth, i) }
+	return slices.Repeat([]lane{send}, connections), func() {}, nil
+}
+
+// measure times n echoes over these lanes.
+func measure(ctx context.Context, lanes []lane, n int) (*measurement, error) {
+	if _, err := sendAll(ctx, lanes, -warmup*len(lanes), 0); err != nil {
 		return nil, err
 	}
 	var reconnects atomic.Int64
@@ -59,7 +85,7 @@ func measure(ctx context.Context, client *gemma.Client, depth gemma.Depth, n, co
 		},
 	})
 	begin := time.Now()
-	times, err := sendAll(ctx, client, depth, 0, n, connections)
+	times, err := sendAll(ctx, lanes, 0, n)
 	if err != nil {
 		return nil, err
 	}
@@ -82,20 +108,20 @@ func measure(ctx context.Context, client *gemma.Client, depth gemma.Depth, n, co
 }
 
 // sendAll sends the echoes numbered from first to end, each as soon as one of
-// the connections is free, and returns their times.
-func sendAll(ctx context.Context, client *gemma.Client, depth gemma.Depth, first, end, connections int) ([]time.Duration, error) {
+// the lanes is free, and returns their times.
+func sendAll(ctx context.Context, lanes []lane, first, end int) ([]time.Duration, error) {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	times := make([]time.Duration, end-first)
 	var next atomic.Int64
 	var running sync.WaitGroup
-	for range connections {
+	for _, send := range lanes {
 		running.Add(1)
 		go func() {
 			defer running.Done()
 			for i := int(next.Add(1)) - 1; i < len(times) && ctx.Err() == nil; i = int(next.Add(1)) - 1 {
 				start := time.Now()
-				if err := echo(ctx, client, depth, first+i); err != nil {
+				if err := send(ctx, first+i); err != nil {
 					stop(err)
 				}
 				times[i] = time.Since(start)
@@ -133,7 +159,7 @@ func percentile(sorted []time.Duration, p int) time.Duration {
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
-func (m *measurement) print(w io.Writer, asJSON bool, server string) error {
+func (m *measurement) print(w io.Writer, asJSON bool, what string) error {
 	if asJSON {
 		return json.NewEncoder(w).Encode(m)
 	}
@@ -142,7 +168,7 @@ func (m *measurement) print(w io.Writer, asJSON bool, server string) error {
 		unit, scale = "ms", 1000
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "/echo of %s, requests timed: %d\n", server, m.N)
+	fmt.Fprintf(&b, "%s, requests timed: %d\n", what, m.N)
 	for _, row := range []struct {
 		name string
 		us   float64

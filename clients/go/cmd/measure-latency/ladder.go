@@ -5,10 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-
-	gemma "github.com/gemma-server/gemma-server/clients/go"
 )
 
+// connectionsMax is how many connections the ladder has at once.
 const connectionsMax = 32
 
 // rung is one way to send echoes, and how long they took.
@@ -24,6 +23,9 @@ type rung struct {
 func climb(ctx context.Context, opts options, stdout io.Writer) error {
 	if !opts.asJSON {
 		fmt.Fprintf(stdout, "/echo of %s, requests timed on each line: %d\n", opts.server, opts.n)
+		if opts.server.frames != "" {
+			fmt.Fprintf(stdout, "frames of %s, of %d bytes\n", opts.server.frames, opts.bytes)
+		}
 		fmt.Fprintf(stdout, "%-6s %-10s %11s %-7s %10s %10s %10s %11s\n",
 			"over", "kept alive", "connections", "through", "mean us", "p50 us", "p99 us", "requests/s")
 	}
@@ -48,7 +50,7 @@ func (o options) rungs() []rung {
 	for _, transport := range o.server.transports() {
 		for _, keepAlive := range []bool{true, false} {
 			for _, connections := range []int{1, connectionsMax} {
-				for _, through := range []string{"http", "queue", "device"} {
+				for _, through := range depths(transport) {
 					rungs = append(rungs, rung{Transport: transport, KeepAlive: keepAlive, Connections: connections, Through: through})
 				}
 			}
@@ -57,12 +59,21 @@ func (o options) rungs() []rung {
 	return rungs
 }
 
-func (r *rung) measure(ctx context.Context, opts options) error {
-	depth := gemma.Depth(r.Through)
-	if r.Through == "http" {
-		depth = gemma.DepthHTTP
+// depths are how far an echo can go.
+func depths(transport string) []string {
+	if transport == "frames" {
+		return []string{"frame"}
 	}
-	m, err := measure(ctx, opts.server.client(r.Transport, r.KeepAlive), depth, opts.n, r.Connections)
+	return []string{"http", "queue", "device"}
+}
+
+func (r *rung) measure(ctx context.Context, opts options) error {
+	lanes, done, err := opts.lanes(ctx, r.Transport, r.KeepAlive, r.Through, r.Connections)
+	if err != nil {
+		return err
+	}
+	defer done()
+	m, err := measure(ctx, lanes, opts.n)
 	if err == nil {
 		r.measurement = *m
 	}

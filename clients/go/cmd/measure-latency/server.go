@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"net/http"
@@ -8,18 +9,19 @@ import (
 	gemma "github.com/gemma-server/gemma-server/clients/go"
 )
 
-// server is where to send requests: at least one of both is set.
+// connectionsLimit is how many connections the server's frames take.
+const connectionsLimit = 4096
+
+// server is where to send requests: at least one of these is set.
 type server struct {
 	address string // host:port
 	socket  string // of a file
+	frames  string // the socket of its frames, a file too
 }
 
 // String is the address that is used where only one can be.
 func (s server) String() string {
-	if s.socket != "" {
-		return s.socket
-	}
-	return s.address
+	return cmp.Or(s.socket, s.address, s.frames)
 }
 
 // transports are the ways to reach the server.
@@ -31,6 +33,9 @@ func (s server) transports() []string {
 	if s.socket != "" {
 		names = append(names, "unix")
 	}
+	if s.frames != "" {
+		names = append(names, "frames")
+	}
 	return names
 }
 
@@ -40,7 +45,7 @@ func (s server) client(transport string, keepAlive bool) *gemma.Client {
 	t := &http.Transport{
 		DisableKeepAlives:   !keepAlive,
 		DisableCompression:  true,
-		MaxIdleConnsPerHost: connectionsMax,
+		MaxIdleConnsPerHost: connectionsLimit,
 	}
 	base := "http://" + s.address
 	if transport == "unix" {

@@ -17,7 +17,7 @@ const module = "github.com/gemma-server/gemma-server/clients/go"
 // function, type and method has an Example of its own, each constant and
 // variable is used in some Example.
 func TestEveryNameIsDocumentedAndShown(t *testing.T) {
-	for _, folder := range []string{"", "sidecar", "gemmatest"} {
+	for _, folder := range []string{"", "frames", "sidecar", "gemmatest"} {
 		t.Run("package "+folder, func(t *testing.T) {
 			pkg, examples := read(t, folder)
 			checkDoc(t, "the package", pkg.Doc)

@@ -1,0 +1,76 @@
+package frames
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/gemma-server/gemma-server/clients/go/internal/wire"
+)
+
+// errUnexpected: the other end does not speak the protocol.
+var errUnexpected = errors.New("unexpected frame")
+
+// route hands a frame to its call. An error is the connection's end: whoever
+// waits for the frame that should have come would wait for ever.
+func (c *Conn) route(t Type, body []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch t {
+	case Echo:
+		return deliver(&c.echoes, arrival{t: t, body: body})
+	case Raw:
+		return deliver(&c.raws, arrival{t: t, body: body})
+	case Piece, Finished, Failed:
+	default:
+		return fmt.Errorf("%w of type %d, which servers do not send", errUnexpected, t)
+	}
+	var about struct {
+		ID *uint64 `json:"id"`
+	}
+	if err := json.Unmarshal(body, &about); err != nil {
+		return fmt.Errorf("%w of type %d: %w in %q", errUnexpected, t, err, wire.Excerpt(body))
+	}
+	switch {
+	case about.ID == nil && t == Failed:
+		return c.failOldest(body)
+	case about.ID == nil, *about.ID > c.lastID.Load():
+		return fmt.Errorf("%w of type %d, about no request of this connection: %q", errUnexpected, t, wire.Excerpt(body))
+	}
+	// What is not there is of a request that was abandoned.
+	if waiting, runs := c.calls[*about.ID]; runs {
+		if t != Piece {
+			delete(c.calls, *about.ID)
+		}
+		waiting.put(arrival{t: t, body: body})
+	}
+	return nil
+}
+
+// failOldest hands on an error without an id. It is the oldest raw frame's
+// where one waits, for an echo cannot fail while the connection goes on.
+func (c *Conn) failOldest(body []byte) error {
+	err := readFailure(body)
+	if closes(err) {
+		return err
+	}
+	for _, queue := range []*[]*call{&c.raws, &c.echoes} {
+		if len(*queue) > 0 {
+			return deliver(queue, arrival{err: err})
+		}
+	}
+	return err
+}
+
+// deliver hands what came to the call that was sent first.
+func deliver(queue *[]*call, a arrival) error {
+	if len(*queue) == 0 {
+		return fmt.Errorf("%w of type %d, which nothing was sent for", errUnexpected, a.t)
+	}
+	waiting := (*queue)[0]
+	(*queue)[0] = nil
+	*queue = (*queue)[1:]
+	waiting.put(a)
+	waiting.over()
+	return nil
+}
