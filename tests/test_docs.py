@@ -21,6 +21,7 @@ PAGES = [
     *ROOT.glob("*.md"),
     *(ROOT / "docs").glob("*.md"),
     *(ROOT / "benchmarks").glob("*.md"),
+    *(ROOT / "examples").glob("*/README.md"),
     ROOT / "clients" / "go" / "README.md",
 ]
 
