@@ -2,11 +2,11 @@
 
     python -m benchmarks.hop [--rounds N] [-n REQUESTS] [--fake]
 
-One server, with the demo model so that its device is a real one, on a TCP port and a Unix socket at
-once; the Go tool `measure-latency -ladder` sends echoes over both, over connections kept or
-not, over 1 and 32 of them, through the handler alone, the engine's queue, and an empty dispatch to
-the device. Bare Flask on gunicorn's default worker takes its turn in every round, over one kept
-connection, as a measure of the machine.
+One server, with the demo model so that its device is a real one, on a TCP port, a Unix socket and a
+socket for frames at once; the Go tool `measure-latency -ladder` sends echoes over all of them, over
+connections kept or not, over 1 and 32 of them, with HTTP through the handler alone, the engine's
+queue, and an empty dispatch to the device; frames have 3,072 bytes. Bare Flask on gunicorn's
+default worker takes its turn in every round, over one kept connection, as a measure of the machine.
 
 Figures are medians over the rounds. The last line of standard output is the result as one JSON
 document.
@@ -43,24 +43,29 @@ def main() -> None:
     bare: list[float] = []
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        tool, socket = build_tool(directory), directory / "socket"
+        tool = build_tool(directory)
+        sockets = {"uds": directory / "socket", "frames": directory / "frames"}
         model = ("--fake",) if arguments.fake else ()
-        serve = ("-m", "gemma_server", "serve", "--port=0", f"--uds={socket}", *model)
+        listen = ("--port=0", *(f"--{flag}={path}" for flag, path in sockets.items()))
+        serve = ("-m", "gemma_server", "serve", *listen, *model)
         ours = stack.enter_context(serving(*serve))
         theirs = stack.enter_context(serving(*SERVERS[BARE]))
         for _ in range(arguments.rounds):
             bare.append(measure(tool, theirs, arguments.n)["mean_us"])
-            for rung in climb(tool, ours, socket, arguments.n):
+            for rung in climb(tool, ours, sockets, arguments.n):
                 found = ways.setdefault(way(rung), defaultdict(list))
                 for figure in FIGURES:
                     found[figure].append(rung[figure])
     report(arguments.rounds, arguments.n, ways, Summary.of(bare))
 
 
-def climb(tool: Path, server: Server, socket: Path, requests: int) -> list[dict[str, Any]]:
+def climb(
+    tool: Path, server: Server, sockets: dict[str, Path], requests: int
+) -> list[dict[str, Any]]:
     """One run of the tool: all its lines."""
     command = [str(tool), "-ladder", "-json", "-n", str(requests)]
-    command += ["-port", str(server.port), "-uds", str(socket)]
+    command += ["-port", str(server.port)]
+    command += [word for flag, path in sockets.items() for word in (f"-{flag}", str(path))]
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode != 0:
         raise RuntimeError(f"measure-latency failed: {ended.stderr}")

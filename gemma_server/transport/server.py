@@ -25,11 +25,11 @@ _UMASK = 0o117  # the socket gets mode 0660: its owner and group
 _BACKLOG = 1024
 _READ_BYTES = 1 << 16
 _LOOK_S = 1.0  # between two looks at who has been waited for too long
-_AT_ONCE_S = 300e-6  # a frame that comes so soon behind the last is followed by others
-_SPIN_S = 50e-6  # these are looked for so long without going to sleep, which costs as much
-_STAY_S = 1e-3  # with one connection, before looking at the others
+_AT_ONCE_S = 400e-6  # a frame that comes so soon behind the last is followed by others
+_SPIN_S = 100e-6  # these are looked for so long without going to sleep
 
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_Events = list[tuple[selectors.SelectorKey, int]]
 
 
 class FrameServer:
@@ -95,16 +95,13 @@ class FrameServer:
 
     def _run(self) -> None:
         while not self._stopping:
-            began = time.perf_counter()
-            ready = self._selector.select(_LOOK_S)
-            self._quick = time.perf_counter() - began < _AT_ONCE_S
-            for key, events in ready:
+            for key, events in self._wait():
                 if key.fileobj is self._listener:
                     self._accept()
                 elif key.fileobj is self._waked:
                     self._attend()
                 else:
-                    self._serve(key.data, events, alone=len(ready) == 1)
+                    self._serve(key.data, events)
             if time.monotonic() - self._looked_at > _LOOK_S:
                 self._look_around()
         self._stop_listening()
@@ -113,41 +110,34 @@ class FrameServer:
         for ours in (self._selector, self._waked, self._waker):
             ours.close()
 
-    def _serve(self, connection: Connection, events: int, *, alone: bool) -> None:
+    def _wait(self) -> _Events:
+        """What there is to do. Who asks again at once is awaited awake: waking up takes longer."""
+        began = time.perf_counter()
+        while self._quick and time.perf_counter() - began < _SPIN_S:
+            if events := self._selector.select(0):
+                return events
+        events = self._selector.select(_LOOK_S)
+        self._quick = self._may_spin and time.perf_counter() - began < _AT_ONCE_S
+        return events
+
+    def _serve(self, connection: Connection, events: int) -> None:
         if connection not in self._conversations:  # closed a moment ago
             return
         try:
             if events & _WRITE:
                 connection.send_rest()
-            if events & _READ and self._read(connection) and alone:
-                self._stay(connection)
+            if events & _READ:
+                self._read(connection)
         except Exception:  # a bug of ours, which shall end no other's connection
             logger.exception("a connection failed")
             connection.broken = True
         self._watch(connection)
 
-    def _stay(self, connection: Connection) -> None:
-        """Go on with a client that asks again at once: asleep, each of us would wake the other."""
-        began = last = now = time.perf_counter()
-        while (
-            self._quick
-            and self._may_spin
-            and now - began < _STAY_S
-            and connection.readable
-            and not connection.broken
-        ):
-            came = self._read(connection)
-            now = time.perf_counter()
-            if came:
-                last = now
-            self._quick = now - last < _SPIN_S
-
-    def _read(self, connection: Connection) -> bool:
-        """Act on what has come, if anything has."""
+    def _read(self, connection: Connection) -> None:
         try:
             data = connection.sock.recv(_READ_BYTES)
         except BlockingIOError:
-            return False
+            return
         except OSError:
             data = b""
         if not data:
@@ -160,7 +150,6 @@ class FrameServer:
                     self._conversations[connection].take(whole)
         except BrokenFraming as error:
             connection.end_with(error)
-        return True
 
     def _watch(self, connection: Connection) -> None:
         """Wait for what the connection waits for, or close it."""
