@@ -80,7 +80,7 @@ def blocking_loop(path: Path) -> None:
         while True:
             client, _ = listener.accept()
             while head := client.recv(4, socket.MSG_WAITALL):
-                body = client.recv(*struct.unpack(">I", head), socket.MSG_WAITALL)
+                body = client.recv(struct.unpack(">I", head)[0], socket.MSG_WAITALL)
                 client.sendall(head + body)
 
 

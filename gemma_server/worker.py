@@ -38,7 +38,7 @@ from gemma_server.web.errors import error_body
 logger = logging.getLogger(__name__)
 
 LOAD_FAILED = 3  # gunicorn's own code for a worker that cannot boot: the master ends with it
-ENGINE_DIED = 1  # gunicorn starts a new worker, which loads the model again
+DIED = 1  # gunicorn starts a new worker, which loads the model again
 SOCKET_TIMEOUT_S = 30  # for a client that stops sending its request or reading its answer
 STUCK_AFTER_S = 180.0  # a step takes milliseconds; one of the largest model on a CPU, a minute
 LINGER_MS = 5  # that a thread stays with a connection for its next request
@@ -172,7 +172,7 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
             if self.frames is not None:
                 self.frames.drain()
             patience_s = max(0, self.sidecar.settings.drain_timeout - _LAST_WORDS_S)
-            self.drain_until = time.monotonic() + patience_s
+            self.drain_until = time.monotonic() + patience_s + _LAST_WORDS_S / 2
             timer = threading.Timer(patience_s, self.sidecar.stop)
             timer.daemon = True
             timer.start()
@@ -219,7 +219,7 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
     def _take_frames(self, path: Path, service: Service) -> None:
         try:
             check_socket("--frames", path)
-            self.frames = FrameServer(path, service, threads=self.cfg.threads)
+            self.frames = FrameServer(path, service, self._died, threads=self.cfg.threads)
         except (UsageError, OSError) as error:
             self._give_up(f"gemma-server: {error}")
         else:
@@ -227,7 +227,7 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
 
     def _load(self, sidecar: Sidecar) -> None:
         try:
-            loaded = sidecar.load(self._engine_died)
+            loaded = sidecar.load(self._died)
         except ModelLoadError as error:
             self._give_up(f"gemma-server: cannot load the model: {error}")
         except Exception as error:
@@ -250,11 +250,13 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
     def _give_up(self, line: str) -> None:
         if self.alive:  # else it is being stopped anyway, and that is no failure
             print(line, file=sys.stderr, flush=True)
+            if self.frames is not None:
+                self.frames.stop(0.0)
             os._exit(LOAD_FAILED)
 
-    def _engine_died(self, error: BaseException) -> None:
-        logger.critical("the engine died; this worker ends", exc_info=error)
-        os._exit(ENGINE_DIED)
+    def _died(self, error: BaseException) -> None:
+        logger.critical("the engine or the frames died; this worker ends", exc_info=error)
+        os._exit(DIED)
 
 
 def _announced_bytes(req: Any) -> int:

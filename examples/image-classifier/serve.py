@@ -2,8 +2,8 @@
 
     python serve.py --frames /tmp/images.frames [--model DIRECTORY] [--port 20201]
 
-The worker and the transport are gemma-server's; this file says what a frame means, and how the model
-is loaded. On the port are /healthz and /readyz.
+The worker and the transport are gemma-server's; this file says what a frame means, and how the
+model is loaded. On the port are /healthz and /readyz.
 """
 
 import argparse

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from gemma_server.errors import Overloaded
@@ -35,13 +36,22 @@ _Events = list[tuple[selectors.SelectorKey, int]]
 class FrameServer:
     """Listens from the start; serves from `start` to `stop`.
 
+    If its thread dies, `on_death` is called with the exception.
+
     Raises:
         OSError: there can be no socket at this path.
     """
 
-    def __init__(self, path: Path, service: Service, *, threads: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        service: Service,
+        on_death: Callable[[BaseException], None],
+        *,
+        threads: int,
+    ) -> None:
         self._path = path
-        self._service, self._crew = service, Crew(threads)
+        self._service, self._crew, self._on_death = service, Crew(threads), on_death
         self._listener = _listen(path)
         self._inode = path.stat().st_ino
         self._conversations: dict[Connection, Conversation] = {}
@@ -94,6 +104,12 @@ class FrameServer:
             self._waker.send(b"\0")
 
     def _run(self) -> None:
+        try:
+            self._take_turns()
+        except BaseException as error:  # nobody else would notice
+            self._on_death(error)
+
+    def _take_turns(self) -> None:
         while not self._stopping:
             for key, events in self._wait():
                 if key.fileobj is self._listener:

@@ -132,6 +132,14 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path, path: Path) -> None:
     assert path.read_text() == "keep me"
 
 
+def test_a_server_without_a_model_leaves_no_socket(tmp_path: Path, path: Path) -> None:
+    missing = tmp_path / "missing.gguf"
+    serve = ("-m", "gemma_server", "serve", "--port", "0")
+    done = run(tmp_path, (*serve, "--frames", str(path)), {"MODEL_CHECKPOINT": str(missing)})
+    assert done.returncode == 3
+    assert not path.exists()
+
+
 def test_two_servers_in_one_place(tmp_path: Path, path: Path) -> None:
     done = run(tmp_path, (*SERVE, "--frames", str(path), "--uds", str(path)))
     assert done.returncode == 2

@@ -36,12 +36,13 @@ Open = Callable[..., Lane]
 def open_lane(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
     """Makes lanes; the keywords are those of `serve`, and how many threads there are."""
     made: list[Lane] = []
+    deaths: list[BaseException] = []
 
     def make(*, threads: int = 80, max_steps: int | None = None, **settings: Any) -> Lane:
         sidecar = serve(**settings)
         path = tmp_path_factory.mktemp("frames") / "socket"
         service = GemmaService(sidecar.model, Metrics(sidecar.model), max_steps)
-        server = FrameServer(path, service, threads=threads)
+        server = FrameServer(path, service, deaths.append, threads=threads)
         server.start()
         made.append(Lane(path, server, sidecar))
         return made[-1]
@@ -51,6 +52,7 @@ def open_lane(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         lane.sidecar.runner.open.set()
         lane.server.stop(5.0)
         assert not lane.path.exists()
+    assert deaths == []
 
 
 @pytest.fixture(scope="module")
