@@ -42,6 +42,7 @@ DIED = 1  # gunicorn starts a new worker, which loads the model again
 SOCKET_TIMEOUT_S = 30  # for a client that stops sending its request or reading its answer
 STUCK_AFTER_S = 180.0  # a step takes milliseconds; one of the largest model on a CPU, a minute
 LINGER_MS = 5  # that a thread stays with a connection for its next request
+AWAKE_S = 300e-6  # of it without going to sleep, if it is the only one: waking up costs as much
 _STDIN = 0
 _LAST_WORDS_S = 2  # what is still running so long before the drain ends is told so
 
@@ -96,6 +97,12 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
     frames: FrameServer | None = None
     drain_until = 0.0  # on the monotonic clock, once SIGTERM has come
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.handled: set[TConn] = set()  # connections that have a thread
+        # On one processor the client could not run while it is awaited.
+        self.awake_s = AWAKE_S if (os.cpu_count() or 1) > 1 else 0.0
+
     def start_sidecar(self) -> None:
         """Take frames, and load the model in a thread, so that /readyz can tell about it."""
         # gunicorn looks each setting up in three steps, dozens of times a request. They are final.
@@ -133,9 +140,13 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         another thread when there is more to read: two changes of thread, which take as long as
         the rest of a short request.
         """
-        while (kept := super().handle(conn)) is True and self._has_more(conn):
-            pass
-        return kept
+        self.handled.add(conn)
+        try:
+            while (kept := super().handle(conn)) is True and self._has_more(conn):
+                pass
+            return kept
+        finally:
+            self.handled.discard(conn)
 
     def handle_request(self, req: Any, conn: TConn) -> Any:
         """Answer one request, a head without a body too."""
@@ -155,6 +166,10 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
             return True
         poll = select.poll()
         poll.register(conn.sock, select.POLLIN)
+        began = time.perf_counter()
+        while len(self.handled) == 1 and time.perf_counter() - began < self.awake_s:
+            if poll.poll(0):
+                return True
         return bool(poll.poll(LINGER_MS))
 
     def set_accept_enabled(self, enabled: bool) -> None:
