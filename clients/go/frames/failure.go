@@ -2,7 +2,6 @@ package frames
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -29,17 +28,4 @@ func readFailure(body []byte) error {
 		RequestID:  failure.Error.RequestID,
 		RetryAfter: time.Duration(failure.RetryAfter * float64(time.Second)),
 	}
-}
-
-// closes reports whether the server closes the connection behind an error.
-func closes(err error) bool {
-	var api *gemma.APIError
-	if !errors.As(err, &api) {
-		return true
-	}
-	switch api.Code {
-	case "empty_frame", "frame_too_large", "incomplete_frame", "too_many_connections":
-		return true
-	}
-	return false
 }

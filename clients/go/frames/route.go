@@ -25,41 +25,29 @@ func (c *Conn) route(t Type, body []byte) error {
 	default:
 		return fmt.Errorf("%w of type %d, which servers do not send", errUnexpected, t)
 	}
-	var about struct {
-		ID *uint64 `json:"id"`
+	var told struct {
+		ID    *uint64 `json:"id"`
+		About Type    `json:"about"` // without an id: the type of the frame at fault
 	}
-	if err := json.Unmarshal(body, &about); err != nil {
+	if err := json.Unmarshal(body, &told); err != nil {
 		return fmt.Errorf("%w of type %d: %w in %q", errUnexpected, t, err, wire.Excerpt(body))
 	}
 	switch {
-	case about.ID == nil && t == Failed:
-		return c.failOldest(body)
-	case about.ID == nil, *about.ID > c.lastID.Load():
+	case told.ID == nil && t == Failed && told.About == Raw:
+		return deliver(&c.raws, arrival{err: readFailure(body)})
+	case told.ID == nil && t == Failed: // the server closes, or we have sent what we should not
+		return readFailure(body)
+	case told.ID == nil, *told.ID > c.lastID.Load():
 		return fmt.Errorf("%w of type %d, about no request of this connection: %q", errUnexpected, t, wire.Excerpt(body))
 	}
 	// What is not there is of a request that was abandoned.
-	if waiting, runs := c.calls[*about.ID]; runs {
+	if waiting, runs := c.calls[*told.ID]; runs {
 		if t != Piece {
-			delete(c.calls, *about.ID)
+			delete(c.calls, *told.ID)
 		}
 		waiting.put(arrival{t: t, body: body})
 	}
 	return nil
-}
-
-// failOldest hands on an error without an id. It is the oldest raw frame's
-// where one waits, for an echo cannot fail while the connection goes on.
-func (c *Conn) failOldest(body []byte) error {
-	err := readFailure(body)
-	if closes(err) {
-		return err
-	}
-	for _, queue := range []*[]*call{&c.raws, &c.echoes} {
-		if len(*queue) > 0 {
-			return deliver(queue, arrival{err: err})
-		}
-	}
-	return err
 }
 
 // deliver hands what came to the call that was sent first.

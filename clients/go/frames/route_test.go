@@ -146,6 +146,8 @@ func TestFailures(t *testing.T) {
 		switch typ {
 		case frames.Request:
 			failure["id"] = frametest.Parse(body).ID
+		case frames.Raw:
+			failure["about"] = frames.Raw
 		case frames.Echo:
 			frametest.Repeat(p, typ, body)
 			return
