@@ -192,4 +192,4 @@ class Generation:
         if self._client_gone():
             raise ClientGone
         if self._deadline is not None and time.monotonic() >= self._deadline:
-            raise DeadlineExceeded("the time allowed by X-Request-Timeout-Ms is over")
+            raise DeadlineExceeded("the time allowed for this request is over")

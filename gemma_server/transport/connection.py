@@ -81,10 +81,10 @@ class Connection:
                 return
             if not self._unsent:
                 self._took_at = time.monotonic()
+            # One answer may be longer than that: what counts is what waits already.
+            self.broken = self.broken or self._unsent_bytes > MAX_UNSENT_BYTES
             self._unsent.append(memoryview(whole)[given:])
             self._unsent_bytes += len(whole) - given
-            if self._unsent_bytes > MAX_UNSENT_BYTES:
-                self.broken = True
         self._attend(self)
 
     def send_rest(self) -> None:

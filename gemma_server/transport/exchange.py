@@ -44,12 +44,16 @@ class Exchange:
         """Send the answer to a request, piece by piece."""
         try:
             for kind, document in answer(self._caller(deadline)):
+                whole = json_frame(kind, self.name, document)
                 if kind == FINISHED:
-                    self._over(self)
-                self._send(json_frame(kind, self.name, document))
+                    break
+                self._send(whole)
+            else:
+                raise AssertionError("the answer has no end")
         except Exception as error:
-            self._over(self)
-            self._send(failure(error, self.name))
+            whole = failure(error, self.name)
+        self._over(self)
+        self._send(whole)
 
     def run_raw(self, answer: Callable[[Caller], bytes]) -> None:
         """Send the answer to a raw frame."""

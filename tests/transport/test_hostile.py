@@ -115,6 +115,15 @@ def test_answers_that_nobody_reads_are_limited(
         assert other.whole(1)[1]["response"] == "ab"
 
 
+def test_one_long_answer_is_no_backlog(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much longer than what may wait, for one that reads."""
+    monkeypatch.setattr(connection, "MAX_UNSENT_BYTES", 1000)
+    with lane.connect() as peer:
+        peer.ask(id=1, op="tokenize", prompt="z" * 500_000)
+        time.sleep(0.3)
+        assert peer.whole(1)[1]["count"] == 500_001
+
+
 def test_a_thousand_idle_connections(lane: Lane) -> None:
     """They cost no thread, and nobody waits for them."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

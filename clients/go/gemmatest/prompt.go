@@ -148,7 +148,7 @@ func (x *exchange) wait(until <-chan struct{}) *gemma.APIError {
 	case <-x.ctx.Done():
 	}
 	if errors.Is(x.ctx.Err(), context.DeadlineExceeded) {
-		return &gemma.APIError{Status: 504, Code: gemma.CodeDeadline, Message: "the time allowed by X-Request-Timeout-Ms is over"}
+		return &gemma.APIError{Status: 504, Code: gemma.CodeDeadline, Message: "the time allowed for this request is over"}
 	}
 	panic(http.ErrAbortHandler)
 }
