@@ -178,6 +178,8 @@ class FrameServer:
             self._selector.modify(connection.sock, wanted, connection)
 
     def _accept(self) -> None:
+        if not self._listens:  # since a moment ago
+            return
         try:
             sock, _ = self._listener.accept()
         except BlockingIOError:
@@ -231,6 +233,7 @@ class FrameServer:
             return
         if self._listens:
             self._selector.unregister(self._listener)
+            self._listens = False
         self._listener.close()
         with contextlib.suppress(OSError):
             if self._path.stat().st_ino == self._inode:  # else another server's by now
