@@ -45,7 +45,9 @@ class PlainRequest(Request):  # type: ignore[misc]  # gunicorn is untyped
         names = {name for name, _ in headers}
         special = names & _POLICIES or names & self.cfg.secure_scheme_headers.keys()
         several = len(names) < len(headers) or len(names) > self.limit_request_fields
-        return not (special or several) and self.cfg.proxy_protocol == "off"
+        lengths = (self.limit_request_line, self.limit_request_field_size)
+        strict = any(0 < limit < _MAX_PLAIN_BYTES for limit in lengths)
+        return not (special or several or strict) and self.cfg.proxy_protocol == "off"
 
 
 class PlainParser(RequestParser):  # type: ignore[misc]  # gunicorn is untyped

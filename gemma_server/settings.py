@@ -4,7 +4,6 @@ A flag beats the environment, which beats the default. The flag of `max_queue` i
 its variable `GEMMA_MAX_QUEUE`; only the model's two keep the names that people already use.
 """
 
-import contextlib
 import errno
 import ipaddress
 import os
@@ -211,10 +210,15 @@ def check_socket(flag: str, path: Path) -> None:
         return
     if not path.is_socket():
         raise UsageError(f"{flag} {path}: a file is in its place; remove it first")
-    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+    with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1)
-        probe.connect(str(path))  # fails when its server is gone: then it will be replaced
-        raise UsageError(f"{flag} {path}: another server listens there")
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return  # its server is gone: it will be replaced
+        except OSError as error:  # there may be one, that is busy or another user's
+            raise UsageError(f"{flag} {path}: cannot tell whose it is: {error.strerror}") from None
+    raise UsageError(f"{flag} {path}: another server listens there")
 
 
 def _check_port(host: str, port: int) -> None:

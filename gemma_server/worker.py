@@ -1,10 +1,12 @@
 """The gunicorn worker: one process, one model, many threads."""
 
 import contextlib
+import errno
 import faulthandler
 import json
 import logging
 import os
+import resource
 import select
 import signal
 import socket
@@ -44,6 +46,7 @@ STUCK_AFTER_S = 180.0  # a step takes milliseconds; one of the largest model on 
 LINGER_MS = 5  # that a thread stays with a connection for its next request
 AWAKE_S = 300e-6  # of it without going to sleep, if it is the only one: waking up costs as much
 _STDIN = 0
+_NO_FILE_S = 0.05
 _LAST_WORDS_S = 2  # what is still running so long before the drain ends is told so
 
 _STATUS_OF_PARSE_ERROR: dict[type[Exception], tuple[int, str]] = {
@@ -109,6 +112,7 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         self.cfg.__dict__.update({name: item.get() for name, item in self.cfg.settings.items()})
         app: Flask = self.wsgi
         sidecar: Sidecar = app.extensions["sidecar"]
+        _allow_many_files()
         self.sidecar = sidecar
         if sidecar.settings.frames is not None:
             self._take_frames(sidecar.settings.frames, sidecar.service)
@@ -121,6 +125,16 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         """Tell the master that all is well, unless the device has stopped making progress."""
         if self.sidecar is None or self.sidecar.step_age_s() < STUCK_AFTER_S:
             super().notify()
+
+    def accept(self, listener: socket.socket) -> None:
+        """Take a connection; while there is no file descriptor for it, it waits."""
+        try:
+            super().accept(listener)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            logger.error("cannot take a connection: %s", error)
+            time.sleep(_NO_FILE_S)  # the listener stays readable
 
     def enqueue_req(self, conn: TConn) -> None:
         """Hand a connection to a thread; a new one gets its time limits first."""
@@ -272,6 +286,13 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
     def _died(self, error: BaseException) -> None:
         logger.critical("the engine or the frames died; this worker ends", exc_info=error)
         os._exit(DIED)
+
+
+def _allow_many_files() -> None:
+    """As many as an ordinary process may have: each connection is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _announced_bytes(req: Any) -> int:

@@ -11,6 +11,7 @@ from gemma_server.transport.frame import BrokenFraming, Splitter
 
 PAUSE_BYTES = 1 << 20  # unsent: the client is not read from until it reads
 MAX_UNSENT_BYTES = 16 << 20  # and here it is given up
+_PIECE_BYTES = 256  # that a kept frame takes beside its own
 STALLED_S = 30.0  # for the rest of a frame, or for a client that takes nothing
 
 
@@ -33,6 +34,11 @@ class Connection:
         self._unsent: deque[memoryview] = deque()
         self._unsent_bytes = 0
         self._took_at = 0.0  # when the peer last took some of them
+
+    @property
+    def missing(self) -> int:
+        """Bytes of a frame that has begun."""
+        return self._splitter.missing
 
     @property
     def unsent(self) -> bool:
@@ -66,6 +72,9 @@ class Connection:
 
     def check_time(self, now: float) -> None:
         """End it if the peer has been waited for too long."""
+        self.send_rest()  # the selector only tells of a peer that has taken most of it
+        if not self.readable:
+            self._began_at = now  # it is we who do not read
         if self._unsent and now - self._took_at > STALLED_S:
             self.broken = True
         elif self._splitter.waits and not self.ending and now - self._began_at > STALLED_S:
@@ -84,7 +93,7 @@ class Connection:
             # One answer may be longer than that: what counts is what waits already.
             self.broken = self.broken or self._unsent_bytes > MAX_UNSENT_BYTES
             self._unsent.append(memoryview(whole)[given:])
-            self._unsent_bytes += len(whole) - given
+            self._unsent_bytes += len(whole) - given + _PIECE_BYTES
         self._attend(self)
 
     def send_rest(self) -> None:
@@ -96,6 +105,8 @@ class Connection:
                 rest = self._unsent.popleft()[given:]
                 if rest:
                     self._unsent.appendleft(rest)
+                else:
+                    self._unsent_bytes -= _PIECE_BYTES
 
     def close(self) -> None:
         """Nothing is sent any more."""

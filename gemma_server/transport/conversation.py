@@ -1,5 +1,6 @@
 """What the frames of one connection ask for, and what of it is at work."""
 
+import re
 import threading
 import time
 from collections import deque
@@ -21,6 +22,7 @@ MAX_REFUSED = 1000  # raw frames whose refusal waits for its turn
 _MAX_ID = 2**53 - 1  # what every reader of JSON keeps exact
 _MAX_ID_LENGTH = 128
 _MAX_TIMEOUT_MS = 10**9
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can say half of a character; UTF-8 cannot
 
 
 class Conversation:
@@ -33,11 +35,6 @@ class Conversation:
         # The first is at work; one without a body is refused when its turn comes.
         self._raws: deque[tuple[Exchange, bytes | None]] = deque()
         self._answers_raws = False  # a thread does
-
-    @property
-    def busy(self) -> bool:
-        """Something is at work."""
-        return bool(self._requests or self._raws)
 
     def take(self, whole: bytes) -> None:
         """Act on a frame that is no echo.
@@ -155,7 +152,7 @@ def _name_of(document: dict[str, Any]) -> Id:
             pass
         case int() as name if 0 <= name <= _MAX_ID:
             return name
-        case str() as name if 1 <= len(name) <= _MAX_ID_LENGTH:
+        case str() as name if 1 <= len(name) <= _MAX_ID_LENGTH and not _SURROGATE.search(name):
             return name
     raise InvalidRequest(
         f"id must be a string of 1 to {_MAX_ID_LENGTH} characters or a whole number "

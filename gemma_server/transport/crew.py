@@ -6,13 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gemma_server.errors import Overloaded
 
+LEAVING = 8  # threads that have answered, and are free in a moment
+
 
 class Crew:
-    """At most `threads` at work; what comes beyond that is refused, not queued."""
+    """`threads` at work; what comes beyond them is refused, not queued."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, "frames")
-        self._free = threading.Semaphore(threads)
+        self._lock = threading.Lock()  # guards the count
+        self._places = threads + LEAVING
+        self._taken = 0
+
+    @property
+    def busy(self) -> bool:
+        """Something is at work."""
+        return self._taken > 0
 
     def start(self, work: Callable[[], None]) -> None:
         """Do it in a thread.
@@ -20,12 +29,22 @@ class Crew:
         Raises:
             Overloaded: all are at work.
         """
-        if not self._free.acquire(blocking=False):
-            raise Overloaded("all places are taken", retry_after_s=1)
-        self._pool.submit(self._do, work)
+        with self._lock:
+            if self._taken == self._places:
+                raise Overloaded("all places are taken", retry_after_s=1)
+            self._taken += 1
+        try:
+            self._pool.submit(self._do, work)
+        except RuntimeError:  # the system has no thread left
+            self._leave()
+            raise Overloaded("no more threads can be started", retry_after_s=1) from None
 
     def _do(self, work: Callable[[], None]) -> None:
         try:
             work()
         finally:
-            self._free.release()
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._taken -= 1

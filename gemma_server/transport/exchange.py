@@ -43,9 +43,11 @@ class Exchange:
     def run(self, answer: Callable[[Caller], Iterator[Part]], deadline: float | None) -> None:
         """Send the answer to a request, piece by piece."""
         try:
+            self._check()
             for kind, document in answer(self._caller(deadline)):
                 whole = json_frame(kind, self.name, document)
                 if kind == FINISHED:
+                    self._check()
                     break
                 self._send(whole)
             else:
@@ -58,11 +60,16 @@ class Exchange:
     def run_raw(self, answer: Callable[[Caller], bytes]) -> None:
         """Send the answer to a raw frame."""
         try:
+            self._check()
             whole = frame(RAW, answer(self._caller(None)))
         except Exception as error:
             whole = failure(error, None, about=RAW)
         self._over(self)
         self._send(whole)
+
+    def _check(self) -> None:
+        if self._cancelled:
+            raise ClientGone
 
     def _caller(self, deadline: float | None) -> Caller:
         return Caller(lambda: self._cancelled, deadline, on_job=self._began)

@@ -47,6 +47,11 @@ class Splitter:
         """A frame has begun and not ended."""
         return bool(self._rest)
 
+    @property
+    def missing(self) -> int:
+        """Bytes of the frame that has begun, as far as its length is known."""
+        return self._wanted - len(self._rest) if self._rest else 0
+
     def is_one(self, data: bytes) -> bool:
         """Whether this is exactly one frame, as almost always."""
         return (

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import resource
 import selectors
 import socket
 import threading
@@ -24,7 +25,8 @@ logger = logging.getLogger(__name__)
 MAX_CONNECTIONS = 4096
 _UMASK = 0o117  # the socket gets mode 0660: its owner and group
 _BACKLOG = 1024
-_READ_BYTES = 1 << 16
+_READ_BYTES = 1 << 13  # small frames in one turn shall not keep others waiting
+_MORE_BYTES = 1 << 16  # of a long one
 _LOOK_S = 1.0  # between two looks at who has been waited for too long
 _AT_ONCE_S = 400e-6  # a frame that comes so soon behind the last is followed by others
 _SPIN_S = 100e-6  # these are looked for so long without going to sleep
@@ -52,6 +54,8 @@ class FrameServer:
     ) -> None:
         self._path = path
         self._service, self._crew, self._on_death = service, Crew(threads), on_death
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = min(MAX_CONNECTIONS, descriptors // 2)  # the rest is for everybody else
         self._listener = _listen(path)
         self._inode = path.stat().st_ino
         self._conversations: dict[Connection, Conversation] = {}
@@ -94,10 +98,8 @@ class FrameServer:
         self._thread.join(_LOOK_S)
 
     def _busy(self) -> bool:
-        return any(
-            connection.unsent or conversation.busy
-            for connection, conversation in list(self._conversations.items())
-        )
+        # The crew first: it is busy until what it has to say is sent, or kept to be sent.
+        return self._crew.busy or any(each.unsent for each in list(self._conversations))
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # there is a wake-up in it already
@@ -151,7 +153,7 @@ class FrameServer:
 
     def _read(self, connection: Connection) -> None:
         try:
-            data = connection.sock.recv(_READ_BYTES)
+            data = connection.sock.recv(max(_READ_BYTES, min(connection.missing, _MORE_BYTES)))
         except BlockingIOError:
             return
         except OSError:
@@ -189,8 +191,8 @@ class FrameServer:
             self._selector.unregister(self._listener)  # until the next look around
             self._listens = False
             return
-        if self.connections >= MAX_CONNECTIONS:
-            _turn_away(sock)
+        if self.connections >= self._most:
+            _turn_away(sock, self._most)
             return
         connection = Connection(sock, self._ask_for_attention)
         connection.watched = _READ
@@ -199,13 +201,13 @@ class FrameServer:
         self._selector.register(sock, _READ, connection)
 
     def _ask_for_attention(self, connection: Connection) -> None:
-        self._attention.append(connection)
-        if threading.get_ident() != self._thread.ident:
+        if threading.get_ident() != self._thread.ident:  # else it is looked at anyway
+            self._attention.append(connection)
             self._wake()
 
     def _attend(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._waked.recv(_READ_BYTES)
+            self._waked.recv(_MORE_BYTES)
         while self._attention:
             connection = self._attention.popleft()
             if connection in self._conversations:
@@ -254,8 +256,8 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def _turn_away(sock: socket.socket) -> None:
-    error = Overloaded(f"{MAX_CONNECTIONS} connections are open already", retry_after_s=1)
+def _turn_away(sock: socket.socket, most: int) -> None:
+    error = Overloaded(f"{most} connections are open already", retry_after_s=1)
     error.code = "too_many_connections"
     with sock, contextlib.suppress(OSError):
         sock.setblocking(False)

@@ -26,6 +26,22 @@ def small(start: Start) -> Server:
     return start(*SERVE, "--slots", "1", "--max-queue", "0")
 
 
+def test_without_file_descriptors_the_worker_goes_on(start: Start) -> None:
+    """Who comes too many waits for one to be free; nothing at work is lost."""
+    few = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (150, 150)); "
+        "from gemma_server.cli import main; main()"
+    )
+    server = start("-c", few, *SERVE[2:])
+    worker = server.worker
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(server.open_socket())
+        wait_until(lambda: "cannot take a connection" in server.stderr)
+    wait_until(lambda: server.ask("POST", "/echo", {"prompt": 1}).status == 200, 20)
+    assert server.worker == worker
+
+
 def test_idle_connections_hold_no_thread(small: Server) -> None:
     idle = [small.connect() for _ in range(64)]
     try:

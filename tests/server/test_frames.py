@@ -115,14 +115,19 @@ def test_a_stale_socket_is_replaced(start: Start, path: Path) -> None:
 
 
 def test_what_is_not_ours_is_left_alone(tmp_path: Path, path: Path) -> None:
-    """A file, somebody's socket, a directory that is not there, a path that is too long."""
+    """A file, somebody's socket, a busy one, no directory, a path that is too long."""
     path.write_text("keep me")
-    with socket.socket(socket.AF_UNIX) as theirs:
+    theirs, full, waiting = (socket.socket(socket.AF_UNIX) for _ in range(3))
+    with theirs, full, waiting:
         theirs.bind(str(tmp_path / "theirs"))
         theirs.listen()
+        full.bind(str(tmp_path / "full"))
+        full.listen(0)
+        waiting.connect(str(tmp_path / "full"))
         for name, why in (
             ("frames", "a file is in its place; remove it first"),
             ("theirs", "another server listens there"),
+            ("full", "cannot tell whose it is: Resource temporarily unavailable"),
             ("no/where", "there is no such directory"),
             ("x" * 120, "longer than 107 bytes"),
         ):

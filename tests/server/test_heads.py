@@ -94,6 +94,17 @@ def test_limits_are_the_same(fields: int, length: int) -> None:
         assert told(PlainParser, blocks) == told(RequestParser, blocks)
 
 
+@pytest.mark.parametrize("limit", ["limit_request_line", "limit_request_field_size"])
+def test_smaller_limits_hold(limit: str) -> None:
+    """An operator's own."""
+    blocks = [b"GET /" + b"a" * 200 + b" HTTP/1.1\r\nHost: " + b"b" * 200 + b"\r\n\r\n"]
+    own = Config()
+    own.set(limit, 100)
+    both = [told(parser, blocks, own) for parser in (PlainParser, RequestParser)]
+    assert both[0] == both[1]
+    assert len(both[0][0]) == 2  # an error
+
+
 @pytest.mark.parametrize("head", [FROM_GO, FROM_CURL], ids=["go", "curl"])
 def test_ordinary_clients_are_read_at_once(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise all this would be for nothing."""
@@ -101,11 +112,13 @@ def test_ordinary_clients_are_read_at_once(head: bytes, monkeypatch: pytest.Monk
     assert next(PlainParser(Config(), iter([head]), PEER)).headers
 
 
-def told(parser: type[RequestParser], blocks: list[bytes]) -> list[Any]:
+def told(
+    parser: type[RequestParser], blocks: list[bytes], config: Config | None = None
+) -> list[Any]:
     """All that is known of each request on a connection, and how it ended."""
     found: list[Any] = []
     try:
-        for request in parser(Config(), iter(blocks), PEER):
+        for request in parser(config or Config(), iter(blocks), PEER):
             found.append(list(facts(request)))
             found[-1].append(request.body.read())
     except (ParseException, OSError) as error:  # the latter: it ended in the middle

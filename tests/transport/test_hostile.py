@@ -85,11 +85,50 @@ def test_who_does_not_read_is_not_read_from(lane: Lane, peer: Peer) -> None:
         slow.sock.settimeout(0.5)
         sent = send_until_it_is_full(slow, whole)
         [held] = [each for each in lane.server._conversations if each.unsent]
-        assert held._unsent_bytes < connection.PAUSE_BYTES + server._READ_BYTES + len(whole)
+        assert held._unsent_bytes < connection.PAUSE_BYTES + 2 * len(whole)
+        assert not lane.server._attention  # nor is it noted again and again
         assert peer.echo() == b"?"
         slow.sock.settimeout(10)
         for _ in range(sent // len(whole)):
             assert slow.answer() == (ECHO, b"x" * 100_000)
+
+
+def test_small_frames_are_not_kept_by_the_million(lane: Lane) -> None:
+    """Each takes more memory than its bytes."""
+    with lane.connect() as slow:
+        slow.sock.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            slow.send(packed(ECHO, b"") * 2_000_000)
+        [held] = [each for each in lane.server._conversations if each.unsent]
+        assert len(held._unsent) < 2 * connection.PAUSE_BYTES / connection._PIECE_BYTES
+
+
+def test_who_reads_slowly_is_waited_for(lane: Lane, impatient: None) -> None:
+    """The system tells of a reader only when it has taken most of what there is."""
+    whole = packed(ECHO, b"x" * 500_000)
+    with lane.connect() as slow:
+        slow.send(whole)
+        for _ in range(15):
+            time.sleep(0.05)
+            assert slow.sock.recv(16_384)
+        assert any(each.unsent for each in lane.server._conversations)
+
+
+def test_half_a_frame_that_we_do_not_read_is_no_fault(lane: Lane, impatient: None) -> None:
+    """The client has sent it all; it is we who wait for it to read."""
+    long, second = packed(ECHO, b"x" * MAX_BODY_BYTES), packed(ECHO, b"y" * 1000)
+    with lane.connect() as slow:
+        slow.send(long, long, second[:100])
+        time.sleep(0.1)
+        slow.send(second[100:])
+        rest, began = len(long) * 2 + len(second), time.monotonic()
+        while rest:
+            if time.monotonic() - began < 0.8:
+                time.sleep(0.05)
+            data = slow.sock.recv(16_384)
+            assert data, "closed"
+            rest -= len(data)
+        assert slow.echo() == b"?"
 
 
 def test_who_never_reads_is_given_up(lane: Lane, impatient: None) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gemma_server.transport import conversation
+from gemma_server.transport import conversation, crew
 from tests.transport.conftest import Lane, Open
 from tests.transport.peer import (
     ECHO,
@@ -20,6 +20,7 @@ from tests.transport.peer import (
     VECTORS,
     Peer,
     packed,
+    request,
 )
 from tests.web.conftest import wait_until
 
@@ -119,6 +120,26 @@ def test_cancelling_is_immediate(open_lane: Open, stream: bool) -> None:
         assert peer.whole("first")[1]["response"] == "a"
 
 
+def test_whatever_is_cancelled_ends_so(peer: Peer) -> None:
+    """Also what takes no slot."""
+    peer.send(request(id=1, op="tokenize", prompt="z" * 900_000), request(id=1, op="cancel"))
+    error = peer.error()
+    assert (error["id"], error["code"]) == (1, "cancelled")
+
+
+def test_what_ends_while_the_server_stops_is_told(open_lane: Open) -> None:
+    """Between its last step and its frame an answer is not lost."""
+    for delay in range(12):
+        lane = open_lane(step_s=0.001)
+        with lane.connect() as peer:
+            peer.ask(id=1, op="generate", prompt="abcdefgh")
+            wait_until(lambda: lane.sidecar.engine.active == 1)  # noqa: B023
+            time.sleep(delay / 1000)
+            lane.server.stop(5.0)
+            assert peer.whole(1)[1]["response"] == "abcdefgh"
+            assert peer.answer() is None
+
+
 def test_closing_the_connection_cancels_what_it_asked_for(open_lane: Open) -> None:
     lane = open_lane(slots=1, step_s=0.02)
     engine = lane.sidecar.engine
@@ -162,7 +183,7 @@ def test_an_id_stands_for_one_request_at_a_time(open_lane: Open) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [None, True, -1, 1.0, 2**53, "", "x" * 129, [1], {"a": 1}], ids=repr
+    "name", [None, True, -1, 1.0, 2**53, "", "x" * 129, "\ud800", [1], {"a": 1}], ids=repr
 )
 def test_what_is_no_id(peer: Peer, name: object) -> None:
     peer.ask(id=name, op="ready")
@@ -204,6 +225,7 @@ def test_refusals_say_when_to_try_again(open_lane: Open) -> None:
 def test_too_many_are_refused_one_by_one(open_lane: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the engine's line, the connection's limits, and the threads there are."""
     monkeypatch.setattr(conversation, "MAX_REQUESTS", 6)
+    monkeypatch.setattr(crew, "LEAVING", 0)
     lane = open_lane(slots=1, max_queue=4, threads=6)
     lane.sidecar.runner.open.clear()
     with lane.connect() as peer, lane.connect() as other:
