@@ -114,12 +114,17 @@ def idle_connections(server: Server, count: int) -> Iterator[None]:
 
 def measure(tool: Path, server: Server, requests: int) -> dict[str, float]:
     """One run of the tool: its figures in microseconds."""
-    command = [str(tool), "-port", str(server.port), "-n", str(requests), "-json"]
+    figures = run_tool(tool, "-port", server.port, "-n", requests)
+    return {figure: figures[figure] for figure in FIGURES}
+
+
+def run_tool(tool: Path, *flags: object) -> Any:
+    """What `measure-latency` says in JSON."""
+    command = [str(tool), "-json", *map(str, flags)]
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode != 0:
         raise RuntimeError(f"measure-latency failed: {ended.stderr}")
-    figures = json.loads(ended.stdout)
-    return {figure: figures[figure] for figure in FIGURES}
+    return json.loads(ended.stdout)
 
 
 def report(rounds: int, requests: int, samples: dict[str, Samples]) -> None:

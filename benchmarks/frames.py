@@ -24,13 +24,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.echo import build_tool
+from benchmarks.echo import Samples, build_tool, note, run_tool
 from benchmarks.servers import ROOT, end_servers_on_sigterm, positive, serving
 from gemma_server.figures import Summary, format_table
 
@@ -38,8 +37,6 @@ LOOP, OURS, OURS_32 = "blocking loop", "gemma-server", "gemma-server, 32 connect
 FIGURES = {"mean_us": "mean us", "p50_us": "p50 us", "p99_us": "p99 us", "requests_per_s": "req/s"}
 EXAMPLE = ROOT / "examples" / "image-classifier"
 IMAGES = 200  # classified in a round
-
-Samples = dict[str, defaultdict[str, list[float]]]
 
 
 def main() -> None:
@@ -54,7 +51,7 @@ def main() -> None:
     if arguments.loop is not None:
         blocking_loop(arguments.loop)
     end_servers_on_sigterm()
-    samples: Samples = {}
+    samples: dict[str, Samples] = {}
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         tool, loop, ours = build_tool(directory), directory / "loop", directory / "ours"
@@ -100,22 +97,11 @@ def looping(path: Path) -> Iterator[None]:
 
 def measure(tool: Path, path: Path, requests: int, connections: int) -> dict[str, float]:
     """One run of the tool: its figures."""
-    command = [str(tool), "-frames", str(path), "-n", str(requests), "-json"]
-    command += ["-connections", str(connections)]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    if ended.returncode != 0:
-        raise RuntimeError(f"measure-latency failed: {ended.stderr}")
-    figures = json.loads(ended.stdout)
+    figures = run_tool(tool, "-frames", path, "-n", requests, "-connections", connections)
     return {figure: figures[figure] for figure in FIGURES}
 
 
-def note(samples: Samples, name: str, figures: dict[str, float]) -> None:
-    """Keep one run's figures."""
-    for figure, value in figures.items():
-        samples.setdefault(name, defaultdict(list))[figure].append(value)
-
-
-def report(samples: Samples) -> dict[str, Any]:
+def report(samples: dict[str, Samples]) -> dict[str, Any]:
     """Print the table; the same for programs."""
     loop = {figure: Summary.of(samples[LOOP][figure]).median for figure in FIGURES}
     table = [["", *FIGURES.values(), "mean / loop's", "rate / loop's"]]

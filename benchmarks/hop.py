@@ -14,14 +14,13 @@ document.
 
 import argparse
 import json
-import subprocess
 import tempfile
 from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.echo import SERVERS, build_tool, measure
+from benchmarks.echo import SERVERS, build_tool, measure, run_tool
 from benchmarks.servers import Server, end_servers_on_sigterm, positive, serving
 from gemma_server.figures import Summary, format_table
 
@@ -63,13 +62,9 @@ def climb(
     tool: Path, server: Server, sockets: dict[str, Path], requests: int
 ) -> list[dict[str, Any]]:
     """One run of the tool: all its lines."""
-    command = [str(tool), "-ladder", "-json", "-n", str(requests)]
-    command += ["-port", str(server.port)]
-    command += [word for flag, path in sockets.items() for word in (f"-{flag}", str(path))]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    if ended.returncode != 0:
-        raise RuntimeError(f"measure-latency failed: {ended.stderr}")
-    rungs: list[dict[str, Any]] = json.loads(ended.stdout)
+    listening = [word for flag, path in sockets.items() for word in (f"-{flag}", path)]
+    flags = ("-ladder", "-n", requests, "-port", server.port, *listening)
+    rungs: list[dict[str, Any]] = run_tool(tool, *flags)
     return rungs
 
 
