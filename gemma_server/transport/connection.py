@@ -68,7 +68,6 @@ class Connection:
         """Tell the peer, and close once it knows."""
         self.ending = True
         self.send(failure(error, None))
-        self._attend(self)
 
     def check_time(self, now: float) -> None:
         """End it if the peer has been waited for too long."""

@@ -3,9 +3,10 @@
 import struct
 from collections.abc import Iterator
 
+from gemma_server.api.document import MAX_BODY_BYTES
+
 ECHO, RAW, REQUEST, PIECE, FINISHED = range(5)
 FAILED = 255
-MAX_BODY_BYTES = 1 << 20
 MAX_LENGTH = 1 + MAX_BODY_BYTES  # the type counts
 
 _HEAD = struct.Struct(">IB")

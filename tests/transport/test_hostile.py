@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gemma_server.api.document import MAX_BODY_BYTES
 from gemma_server.transport import connection, server
-from gemma_server.transport.frame import MAX_BODY_BYTES
 from tests.transport.conftest import Lane, Open
 from tests.transport.peer import ECHO, FAILED, RAW, Peer, packed, request
 from tests.web.conftest import wait_until

@@ -18,6 +18,7 @@ import (
 
 	gemma "github.com/gemma-server/gemma-server/clients/go"
 	"github.com/gemma-server/gemma-server/clients/go/frames"
+	"github.com/gemma-server/gemma-server/clients/go/internal/answers"
 	"github.com/gemma-server/gemma-server/clients/go/internal/frametest"
 	"github.com/gemma-server/gemma-server/clients/go/internal/realpython"
 	"github.com/gemma-server/gemma-server/clients/go/sidecar"
@@ -78,37 +79,7 @@ func TestConnSeesTheSame(t *testing.T) {
 			score.Logprobs.Values[0] != nil || *score.Logprobs.Values[2] > -0.69 || score.Logprobs.Top[1]["a"] > -0.69 || score.Usage.PromptTokens != 3 {
 			t.Errorf("Score: %+v, %v", score, err)
 		}
-		for _, tc := range []struct {
-			req    gemma.Request
-			text   string
-			reason gemma.FinishReason
-			tokens int
-			pieces int
-		}{
-			{gemma.Request{Prompt: "Hello"}, "Hello", gemma.FinishStop, 6, 5},
-			{gemma.Request{Prompt: "Hello", SamplingSteps: 4}, "Hell", gemma.FinishLength, 4, 4},
-			{gemma.Request{Prompt: "é日x", SamplingSteps: 50}, "é日x", gemma.FinishStop, 7, 3},
-			{gemma.Request{Prompt: "abcdef", Stop: []string{"cd"}}, "ab", gemma.FinishStop, 4, 2},
-		} {
-			usage := gemma.Usage{PromptTokens: 1 + len(tc.req.Prompt), CompletionTokens: tc.tokens}
-			resp, err := conn.Generate(ctx, tc.req)
-			if err != nil || resp.Text != tc.text || resp.FinishReason != tc.reason || resp.Usage != usage {
-				t.Errorf("Generate of %+v: %+v, %v", tc.req, resp, err)
-			}
-			var text string
-			var last gemma.Chunk
-			n := 0
-			for chunk, err := range conn.Stream(ctx, tc.req) {
-				if err != nil {
-					t.Fatal(err)
-				}
-				text, last = text+chunk.Text, chunk
-				n++
-			}
-			if text != tc.text || n != tc.pieces+1 || last.FinishReason != tc.reason || *last.Usage != usage || last.Timings == nil {
-				t.Errorf("Stream of %+v: %q in %d chunks, at last %+v", tc.req, text, n, last)
-			}
-		}
+		answers.Check(ctx, t, conn)
 		_, err = conn.Generate(ctx, gemma.Request{Prompt: "x", SamplingSteps: -1})
 		var api *gemma.APIError
 		if !errors.As(err, &api) || api.Status != 400 || api.Code != gemma.CodeInvalidValue || api.Param != "sampling_steps" ||

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	gemma "github.com/gemma-server/gemma-server/clients/go"
+	"github.com/gemma-server/gemma-server/clients/go/internal/answers"
 )
 
 // onEachServer runs a test against the fake, and against gemma-server where
@@ -40,42 +41,7 @@ func TestClientSeesTheSame(t *testing.T) {
 		if got, err := client.Echo(ctx, []any{1, "two", nil}); err != nil || strings.ReplaceAll(string(got), " ", "") != `[1,"two",null]` {
 			t.Errorf("Echo: %s, %v", got, err)
 		}
-		for _, tc := range []struct {
-			req    gemma.Request
-			text   string
-			reason gemma.FinishReason
-			tokens int
-			pieces int
-		}{
-			{gemma.Request{Prompt: "Hello"}, "Hello", gemma.FinishStop, 6, 5},
-			{gemma.Request{Prompt: "Hello", SamplingSteps: 4}, "Hell", gemma.FinishLength, 4, 4},
-			{gemma.Request{Prompt: "Hello", SamplingSteps: 5}, "Hello", gemma.FinishLength, 5, 5},
-			{gemma.Request{Prompt: "é日x", SamplingSteps: 50}, "é日x", gemma.FinishStop, 7, 3},
-			{gemma.Request{Prompt: "aé", SamplingSteps: 2}, "a\uFFFD", gemma.FinishLength, 2, 2},
-			{gemma.Request{Prompt: "abcdef", Stop: []string{"cd", "f"}}, "ab", gemma.FinishStop, 4, 2},
-			{gemma.Request{Prompt: "abcdef", Stop: []string{"cd"}, SamplingSteps: 3}, "abc", gemma.FinishLength, 3, 3},
-			{gemma.Request{Prompt: strings.Repeat("x", 200)}, strings.Repeat("x", 128), gemma.FinishLength, 128, 128},
-		} {
-			usage := gemma.Usage{PromptTokens: 1 + len(tc.req.Prompt), CompletionTokens: tc.tokens}
-			resp, err := client.Generate(ctx, tc.req)
-			if err != nil || resp.Text != tc.text || resp.FinishReason != tc.reason || resp.Usage != usage || resp.RequestID == "" {
-				t.Errorf("Generate of %+v: %+v, %v", tc.req, resp, err)
-			}
-			var text string
-			var last gemma.Chunk
-			n := 0
-			for chunk, err := range client.Stream(ctx, tc.req) {
-				if err != nil {
-					t.Fatal(err)
-				}
-				text += chunk.Text
-				last = chunk
-				n++
-			}
-			if text != tc.text || n != tc.pieces+1 || last.FinishReason != tc.reason || *last.Usage != usage || last.Timings == nil {
-				t.Errorf("Stream of %+v: %q in %d chunks, at last %+v", tc.req, text, n, last)
-			}
-		}
+		answers.Check(ctx, t, withRequestID{client, t})
 		for code, req := range map[string]gemma.Request{
 			"prompt":         {},
 			"sampling_steps": {Prompt: "x", SamplingSteps: -1},
@@ -89,6 +55,20 @@ func TestClientSeesTheSame(t *testing.T) {
 			}
 		}
 	})
+}
+
+// withRequestID has an id on every whole answer.
+type withRequestID struct {
+	*gemma.Client
+	t *testing.T
+}
+
+func (c withRequestID) Generate(ctx context.Context, req gemma.Request) (*gemma.Response, error) {
+	resp, err := c.Client.Generate(ctx, req)
+	if err == nil && resp.RequestID == "" {
+		c.t.Errorf("Generate of %+v: no request id", req)
+	}
+	return resp, err
 }
 
 // The shape of an answer is its status, the kind of its body and the names and
