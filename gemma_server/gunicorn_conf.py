@@ -8,6 +8,7 @@ import sys
 
 from gunicorn.arbiter import Arbiter
 
+from gemma_server.console import say
 from gemma_server.errors import GemmaServerError, UsageError
 from gemma_server.settings import check_address, load_settings
 from gemma_server.worker import SidecarWorker, check_gunicorn
@@ -16,7 +17,7 @@ _HEALTH_THREADS = 16  # so that /readyz and refusals are answered when every pla
 
 
 def _usage_error(error: GemmaServerError) -> None:
-    print(f"gemma-server: {error}", file=sys.stderr)
+    say(str(error))
     sys.exit(2)
 
 

@@ -1,6 +1,5 @@
 """What a person sees while the server starts: progress, then the ready line."""
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from gemma_server.console import say
 from gemma_server.served import ServedModel, byte_rate
 from gemma_server.settings import Settings
 
@@ -88,7 +88,7 @@ class ByteProgress:
         self._stage, self._began = what, time.monotonic()
         self._bar.update(self._task, description=what)
         if self._bar.disable:
-            _print_line(what)
+            say(what)
 
     def __call__(self, done: int, total: int) -> None:
         """So many of all bytes are done."""
@@ -96,7 +96,7 @@ class ByteProgress:
         now = time.monotonic()
         if self._bar.disable and now - self._shown_at > _LINE_S:
             self._shown_at = now
-            _print_line(f"{self._stage}, {byte_rate(done, total, now - self._began)}")
+            say(f"{self._stage}, {byte_rate(done, total, now - self._began)}")
 
 
 def announce(
@@ -108,9 +108,9 @@ def announce(
     where, curl = _address(settings, sockets)
     print(f"gemma-server ready: {where} ({facts})", flush=True)
     if settings.frames is not None:
-        _print_line(f"frames at unix:{settings.frames}")
+        say(f"frames at unix:{settings.frames}")
     if example is not None:
-        print(f"try it: curl {curl} --json '{example}'", file=sys.stderr, flush=True)
+        say(f"try it: curl {curl} --json '{example}'")
 
 
 def _address(settings: Settings, sockets: Sequence[Any]) -> tuple[str, str]:
@@ -150,16 +150,12 @@ def _print_stages(model: ServedModel) -> None:
     detail = ""
     while model.status == "loading":
         if model.stage != shown:
-            _print_line(detail)  # how the last stage ended
-            _print_line(model.stage)
+            if detail:  # how the last stage ended
+                say(detail)
+            say(model.stage)
             shown, shown_at, detail = model.stage, time.monotonic(), ""
         elif model.progress is not None and time.monotonic() - shown_at > _LINE_S:
-            _print_line(f"{model.stage}, {model.progress:.0%} {model.detail}")
+            say(f"{model.stage}, {model.progress:.0%} {model.detail}")
             shown_at = time.monotonic()
         detail = model.detail
         time.sleep(_LOOK_S)
-
-
-def _print_line(text: str) -> None:
-    if text:
-        print(f"gemma-server: {text}", file=sys.stderr, flush=True)

@@ -25,6 +25,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from gemma_server.api.document import MAX_BODY_BYTES
 from gemma_server.connection import AnswerSocket
+from gemma_server.console import say
 from gemma_server.errors import ModelLoadError, UsageError
 from gemma_server.heads import PlainParser
 from gemma_server.metrics import Metrics
@@ -250,7 +251,7 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
             check_socket("--frames", path)
             self.frames = FrameServer(path, service, self._died, threads=self.cfg.threads)
         except (UsageError, OSError) as error:
-            self._give_up(f"gemma-server: {error}")
+            self._give_up(str(error))
         else:
             self.frames.start()
 
@@ -258,10 +259,10 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         try:
             loaded = sidecar.load(self._died)
         except ModelLoadError as error:
-            self._give_up(f"gemma-server: cannot load the model: {error}")
+            self._give_up(f"cannot load the model: {error}")
         except Exception as error:
             traceback.print_exc()
-            self._give_up(f"gemma-server: cannot load the model: {type(error).__name__}: {error}")
+            self._give_up(f"cannot load the model: {type(error).__name__}: {error}")
         else:
             if self.alive:  # else SIGTERM came first
                 announce(sidecar.settings, loaded, self.sockets, sidecar.example)
@@ -278,7 +279,7 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
 
     def _give_up(self, line: str) -> None:
         if self.alive:  # else it is being stopped anyway, and that is no failure
-            print(line, file=sys.stderr, flush=True)
+            say(line)
             if self.frames is not None:
                 self.frames.stop(0.0)
             os._exit(LOAD_FAILED)
