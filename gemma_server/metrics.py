@@ -31,6 +31,12 @@ class Metrics:
             ["route", "status"],
             registry=self._registry,
         )
+        self._frames = Counter(
+            "gemma_frames",
+            "Requests and raw frames answered",
+            ["op", "status"],
+            registry=self._registry,
+        )
         self._prompt_tokens = Counter(
             "gemma_prompt_tokens", "Prompt tokens of completed answers", registry=self._registry
         )
@@ -53,6 +59,10 @@ class Metrics:
     def answered(self, route: str, status: int) -> None:
         """Count one HTTP answer."""
         self._requests.labels(route, str(status)).inc()
+
+    def answered_frame(self, op: str, status: int) -> None:
+        """Count one answer over frames, by the status that HTTP would have."""
+        self._frames.labels(op, str(status)).inc()
 
     def completed(self, completion: Completion) -> None:
         """Count one finished generation."""

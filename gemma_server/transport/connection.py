@@ -61,13 +61,13 @@ class Connection:
     def hung_up(self) -> None:
         """The peer sends no more."""
         if self._splitter.waits:
-            self.send(failure(_incomplete("the connection ends amid a frame"), None))
+            self.send(failure(_incomplete("the connection ends amid a frame"), None).frame)
         self.broken = True
 
     def end_with(self, error: Exception) -> None:
         """Tell the peer, and close once it knows."""
         self.ending = True
-        self.send(failure(error, None))
+        self.send(failure(error, None).frame)
 
     def check_time(self, now: float) -> None:
         """End it if the peer has been waited for too long."""

@@ -19,6 +19,7 @@ from gemma_server.transport.service import Service
 MAX_REQUESTS = 256  # at work
 MAX_RAWS = 16  # at work and waiting
 MAX_REFUSED = 1000  # raw frames whose refusal waits for its turn
+_UNKNOWN = "unknown"  # no operation has this name
 _MAX_ID = 2**53 - 1  # what every reader of JSON keeps exact
 _MAX_ID_LENGTH = 128
 _MAX_TIMEOUT_MS = 10**9
@@ -52,7 +53,7 @@ class Conversation:
                 message = f"clients send no frames of type {kind}"
                 raise InvalidRequest(message, code="unknown_type")
         except RequestError as error:
-            self._send(failure(error, None, about=kind))
+            self._refuse(error, "raw" if kind == RAW else _UNKNOWN, None, about=kind)
 
     def cancel(self) -> None:
         """Give up all of it."""
@@ -77,18 +78,18 @@ class Conversation:
         if running is not None:
             message = f"id: another request with {name!r} still runs"
             raise InvalidRequest(message, param="id", code="id_in_use")
+        known = op if isinstance(op, str) and op in self._service.ops else _UNKNOWN
         try:
-            self._start(name, op, document)
+            self._start(name, known, document)
         except RequestError as error:
-            self._send(failure(error, name))
+            self._refuse(error, known, name)
 
-    def _start(self, name: Id, op: object, document: dict[str, Any]) -> None:
-        answer = self._service.ops.get(op) if isinstance(op, str) else None
-        if answer is None:
+    def _start(self, name: Id, op: str, document: dict[str, Any]) -> None:
+        if op == _UNKNOWN:
             known = ", ".join((*self._service.ops, "cancel"))
             raise InvalidRequest(f"op: not one of {known}", param="op", code="unknown_op")
-        deadline = _deadline_of(document)
-        exchange = Exchange(self._send, self._request_is_over, name)
+        answer, deadline = self._service.ops[op], _deadline_of(document)
+        exchange = Exchange(self._send, partial(self._request_is_over, op), name)
         with self._lock:
             if len(self._requests) >= MAX_REQUESTS:
                 raise _overloaded(f"{MAX_REQUESTS} requests")
@@ -96,10 +97,14 @@ class Conversation:
         try:
             self._crew.start(partial(exchange.run, partial(answer, document), deadline))
         except Overloaded:
-            self._request_is_over(exchange)
+            self._forget(exchange)
             raise
 
-    def _request_is_over(self, exchange: Exchange) -> None:
+    def _request_is_over(self, op: str, exchange: Exchange) -> None:
+        self._forget(exchange)
+        self._service.answered(op, exchange.status)
+
+    def _forget(self, exchange: Exchange) -> None:
         with self._lock:
             assert exchange.name is not None
             del self._requests[exchange.name]
@@ -136,6 +141,14 @@ class Conversation:
     def _raw_is_over(self, exchange: Exchange) -> None:
         with self._lock:
             self._raws.popleft()
+        self._service.answered("raw", exchange.status)
+
+    def _refuse(
+        self, error: RequestError, op: str, name: Id | None, about: int | None = None
+    ) -> None:
+        status, whole = failure(error, name, about)
+        self._service.answered(op, status)
+        self._send(whole)
 
 
 def _refused(caller: Caller) -> bytes:

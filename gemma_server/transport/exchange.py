@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from gemma_server.api.faults import CLIENT_GONE, ErrorFacts, error_facts, facts, status_of
 from gemma_server.api.job import Caller
@@ -28,6 +28,7 @@ class Exchange:
         self, send: Callable[[bytes], None], over: Callable[["Exchange"], None], name: Id | None
     ) -> None:
         self.name = name  # the request's id; a raw frame has none
+        self.status = 200  # HTTP's, once it is over
         self._send, self._over = send, over
         self._lock = threading.Lock()
         self._cancelled = False
@@ -53,7 +54,7 @@ class Exchange:
             else:
                 raise AssertionError("the answer has no end")
         except Exception as error:
-            whole = failure(error, self.name)
+            self.status, whole = failure(error, self.name)
         self._over(self)
         self._send(whole)
 
@@ -63,7 +64,7 @@ class Exchange:
             self._check()
             whole = frame(RAW, answer(self._caller(None)))
         except Exception as error:
-            whole = failure(error, None, about=RAW)
+            self.status, whole = failure(error, None, about=RAW)
         self._over(self)
         self._send(whole)
 
@@ -83,15 +84,22 @@ class Exchange:
             cancel_job()
 
 
-def failure(error: Exception, name: Id | None, about: int | None = None) -> bytes:
-    """The frame that tells of an error; without an id, of what type the frame at fault was."""
+class Failure(NamedTuple):
+    """What a client is told of an error."""
+
+    status: int  # HTTP's
+    frame: bytes
+
+
+def failure(error: Exception, name: Id | None, about: int | None = None) -> Failure:
+    """Tell of an error; without an id, of what type the frame at fault was."""
     status, found = _told(error)
     document: dict[str, Any] = {"status": status, "error": found}
     if about is not None:
         document["about"] = about
     if isinstance(error, Overloaded | NotReady):
         document["retry_after_s"] = error.retry_after_s
-    return json_frame(FAILED, name, document)
+    return Failure(status, json_frame(FAILED, name, document))
 
 
 def json_frame(kind: int, name: Id | None, document: Mapping[str, Any]) -> bytes:

@@ -68,6 +68,10 @@ class GemmaService:
         [completion] = job.run()
         return completion.text.encode("utf-8", errors="replace")
 
+    def answered(self, op: str, status: int) -> None:
+        """Count it."""
+        self._metrics.answered_frame(op, status)
+
     def _generate(self, fields: dict[str, Any], caller: Caller) -> Iterator[Part]:
         with timed(caller.stages, "parse"):
             body = check(PromptBody, fields)

@@ -261,4 +261,4 @@ def _turn_away(sock: socket.socket, most: int) -> None:
     error.code = "too_many_connections"
     with sock, contextlib.suppress(OSError):
         sock.setblocking(False)
-        sock.send(failure(error, None))
+        sock.send(failure(error, None).frame)

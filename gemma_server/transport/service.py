@@ -25,3 +25,7 @@ class Service(Protocol):
     def raw(self, body: bytes, caller: Caller) -> bytes:
         """The answer to a raw frame."""
         ...
+
+    def answered(self, op: str, status: int) -> None:
+        """Told of every answer: to one of `ops`, to "raw", or to what was neither ("unknown")."""
+        ...

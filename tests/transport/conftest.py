@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from gemma_server.metrics import Metrics
 from gemma_server.transport.gemma import GemmaService
 from gemma_server.transport.server import FrameServer
 from tests.transport.peer import Peer
@@ -41,7 +40,7 @@ def open_lane(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     def make(*, threads: int = 80, max_steps: int | None = None, **settings: Any) -> Lane:
         sidecar = serve(**settings)
         path = tmp_path_factory.mktemp("frames") / "socket"
-        service = GemmaService(sidecar.model, Metrics(sidecar.model), max_steps)
+        service = GemmaService(sidecar.model, sidecar.counters, max_steps)
         server = FrameServer(path, service, deaths.append, threads=threads)
         server.start()
         made.append(Lane(path, server, sidecar))

@@ -116,8 +116,45 @@ def test_cancelling_is_immediate(open_lane: Open, stream: bool) -> None:
             assert answer[1]["error"]["code"] == "cancelled"
         assert time.monotonic() - began < 2  # 200 steps take ten seconds
         wait_until(lambda: (engine.active, engine.waiting) == (0, 0))
+        assert lane.sidecar.metrics()['gemma_frames_total{op="generate",status="499"}'] == 2
         peer.ask(id="first", op="generate", prompt="a", sampling_steps=1)
         assert peer.whole("first")[1]["response"] == "a"
+
+
+def test_metrics_count_the_answers(open_lane: Open) -> None:
+    """By what was asked, as far as the server knows such a thing."""
+    lane = open_lane()
+    asked: list[dict[str, Any]] = [
+        {"op": "generate", "prompt": "hey"},
+        {"op": "generate", "prompt": "hey", "stream": True},
+        {"op": "generate", "prompt": "hey", "timeout_ms": 0},
+        {"op": "tokenize", "prompt": ""},
+        {"op": "no such"},
+        {"op": ["generate"]},
+    ]
+    with lane.connect() as peer:
+        peer.echo()
+        peer.ask(id=1, op="cancel")
+        for fields in asked:
+            peer.ask(id=1, **fields)
+            while (answer := peer.answer()) is not None and answer[0] == PIECE:
+                pass
+        for whole in (packed(RAW, b"hey"), packed(RAW, b"\xff"), packed(9, b""), request()):
+            peer.send(whole)
+            peer.answer()
+    counted = {
+        name.removeprefix("gemma_frames_total"): count
+        for name, count in lane.sidecar.metrics().items()
+        if name.startswith("gemma_frames")
+    }
+    assert counted == {
+        '{op="generate",status="200"}': 2,
+        '{op="generate",status="400"}': 1,
+        '{op="tokenize",status="200"}': 1,
+        '{op="unknown",status="400"}': 2 + 2,
+        '{op="raw",status="200"}': 1,
+        '{op="raw",status="400"}': 1,
+    }
 
 
 def test_whatever_is_cancelled_ends_so(peer: Peer) -> None:

@@ -59,6 +59,7 @@ class Sidecar:
 
     client: FlaskClient
     model: ServedModel
+    counters: Metrics
     engine: Engine
     runner: WatchedRunner
     deaths: list[BaseException] = field(default_factory=list)
@@ -114,8 +115,9 @@ def serve() -> Iterator[Serve]:
         if not loading:
             model.ready(LoadedModel("fake", fake_tokenizer(), engine, "none", 0.0, Compilations()))
         own = Settings(context_length=context_length, fake=True, **settings)
-        app = make_app(model, own, Metrics(model))
-        made.append(Sidecar(app.test_client(), model, engine, runner, deaths))
+        counters = Metrics(model)
+        client = make_app(model, own, counters).test_client()
+        made.append(Sidecar(client, model, counters, engine, runner, deaths))
         return made[-1]
 
     with pytest.MonkeyPatch.context() as patch:
