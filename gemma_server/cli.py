@@ -83,9 +83,15 @@ def serve(**flags: Any) -> None:
         "--config=python:gemma_server.gunicorn_conf",
         "gemma_server.worker:create_app()",
     ]
-    from gunicorn.app.wsgiapp import run
+    from gunicorn.app.wsgiapp import WSGIApplication
 
-    run()
+    class Gunicorn(WSGIApplication):  # type: ignore[misc]  # gunicorn is untyped
+        """Imports nothing from the working directory, where a queue.py may lie about."""
+
+        def chdir(self) -> None:
+            """Nothing: gunicorn would put the directory in front of sys.path."""
+
+    Gunicorn("gemma-server").run()
 
 
 class _Number(click.FloatRange):

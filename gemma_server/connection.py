@@ -1,16 +1,22 @@
 """A client's connection, as the worker uses it."""
 
+import errno
+import math
+import os
 import socket
+import struct
+import time
 from typing import Any
 
 
 class AnswerSocket(socket.socket):
-    """Sends an answer's head together with the first part of its body.
+    """Sends an answer's head together with the first part of its body, and reads for so long only.
 
     gunicorn sends them one after the other: two packets, and a client that wakes up twice.
     """
 
     _head: bytes = b""
+    _read_until = math.inf  # on the monotonic clock
 
     @classmethod
     def of(cls, plain: socket.socket) -> "AnswerSocket":
@@ -19,6 +25,24 @@ class AnswerSocket(socket.socket):
         connection = cls(plain.family, plain.type, plain.proto, plain.detach())
         connection.settimeout(timeout)
         return connection
+
+    def read_within(self, seconds: float) -> None:
+        """Let what is read from now on take so long, all in all."""
+        self._read_until = time.monotonic() + seconds
+        whole, rest = divmod(seconds, 1)
+        limit = struct.pack("ll", int(whole), int(rest * 1e6))
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        """Some bytes.
+
+        Raises:
+            BlockingIOError: they took too long.
+        """
+        data = super().recv(bufsize, flags)
+        if data and time.monotonic() > self._read_until:  # a peer that sends byte by byte
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return data
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Send, or keep a head for what comes next; `flush` if nothing does."""

@@ -51,7 +51,8 @@ class Completion:
     """How a generation ended, and what it took."""
 
     text: str
-    tokens: tuple[Token, ...]  # of the text: none behind a stop string, nor the one that ended it
+    tokens: tuple[Token, ...]  # of the text: none behind a stop string
+    stop_token: Token | None  # what ended it, if a token did; it has no text
     prompt_logprobs: tuple[Logprobs, ...]  # of all prompt tokens but the first, if wanted
     finish_reason: FinishReason
     prompt_tokens: int
@@ -84,7 +85,7 @@ class Generation:
         self._unshown: deque[tuple[int, Token]] = deque()  # and where in the text each begins
         self._shown = 0  # characters
         self._prompt_logprobs: list[Logprobs] = []
-        self._ending: tuple[FinishReason, int] | None = None  # and the tokens drawn
+        self._ending: Finished | None = None
         self._completion: Completion | None = None
 
     @property
@@ -108,14 +109,14 @@ class Generation:
         finally:
             self.cancel()
         assert self._ending is not None
-        reason, tokens = self._ending
         self._completion = Completion(
             "".join(piece.text for piece in shown),
             tuple(token for piece in shown for token in piece.tokens),
+            self._ending.stop,
             tuple(self._prompt_logprobs),
-            reason,
+            self._ending.reason,
             len(self._handle.request.token_ids),
-            tokens,
+            self._ending.tokens,
             self._handle.stamps.timings(),
         )
 
@@ -150,13 +151,13 @@ class Generation:
                 if text := self._stream.push(event.id):
                     yield self._piece(text)
                 if self._stream.stopped:
-                    self._ending = ("stop", tokens)
+                    self._ending = Finished("stop", tokens)
                     return
             else:
                 rest = self._piece(self._stream.close(), whole=not self._stream.stopped)
                 if rest.text or rest.tokens:
                     yield rest
-                self._ending = ("stop" if self._stream.stopped else event.reason, event.tokens)
+                self._ending = Finished("stop", event.tokens) if self._stream.stopped else event
                 return
 
     def _piece(self, text: str, *, whole: bool = False) -> Piece:

@@ -1,7 +1,6 @@
 """The gunicorn worker: one process, one model, many threads."""
 
 import contextlib
-import errno
 import faulthandler
 import json
 import logging
@@ -10,7 +9,6 @@ import resource
 import select
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
@@ -21,13 +19,10 @@ from typing import Any
 
 from flask import Flask
 from gunicorn.http import errors as http_errors
-from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from gemma_server.api.document import MAX_BODY_BYTES
-from gemma_server.connection import AnswerSocket
 from gemma_server.console import say
 from gemma_server.errors import ModelLoadError, UsageError
-from gemma_server.heads import PlainParser
+from gemma_server.http_worker import HttpWorker
 from gemma_server.metrics import Metrics
 from gemma_server.served import ServedModel
 from gemma_server.settings import check_socket, load_settings
@@ -42,12 +37,10 @@ logger = logging.getLogger(__name__)
 
 LOAD_FAILED = 3  # gunicorn's own code for a worker that cannot boot: the master ends with it
 DIED = 1  # gunicorn starts a new worker, which loads the model again
-SOCKET_TIMEOUT_S = 30  # for a client that stops sending its request or reading its answer
 STUCK_AFTER_S = 180.0  # a step takes milliseconds; one of the largest model on a CPU, a minute
-LINGER_MS = 5  # that a thread stays with a connection for its next request
-AWAKE_S = 300e-6  # of it without going to sleep, if it is the only one: waking up costs as much
 _STDIN = 0
-_NO_FILE_S = 0.05
+_LOOK_S = 0.01
+_LAST_ANSWERS_S = 1.0  # for those whose requests ended with the engine to be told so
 _LAST_WORDS_S = 2  # what is still running so long before the drain ends is told so
 
 _STATUS_OF_PARSE_ERROR: dict[type[Exception], tuple[int, str]] = {
@@ -90,22 +83,16 @@ def check_gunicorn(cfg: Any) -> None:
         )
 
 
-class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
-    """gunicorn's thread worker with a model in it.
+class SidecarWorker(HttpWorker):
+    """A worker with a model in it.
 
-    It stops its heartbeat when the device hangs, limits how long a socket may stall, answers
-    unreadable HTTP in JSON, and drains on SIGTERM.
+    It stops its heartbeat when the device hangs, answers unreadable HTTP in JSON, and drains on
+    SIGTERM.
     """
 
     sidecar: Sidecar | None = None  # until the worker has booted
     frames: FrameServer | None = None
     drain_until = 0.0  # on the monotonic clock, once SIGTERM has come
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.handled: set[TConn] = set()  # connections that have a thread
-        # On one processor the client could not run while it is awaited.
-        self.awake_s = AWAKE_S if (os.cpu_count() or 1) > 1 else 0.0
 
     def start_sidecar(self) -> None:
         """Take frames, and load the model in a thread, so that /readyz can tell about it."""
@@ -126,74 +113,6 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         """Tell the master that all is well, unless the device has stopped making progress."""
         if self.sidecar is None or self.sidecar.step_age_s() < STUCK_AFTER_S:
             super().notify()
-
-    def accept(self, listener: socket.socket) -> None:
-        """Take a connection; while there is no file descriptor for it, it waits."""
-        try:
-            super().accept(listener)
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
-                raise
-            logger.error("cannot take a connection: %s", error)
-            time.sleep(_NO_FILE_S)  # the listener stays readable
-
-    def enqueue_req(self, conn: TConn) -> None:
-        """Hand a connection to a thread; a new one gets its time limits first."""
-        if not conn.initialized:
-            limit = struct.pack("ll", SOCKET_TIMEOUT_S, 0)
-            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-            if not self.cfg.is_ssl and conn.parser is None:
-                conn.sock = AnswerSocket.of(conn.sock)
-                conn.parser = PlainParser(self.cfg, conn.sock, conn.client)
-        super().enqueue_req(conn)
-
-    def handle(self, conn: TConn) -> Any:
-        """Answer a connection's requests as long as they come at once.
-
-        gunicorn hands a connection back to its main thread after each answer, and that one to
-        another thread when there is more to read: two changes of thread, which take as long as
-        the rest of a short request.
-        """
-        self.handled.add(conn)
-        try:
-            while (kept := super().handle(conn)) is True and self._has_more(conn):
-                pass
-            return kept
-        finally:
-            self.handled.discard(conn)
-
-    def handle_request(self, req: Any, conn: TConn) -> Any:
-        """Answer one request, a head without a body too."""
-        if _announced_bytes(req) > MAX_BODY_BYTES:
-            req.must_close = True  # nobody will read all of it, and the answer says so
-        try:
-            return super().handle_request(req, conn)
-        finally:
-            if isinstance(conn.sock, AnswerSocket):
-                conn.sock.flush()
-
-    def _has_more(self, conn: TConn) -> bool:
-        """Whether the next request comes within a moment, while no other needs the thread."""
-        if not self.alive or conn.is_http2 or self.tpool._work_queue.qsize():
-            return False
-        if conn.parser.unreader.buf.getvalue():
-            return True
-        poll = select.poll()
-        poll.register(conn.sock, select.POLLIN)
-        began = time.perf_counter()
-        while len(self.handled) == 1 and time.perf_counter() - began < self.awake_s:
-            if poll.poll(0):
-                return True
-        return bool(poll.poll(LINGER_MS))
-
-    def set_accept_enabled(self, enabled: bool) -> None:
-        """Take new connections or not; a worker that ends closes its listeners at once, lest the
-        kernel go on accepting for it."""
-        super().set_accept_enabled(enabled)
-        if not self.alive:
-            for listener in self.sockets:
-                listener.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: refuse new work, let the rest finish, and end what takes too long."""
@@ -286,6 +205,11 @@ class SidecarWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
 
     def _died(self, error: BaseException) -> None:
         logger.critical("the engine or the frames died; this worker ends", exc_info=error)
+        until = time.monotonic() + _LAST_ANSWERS_S
+        while self.handled and time.monotonic() < until:
+            time.sleep(_LOOK_S)
+        if self.frames is not None:
+            self.frames.stop(until - time.monotonic())
         os._exit(DIED)
 
 
@@ -294,8 +218,3 @@ def _allow_many_files() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _announced_bytes(req: Any) -> int:
-    """The length of the body by its header, which gunicorn has checked; 0 if it comes in chunks."""
-    return next((int(value) for name, value in req.headers if name == "CONTENT-LENGTH"), 0)

@@ -97,6 +97,7 @@ class Finished:
 
     reason: FinishReason
     tokens: int
+    stop: Token | None = None  # the token that ended it, if one did
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,8 @@ class Scheduler:
         self._waiting: deque[_Task] = deque()
         self._slots: list[_Task | None] = [None] * limits.slots
         self._rates = Rates()
+        self._planned_at: deque[float] = deque()  # of plans that are not committed
+        self._committed_at = -math.inf  # the last one
         self.tokens_drawn = 0  # for requests, surplus apart
 
     @property
@@ -164,13 +166,19 @@ class Scheduler:
         chunk = self._next_chunk()
         if chunk is None and not decoding:
             return None
+        self._planned_at.append(self._clock())
         # Between two chunks of a prompt the others draw one token: its first would wait for more.
         steps = 1 if chunk is not None else self.limits.steps
         return Plan(chunk, tuple(_next_row(slot, task, steps) for slot, task in decoding), steps)
 
     def commit(self, plan: Plan, result: StepResult) -> None:
         """Turn what a plan drew into events. Tasks that have ended get none of it."""
+        now = self._clock()
+        began = max(self._planned_at.popleft(), self._committed_at)
+        self._committed_at = now
         if plan.prefill is not None:
+            if len(plan.prefill.token_ids) == self.limits.chunk:
+                self._rates.chunk_read(now - began)
             self._take_chunk(plan.prefill, result)
         for row, tokens in zip(plan.decode, result.decode, strict=True):
             self._take(row, tokens)
@@ -214,11 +222,13 @@ class Scheduler:
         raise Overloaded(f"the server is busy: {what}", retry_after_s=retry_after_s)
 
     def _refuse_when_late(self, prompt_tokens: int, deadline: float | None) -> None:
+        """Prompts are read one after the other; how long answers get, nobody knows."""
         if deadline is None:
             return
-        slots, left = self.limits.slots, max(0.0, deadline - self._clock())
-        line = max(0, self.waiting - (slots - self.active))
-        soonest = self._rates.first_token_s(prompt_tokens, line=line, slots=slots)
+        unread = [len(task.request.token_ids) for task in self._waiting]
+        unread += [len(task.request.token_ids) - task.prefilled for task in self._slots if task]
+        chunks = sum(tokens // self.limits.chunk for tokens in (*unread, prompt_tokens))
+        soonest, left = self._rates.reading_s(chunks), max(0.0, deadline - self._clock())
         if soonest > left:
             raise DeadlineExceeded(
                 f"the first token would take {soonest:.1f} s or more, and {left:.1f} s are left"
@@ -279,7 +289,6 @@ class Scheduler:
     def _take_token(self, slot: int, task: _Task, token: Token) -> None:
         if task.drawn == 0:
             task.handle.stamps.first_token = self._clock()
-            self._rates.read(len(task.request.token_ids), task.handle.stamps.timings().prefill_s)
         if task.longest > 0:  # else the prompt was all that was wanted
             self.tokens_drawn += 1
             task.drawn += 1
@@ -289,7 +298,7 @@ class Scheduler:
         elif task.longest == 0:
             self._end(slot, task, Finished("length", 0))
         elif token.id in task.request.stop_ids:
-            self._end(slot, task, Finished("stop", task.drawn))
+            self._end(slot, task, Finished("stop", task.drawn, token))
         else:
             task.handle.deliver(token)
             if task.drawn == task.longest:

@@ -25,8 +25,12 @@ class Message:
     content: str
 
 
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+def encode_chat(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, goes_on: bool = False
+) -> list[int]:
     """`<bos>`, the turns, and the opening of the model's next turn.
+
+    With `goes_on` the last message is the model's, and its turn stays open instead.
 
     Raises:
         InvalidRequest: a message is not valid Unicode.
@@ -34,9 +38,13 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     start, end = tokenizer.start_of_turn_id, tokenizer.end_of_turn_id
     newline = tokenizer.encode_literal("\n")
     ids = [tokenizer.bos_id]
-    for turn in _turns(messages):
+    turns = _turns(messages)
+    for turn in turns:
         words = tokenizer.encode_literal(f"{_NAMES[turn.role]}\n{turn.content}")
         ids += [start, *words, end, *newline]
+    if goes_on:
+        assert turns[-1].role == "assistant"
+        return ids[: -1 - len(newline)]
     return [*ids, start, *tokenizer.encode_literal("model\n")]
 
 

@@ -95,7 +95,8 @@ class FrameServer:
             time.sleep(0.02)
         self._stopping = True
         self._wake()
-        self._thread.join(_LOOK_S)
+        if threading.current_thread() is not self._thread:  # which tells of its own death
+            self._thread.join(_LOOK_S)
 
     def _busy(self) -> bool:
         # The crew first: it is busy until what it has to say is sent, or kept to be sent.

@@ -15,10 +15,13 @@ from werkzeug.exceptions import (
 
 from gemma_server.api.document import MAX_BODY_BYTES, Schema, check, parse
 from gemma_server.api.schema import ModelBody
+from gemma_server.connection import AnswerSocket
 from gemma_server.generation import ClientGone
 from gemma_server.served import LoadedModel, ServedModel
 from gemma_server.web.timing import timed
 
+_UNSAID = ("", "application/x-www-form-urlencoded")
+_DISCARD_S = 0.2
 ForModel = TypeVar("ForModel", bound=ModelBody)
 
 
@@ -32,7 +35,7 @@ def read_body(schema: type[Schema]) -> Schema:
         HTTPException: another content type than application/json, or a body that is too large
             or cannot be read.
     """
-    if request.mimetype != "application/json":
+    if not _is_json():
         raise UnsupportedMediaType("send the body as Content-Type: application/json")
     with timed("parse"):
         return check(schema, parse(_read_bytes()))
@@ -53,10 +56,25 @@ def read_for(model: ServedModel, schema: type[ForModel]) -> tuple[ForModel, Load
 def discard_body() -> None:
     """Read away a body that nobody asked for, so that the connection can be used again.
 
-    One that is too large or cannot be read stays where it is: then the server closes.
+    One that is too large, or not there yet, stays where it is: then the server closes. Nobody
+    shall hold a thread who has no business here.
     """
+    connection = request.environ.get("gunicorn.socket")
+    if isinstance(connection, AnswerSocket):
+        connection.read_within(_DISCARD_S)
     with contextlib.suppress(HTTPException, ClientGone):
         _read_bytes()
+
+
+def _is_json() -> bool:
+    """By its content type, or because curl's -d or a bare client sent it without a better one.
+
+    A web page could do that too, without asking first: but a browser always tells who it is.
+    """
+    if request.mimetype == "application/json":
+        return True
+    from_browser = "Origin" in request.headers or "Sec-Fetch-Site" in request.headers
+    return request.mimetype in _UNSAID and not from_browser
 
 
 def _read_bytes() -> bytes:

@@ -2,9 +2,11 @@
 
 import hmac
 import re
+import socket
 from functools import lru_cache
 
 from flask import request
+from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, Unauthorized
 
 from gemma_server.settings import is_loopback
@@ -27,20 +29,29 @@ class Guard:
     def check(self) -> None:
         """Raise `Forbidden` or `Unauthorized` for a request that may not pass."""
         host = request.environ.get("HTTP_HOST") or request.host
-        if self._local_only and not _is_this_machine(host):
+        if self._local_only and not _is_this_machine(host) and not _came_by_unix_socket():
             raise Forbidden(
                 f"Host {host[:100]!r} is not this machine; "
                 "use localhost or 127.0.0.1, or serve on another --host"
             )
         if self._keys and request.path not in PUBLIC_PATHS and not self._key_is_known():
-            raise Unauthorized("an API key is needed: Authorization: Bearer KEY")
+            raise Unauthorized(
+                "an API key is needed: Authorization: Bearer KEY",
+                www_authenticate=WWWAuthenticate("bearer"),
+            )
 
     def _key_is_known(self) -> bool:
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-        given = key.strip().encode("utf-8", errors="replace")
+        given = key.strip().encode("latin-1", errors="replace")  # the bytes that were sent
         # All keys are compared, each in constant time: the answer's delay tells nothing.
         known = [hmac.compare_digest(given, ours) for ours in self._keys]
         return scheme.lower() == "bearer" and any(known)
+
+
+def _came_by_unix_socket() -> bool:
+    """Where no web page can come from; under a test client there is no socket."""
+    connection: socket.socket | None = request.environ.get("gunicorn.socket")
+    return connection is not None and connection.family == socket.AF_UNIX
 
 
 @lru_cache(maxsize=256)

@@ -12,6 +12,7 @@ from gemma_server.text.chat import Message, Role, encode_chat
 from gemma_server.web.timing import timed
 
 MAX_MESSAGES = 4096
+MAX_PARTS = 4096  # of one message
 _ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",  # OpenAI's newer name for it
@@ -26,7 +27,7 @@ class TextPart(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     type: str
-    text: str = ""
+    text: str | None = None
 
 
 class ChatMessage(BaseModel):
@@ -35,19 +36,20 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS)] | None = None
     images: list[object] | None = None
     tool_calls: list[object] | None = None
+    function_call: object = None
 
 
 Messages = Annotated[list[ChatMessage], Field(max_length=MAX_MESSAGES)]
 
 
 def encode_messages(
-    loaded: LoadedModel, messages: Sequence[ChatMessage], fitting: Fitting
+    loaded: LoadedModel, messages: Sequence[ChatMessage], fitting: Fitting, *, goes_on: bool
 ) -> list[int]:
     """The model's template around the messages, as ids; what is dropped are whole messages, and
-    never the system's.
+    never the system's. With `goes_on` the model goes on with the last one, which is its own.
 
     Raises:
         InvalidRequest: one of them cannot be; `param` says which. Or they are too long.
@@ -57,7 +59,7 @@ def encode_messages(
         try:
             ids = fitting.items(
                 plain,
-                lambda messages: encode_chat(loaded.tokenizer, messages),
+                lambda messages: encode_chat(loaded.tokenizer, messages, goes_on=goes_on),
                 keep=lambda message: message.role == "system",
             )
             loaded.engine.check_prompt(len(ids))
@@ -73,15 +75,23 @@ def _plain(index: int, message: ChatMessage) -> Message:
         raise _unsupported(f"{where}.role", "the role tool")
     if message.tool_calls:
         raise _unsupported(f"{where}.tool_calls", "a tool call")
+    if message.function_call:
+        raise _unsupported(f"{where}.function_call", "a function call")
     if message.images:
         raise _unsupported(f"{where}.images", "an image")
     content = message.content or ""
     if isinstance(content, list):
-        for number, part in enumerate(content):
-            if part.type != "text":
-                raise _unsupported(f"{where}.content[{number}]", f"content of type {part.type!r}")
-        content = "".join(part.text for part in content)
+        parts = [_text(f"{where}.content[{number}]", part) for number, part in enumerate(content)]
+        content = "".join(parts)
     return Message(_ROLES[message.role], content)
+
+
+def _text(where: str, part: TextPart) -> str:
+    if part.type != "text":
+        raise _unsupported(where, f"content of type {part.type!r}")
+    if part.text is None:
+        raise InvalidRequest(f"{where}.text: is missing", param=f"{where}.text")
+    return part.text
 
 
 def _unsupported(param: str, what: str) -> InvalidRequest:

@@ -40,8 +40,11 @@ from gemma_server.web.timing import timed
 
 _NEVER = "9999-12-31T23:59:59Z"
 _TEMPLATE = (
-    "{{ range .Messages }}<start_of_turn>{{ .Role }}\n{{ .Content }}<end_of_turn>\n{{ end }}"
-    "<start_of_turn>model\n"
+    "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
+    '{{ if eq .Role "assistant" }}'
+    "<start_of_turn>model\n{{ .Content }}{{ if not $last }}<end_of_turn>\n{{ end }}"
+    "{{ else }}<start_of_turn>user\n{{ .Content }}<end_of_turn>\n"
+    "{{ if $last }}<start_of_turn>model\n{{ end }}{{ end }}{{ end }}"
 )
 
 
@@ -129,7 +132,9 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
             loads: IdleChat = {**_idle(body), "message": spoken("")}
             return _one_line(loads) if body.stream else loads
         steps, fitting = _room(body, loaded)
-        ids = encode_messages(loaded, body.messages, fitting)
+        # As Ollama's template for Gemma 3 has it: what the model was made to say goes on.
+        goes_on = body.messages[-1].role == "assistant"
+        ids = encode_messages(loaded, body.messages, fitting, goes_on=goes_on)
         job = _job(body, ids, steps, fitting, loaded)
         form = ChatForm(body, loaded)
         if body.stream:
@@ -184,6 +189,7 @@ def _encode(body: GenerateBody, loaded: LoadedModel, fitting: Fitting) -> list[i
     try:
         with timed("tokenize"):
             if body.raw:
+                _check_raw(body)
                 ids = tokenizer.encode(body.prompt)
             else:
                 system = [Message("system", body.system)] if body.system else []
@@ -196,6 +202,12 @@ def _encode(body: GenerateBody, loaded: LoadedModel, fitting: Fitting) -> list[i
         error.param = error.param or "prompt"
         raise
     return ids
+
+
+def _check_raw(body: GenerateBody) -> None:
+    for name, given in (("system", body.system), ("context", body.context)):
+        if given:
+            raise InvalidRequest(f"{name}: a raw prompt is all that the model gets", param=name)
 
 
 def _ended(context: list[int], loaded: LoadedModel) -> list[int]:

@@ -1,9 +1,9 @@
 """What Ollama's routes accept, with Ollama's defaults (ollama/ollama, `api/types.go`)."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AliasChoices, Field
+from pydantic import Field, model_validator
 
 from gemma_server.api.schema import (
     ForeignBody,
@@ -45,7 +45,7 @@ class Options(ForeignBody):
     top_k: TopK = 40
     top_p: TopPOrZero = 0.9
     min_p: MinP = 0.0
-    seed: Integer = 0  # which is random
+    seed: Integer = -1  # which is random
     stop: Stops = Field([])
     repeat_penalty: RepetitionPenalty = 1.0
     repeat_last_n: Integer = 64
@@ -60,7 +60,7 @@ class Options(ForeignBody):
             top_k=self.top_k,
             top_p=top_p,
             min_p=self.min_p,
-            seed=seed_of(None if self.seed in (0, -1) else self.seed, 0),
+            seed=seed_of(None if self.seed == -1 else self.seed, 0),
             repetition_penalty=self.repeat_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
@@ -130,4 +130,11 @@ class ChatBody(OllamaBody):
 class ShowBody(ForeignBody, ModelBody):
     """POST /api/show; older clients say `name`."""
 
-    model: str = Field("", validation_alias=AliasChoices("model", "name"))
+    model: str = ""
+    name: str = ""
+
+    @model_validator(mode="after")
+    def _either_name(self) -> Self:
+        """Go's client always sends both, one of them empty."""
+        self.model = self.model or self.name
+        return self

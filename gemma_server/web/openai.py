@@ -68,7 +68,7 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
         body, loaded = read_for(model, ChatCompletionBody)
         steps = body.steps(loaded.engine.context_length, max_steps)
         fitting = Fitting.of(loaded, steps, truncate=body.truncate)
-        ids = encode_messages(loaded, body.messages, fitting)
+        ids = encode_messages(loaded, body.messages, fitting, goes_on=body.goes_on)
         job = _job(body, [ids], steps, fitting, loaded)
         form = ChatForm(loaded, with_logprobs=body.logprobs)
         if body.stream:

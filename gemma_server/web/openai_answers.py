@@ -253,9 +253,10 @@ class TextForm:
 
     def ending(self, index: int, completion: Completion) -> TextChunk:
         """Why there is no more."""
-        reason = completion.finish_reason
-        last: TextChoice = {"index": index, "text": "", "logprobs": None, "finish_reason": reason}
-        return self._chunk([last])
+        tokens = _ended_by(completion)
+        choice = self._choice(index, "", tokens)
+        last: TextChoice = {**choice, "finish_reason": completion.finish_reason}
+        return self._chunk([last if tokens else {**last, "logprobs": None}])
 
     def closing(self) -> TextChunk:
         """What holds the usage."""
@@ -266,7 +267,8 @@ class TextForm:
 
     def _whole(self, index: int, completion: Completion) -> TextChoice:
         echo, tokens = self._echo(index, completion.prompt_logprobs)
-        choice = self._choice(index, echo + completion.text, tokens + scored(completion.tokens))
+        tokens += scored(completion.tokens) + _ended_by(completion)
+        choice = self._choice(index, echo + completion.text, tokens)
         return {**choice, "finish_reason": completion.finish_reason}
 
     def _choice(self, index: int, text: str, tokens: list[Scored]) -> TextChoice:
@@ -278,6 +280,11 @@ class TextForm:
             return "", []
         ids = self._prompts[index]
         return self._tokenizer.decode(ids), list(zip(ids, (None, *scores), strict=False))
+
+
+def _ended_by(completion: Completion) -> list[Scored]:
+    """The stop token, which evaluation harnesses take to be among the tokens drawn."""
+    return scored([completion.stop_token] if completion.stop_token else [])
 
 
 def _head(prefix: str, loaded: LoadedModel) -> Head:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gemma_server.api.schema import (
     MAX_PROMPTS,
@@ -33,10 +33,23 @@ MaxTokens = Annotated[Whole, Field(ge=1, le=_MAX_TOKENS)]
 TokenIds = Annotated[list[int], Field(min_length=1, max_length=_MAX_IDS)]
 
 
-class StreamOptions(BaseModel):
-    """What a stream shall tell beside the text."""
+# Of vLLM, llama.cpp and their kin: what people send to this route beside OpenAI's own.
+_FOREIGN: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), ()),
+    **dict.fromkeys(("structured_outputs", "json_schema", "prompt_logprobs"), ()),
+    **dict.fromkeys(("max_new_tokens", "n_predict", "truncate_prompt_tokens"), (-1,)),
+    **dict.fromkeys(("bad_words", "allowed_token_ids"), ([],)),
+    **dict.fromkeys(("use_beam_search", "include_stop_str_in_output"), (False,)),
+    **dict.fromkeys(("typical_p", "length_penalty", "repeat_penalty", "dynatemp_exponent"), (1,)),
+    **dict.fromkeys(("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range"), (0,)),
+    "add_special_tokens": (True,),
+    "grammar": ("",),
+    "response_format": ({"type": "text"},),
+}
 
-    model_config = ConfigDict(extra="ignore")
+
+class StreamOptions(ForeignBody):
+    """What a stream shall tell beside the text."""
 
     include_usage: bool = False
 
@@ -108,20 +121,41 @@ class ChatCompletionBody(OpenAIBody):
     """POST /v1/chat/completions."""
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **_FOREIGN,
         "tools": ([],),
         "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "audio": (),
         "web_search_options": (),
+        "chat_template": ("",),
+        "documents": ([],),
+        "echo": (False,),
     }
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool = False
     top_logprobs: TopLogprobs = 0
+    continue_final_message: bool = False
+    add_generation_prompt: bool = True
+
+    @property
+    def goes_on(self) -> bool:
+        """The model goes on with the last message, which is its own, as vLLM has it.
+
+        Raises:
+            InvalidRequest: that is no message of its own, or it shall say nothing at all.
+        """
+        name = "continue_final_message"
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            raise InvalidRequest(f"{name}: the last message is not the assistant's", param=name)
+        if not (self.continue_final_message or self.add_generation_prompt):
+            name = "add_generation_prompt"
+            message = f"{name}: false goes with continue_final_message alone"
+            raise InvalidRequest(message, param=name, code="unsupported_field")
+        return self.continue_final_message
 
     @property
     def wanted_logprobs(self) -> int | None:
@@ -153,9 +187,9 @@ class CompletionBody(OpenAIBody):
     """POST /v1/completions."""
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **_FOREIGN,
         "suffix": ("",),
         "best_of": (1,),
-        "response_format": ({"type": "text"},),
     }
 
     prompt: (

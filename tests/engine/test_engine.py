@@ -25,6 +25,7 @@ from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.errors import GenerationFailed, InvalidRequest, Overloaded
 
 TOKENIZER = fake_tokenizer()
+[EOS] = TOKENIZER.stop_ids - {TOKENIZER.end_of_turn_id}
 PACES = pytest.mark.parametrize(
     ("steps", "ahead"), [(1, 0), (8, 1), (3, 2)], ids=["on a CPU", "on a GPU", "further ahead"]
 )
@@ -77,7 +78,7 @@ def test_many_clients_at_once_each_get_their_own_answer(steps: int, ahead: int) 
     assert len(answers) == 32
     for text, (answer, ending) in answers.items():
         assert answer == text
-        assert ending == Finished("stop", len(text) + 1)
+        assert ending == Finished("stop", len(text) + 1, Token(EOS))
 
 
 def test_requests_join_while_others_run() -> None:
@@ -98,7 +99,7 @@ def test_cancelling_from_another_thread_frees_the_slot_quickly() -> None:
     assert isinstance(running.next_event(5), Token)
     began = time.monotonic()
     engine.cancel(running)
-    assert read_all(waiting) == ("b", Finished("stop", 2))
+    assert read_all(waiting) == ("b", Finished("stop", 2, Token(EOS)))
     assert time.monotonic() - began < 1
     assert read_all(running)[1] == Cancelled()
     engine.stop()
@@ -277,5 +278,5 @@ def test_the_fake_model_s_logprobs_and_its_answer_until_it_may_end() -> None:
     assert events[:2] == [PromptLogprobs((halves(a), halves(b))), Token(a, halves(a))]
     assert events[2:] == [
         *(Token(token, halves(token)) for token in (b, dot, dot)),
-        Finished("stop", 5),
+        Finished("stop", 5, Token(EOS, halves(EOS))),
     ]

@@ -116,7 +116,7 @@ def test_a_stop_id_ends_an_answer_within_a_block_and_its_slot_is_clean(engine: E
         stop = ids[4]
         [handle] = engine.submit([make_request(number, frozenset({stop}))])
         cut = ids.index(stop)
-        assert read_all(handle) == (ids[:cut], Finished("stop", cut + 1))
+        assert read_all(handle) == (ids[:cut], Finished("stop", cut + 1, Token(stop)))
 
 
 def test_cancelling_leaves_the_others_alone(engine: Engine) -> None:
@@ -198,5 +198,9 @@ def test_adjustments_steer_their_own_row_and_no_other(
     assert len(set(got[2][0])) == count
     assert set(got[2][0][:2]) == {5, 6}
     assert not {stop, 5} & set(got[3][0])
-    assert got[3][1] == Finished("stop", 5)
+    ending = got[3][1]
+    assert isinstance(ending, Finished)
+    assert (ending.reason, ending.tokens) == ("stop", 5)
+    assert ending.stop is not None
+    assert ending.stop.id in {stop, 5}
     assert got[4] == ([], Finished("length", 0))

@@ -59,7 +59,7 @@ def answer_to(request: Request) -> list[Event]:
     echo = [*request.token_ids[1:], STOP]
     most = min(request.max_tokens, CONTEXT - len(request.token_ids))
     if most >= len(echo):
-        return [*map(Token, echo[:-1]), Finished("stop", len(echo))]
+        return [*map(Token, echo[:-1]), Finished("stop", len(echo), Token(STOP))]
     return [*map(Token, echo[:most]), Finished("length", most)]
 
 

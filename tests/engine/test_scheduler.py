@@ -91,7 +91,7 @@ def test_a_stop_token_ends_the_answer_and_is_counted_but_not_shown() -> None:
     handle = scheduler.submit(make_request(prompt=2))
     step(scheduler)
     step(scheduler, token=STOP)
-    assert events(handle) == [Token(7), Finished("stop", 2)]
+    assert events(handle) == [Token(7), Finished("stop", 2, Token(STOP))]
     assert scheduler.active == 0
 
 
@@ -227,7 +227,7 @@ def test_what_a_block_draws_behind_an_end_is_surplus() -> None:
     step(scheduler)
     step(scheduler)
     scheduler.commit(next_plan(scheduler), result(None, [7, STOP, 7, 7], [7, 7, -1, 7]))
-    assert events(stopped) == [Token(7), Token(7), Token(7), Finished("stop", 4)]
+    assert events(stopped) == [Token(7), Token(7), Token(7), Finished("stop", 4, Token(STOP))]
     *tokens, failed = events(broken)
     assert (tokens, type(failed)) == ([Token(7)] * 3, Failed)
     assert scheduler.tokens_drawn == 4 + 4
@@ -268,7 +268,7 @@ def test_a_slot_is_handed_out_while_its_old_block_is_in_flight() -> None:
     first = next_plan(scheduler)
     assert first.prefill is not None
     scheduler.commit(stale, draw(stale))
-    assert events(gone) == [Token(7), Finished("stop", 2)]
+    assert events(gone) == [Token(7), Finished("stop", 2, Token(STOP))]
     assert events(heir) == []
     scheduler.commit(first, draw(first))
     assert events(heir) == [Token(7)]

@@ -1,6 +1,7 @@
 """Connections that are kept: answers in one piece, and threads that nobody keeps for himself."""
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -8,7 +9,7 @@ import time
 import pytest
 
 from tests.server.conftest import Start
-from tests.server.sidecar import SERVE, Server, ask
+from tests.server.sidecar import SERVE, Server, ask, raw_answer
 from tests.web.conftest import wait_until
 
 pytestmark = pytest.mark.slow
@@ -57,6 +58,16 @@ def test_idle_connections_hold_no_thread(small: Server) -> None:
             connection.close()
 
 
+def test_connections_that_say_nothing_hold_no_thread(small: Server) -> None:
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(small.open_socket()) for _ in range(2 * THREADS)]
+        began = time.monotonic()
+        assert small.ask("POST", "/echo", {"prompt": 2}).status == 200
+        assert time.monotonic() - began < 2
+        silent[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert raw_answer(silent[-1]).status == 200
+
+
 def test_connections_that_never_pause_leave_room_for_others(small: Server) -> None:
     pipelined = 3000
     greedy = [small.open_socket() for _ in range(THREADS)]
@@ -97,6 +108,20 @@ def test_an_answer_without_a_body_is_sent_and_the_connection_goes_on(small: Serv
         assert (answer.status, answer.body) == (200, b"")
         assert ask(connection, "POST", "/echo", {"prompt": 1}).status == 200
     connection.close()
+
+
+def test_clients_that_do_not_close_hold_nobody_up(small: Server) -> None:
+    """Nor do they keep the worker from telling its master that it lives."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            connection = stack.enter_context(small.open_socket(b"GARBAGE\r\n\r\n"))
+            assert raw_answer(connection).status == 400
+        began = time.monotonic()
+        assert small.ask("POST", "/echo", {"prompt": 2}).status == 200
+        assert time.monotonic() - began < 2
+        # They are closed all the same.
+        small.open_socket().close()
+        wait_until(lambda: len(os.listdir(f"/proc/{small.worker}/fd")) < 30, 10)
 
 
 def test_a_body_that_is_too_large_ends_the_connection_and_says_so(small: Server) -> None:

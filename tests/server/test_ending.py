@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -38,8 +39,9 @@ def test_sigterm_while_idle_ends_quickly_with_code_0(start: Start) -> None:
     server = start()
     kept_alive = server.connect()
     assert ask(kept_alive, "GET", "/healthz").status == 200
-    server.signal(signal.SIGTERM)
-    assert server.wait(5) == 0
+    with server.open_socket():  # and says nothing
+        server.signal(signal.SIGTERM)
+        assert server.wait(5) == 0
     kept_alive.close()
     assert "Traceback" not in server.stderr
 
@@ -186,6 +188,15 @@ def test_an_engine_that_dies_breaks_its_stream_and_a_new_worker_answers(start: S
     server.wait_ready(times=2)
     assert server.prompt("again").json["response"] == "again"
     assert server.process.poll() is None
+
+
+def test_all_who_wait_are_told_that_the_engine_died(start: Start) -> None:
+    server = start(*serve_with_runner("functools.partial(Real, step_s=0.02, fail_at=20)"))
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(server.prompt, "x" * 100) for _ in range(8)]
+        answers = [each.result() for each in asked]
+    assert [answer.status for answer in answers] == [500] * 8
+    assert {answer.error["code"] for answer in answers} == {"generation_failed"}
 
 
 def test_sighup_ends_the_server_as_sigterm_does(start: Start) -> None:

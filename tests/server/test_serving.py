@@ -1,6 +1,8 @@
 """The real server over real sockets: answers, connections, and clients that misbehave."""
 
+import contextlib
 import json
+import select
 import signal
 import socket
 import threading
@@ -14,6 +16,7 @@ import pytest
 from tests.server.conftest import Start
 from tests.server.sidecar import (
     READY,
+    SERVE,
     Answer,
     Server,
     Stream,
@@ -357,7 +360,7 @@ def test_clients_that_leave_and_clients_that_stay_do_not_disturb_each_other(
 
 
 def test_a_body_that_stalls_is_408_and_no_error_of_ours(start: Start) -> None:
-    patched = "import gemma_server.worker as worker\nworker.SOCKET_TIMEOUT_S = 1\n"
+    patched = "import gemma_server.http_worker as worker\nworker.SOCKET_TIMEOUT_S = 1\n"
     command, code, *flags = serve_with_runner("Real")
     server = start(command, patched + code, *flags)
     head = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -367,6 +370,36 @@ def test_a_body_that_stalls_is_408_and_no_error_of_ours(start: Start) -> None:
         assert answer.status == 408
         assert answer.error["code"] == "request_timeout"
     assert "Traceback" not in server.stderr
+
+
+def test_a_body_that_comes_too_slowly_is_408(start: Start) -> None:
+    """Else a client that sends a byte now and then keeps its thread for ever."""
+    patched = "import gemma_server.http_worker as worker\nworker.SOCKET_TIMEOUT_S = 1\n"
+    command, code, *flags = serve_with_runner("Real")
+    server = start(command, patched + code, *flags)
+    with server.open_socket(_POST + b"Content-Length: 100\r\n\r\n") as connection:
+        began = time.monotonic()
+        while not select.select([connection], [], [], 0.2)[0]:
+            connection.sendall(b" ")
+            assert time.monotonic() - began < 5
+        assert raw_answer(connection).status == 408
+
+
+def test_half_a_body_that_nobody_wants_holds_no_thread(start: Start, tmp_path: Path) -> None:
+    """Who has no key must not keep those away who have one."""
+    keys = tmp_path / "keys"
+    keys.write_text("a-key\n")
+    server = start(*SERVE, "--slots=1", "--max-queue=0", f"--api-key-file={keys}")
+    half = _POST + b"Content-Length: 100\r\n\r\n{"
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(server.open_socket(half))
+        began = time.monotonic()
+        assert server.ask("GET", "/healthz").status == 200
+        assert time.monotonic() - began < 10  # 100 of them, 17 threads, 0.2 s each
+        with server.open_socket(half) as connection:
+            assert raw_answer(connection).status == 401
+            assert connection.recv(1) == b""
 
 
 def test_bytes_behind_a_request_do_not_hide_that_its_client_left(start: Start) -> None:

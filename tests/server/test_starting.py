@@ -169,6 +169,10 @@ def test_a_port_that_is_asked_for_is_served_beside_the_socket(
     assert server.ask("POST", "/echo", {"prompt": "x"}).json == {"echo_prompt": "x"}
     assert server.ask("POST", "/echo", {"prompt": "x"}, Host="evil.example").status == 403
     assert _echo_over(socket_path).json == {"echo_prompt": "x"}
+    over_unix = UnixConnection(socket_path, 5)
+    # As Go programs name it; no web page can come this way.
+    assert ask(over_unix, "POST", "/echo", {"prompt": "x"}, Host="unix").status == 200
+    over_unix.close()
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
     assert not socket_path.exists()

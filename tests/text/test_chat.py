@@ -16,11 +16,16 @@ NAMES = {
     TOKENIZER.start_of_turn_id: "<start_of_turn>",
     TOKENIZER.end_of_turn_id: "<end_of_turn>",
 }
-GOLDENS = [
+OF_TEXT = [
     golden
     for golden in json.loads((Path(__file__).parent.parent / "goldens" / "chat.json").read_text())
-    if golden["add_generation_prompt"]
-    and all(isinstance(message["content"], str) for message in golden["messages"])
+    if all(isinstance(message["content"], str) for message in golden["messages"])
+]
+GOLDENS = [golden for golden in OF_TEXT if golden["add_generation_prompt"]]
+CLOSED = [
+    golden
+    for golden in OF_TEXT
+    if not golden["add_generation_prompt"] and golden["messages"][-1]["role"] == "assistant"
 ]
 
 
@@ -47,9 +52,17 @@ def test_messages_are_rendered_as_the_official_template_does(golden: dict[str, A
     assert ids.count(TOKENIZER.start_of_turn_id) == ids.count(TOKENIZER.end_of_turn_id) + 1
 
 
+@pytest.mark.parametrize("golden", CLOSED, ids=lambda golden: f"{golden['family']}")
+def test_an_open_turn_is_the_template_s_without_its_end(golden: dict[str, Any]) -> None:
+    messages = [Message(message["role"], message["content"]) for message in golden["messages"]]
+    shown = _shown(encode_chat(TOKENIZER, messages, goes_on=True))
+    assert shown + "<end_of_turn>\n" == golden["text"]
+
+
 def test_there_are_goldens_of_every_family() -> None:
     assert {golden["family"] for golden in GOLDENS} == {"gemma1", "gemma2", "gemma3"}
     assert len(GOLDENS) > 40
+    assert {golden["family"] for golden in CLOSED} == {"gemma1", "gemma2", "gemma3"}
 
 
 def test_what_no_official_template_takes_is_folded_not_refused() -> None:

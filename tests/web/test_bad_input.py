@@ -1,5 +1,6 @@
 """What clients get wrong: every mistake has its status, code and param, and the one form."""
 
+import functools
 import io
 import json
 import math
@@ -152,11 +153,23 @@ def test_a_huge_field_name_makes_no_huge_answer(sidecar: Sidecar) -> None:
 @pytest.mark.parametrize("path", ["/prompt", "/echo"])
 @pytest.mark.parametrize(
     "content_type",
-    [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "json"],
+    ["text/plain", "multipart/form-data", "application/xml", "json"],
 )
 def test_another_content_type_is_415(sidecar: Sidecar, path: str, content_type: str | None) -> None:
     response = sidecar.client.post(path, data=_body(), content_type=content_type)
     assert_error(response, 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("path", ["/prompt", "/echo"])
+@pytest.mark.parametrize("content_type", [None, "", "application/x-www-form-urlencoded"])
+def test_a_body_is_json_if_its_sender_says_nothing_better_and_is_no_web_page(
+    sidecar: Sidecar, path: str, content_type: str | None
+) -> None:
+    """So `curl -d` works, and a form on somebody's page does not."""
+    send = functools.partial(sidecar.client.post, path, data=_body(), content_type=content_type)
+    assert send().status_code == 200
+    for header in ({"Origin": "http://evil.com"}, {"Sec-Fetch-Site": "cross-site"}):
+        assert_error(send(headers=header), 415, "unsupported_media_type")
 
 
 def test_a_charset_behind_the_content_type_is_welcome(sidecar: Sidecar) -> None:

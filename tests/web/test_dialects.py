@@ -1,13 +1,24 @@
 """What OpenAI's and Ollama's routes share with /prompt, and where their forms differ."""
 
 import json
+import math
 from typing import Any
 
 import pytest
 from werkzeug.test import TestResponse
 
 from gemma_server.api import job
-from tests.web.conftest import Serve, Sidecar, assert_error, parse_json, sse_events, wait_until
+from gemma_server.engine.fake import fake_tokenizer
+from gemma_server.text.chat import Message, encode_chat
+from tests.web.conftest import (
+    Serve,
+    Sidecar,
+    assert_error,
+    assert_error_form,
+    parse_json,
+    sse_events,
+    wait_until,
+)
 
 PROMPT: dict[str, Any] = {"model": "fake", "prompt": "hello", "temperature": 0}
 GENERATE: dict[str, Any] = {
@@ -140,7 +151,8 @@ def test_leaving_a_stream_of_several_choices_frees_all_slots(serve: Serve) -> No
 
 
 def test_null_is_as_good_as_nothing(sidecar: Sidecar) -> None:
-    nothing = dict.fromkeys(("stop", "n", "tools", "logprobs", "user", "stream_options"))
+    nothing = dict.fromkeys(("stop", "n", "tools", "logprobs", "user"))
+    nothing["stream_options"] = {"include_usage": None}
     assert _ask(sidecar, "/v1/completions", **nothing).status_code == 200
     assert _ask(sidecar, "/api/generate", format=None, think=None, stream=None).status_code == 200
 
@@ -174,6 +186,124 @@ def test_penalties_and_bias_arrive(serve: Serve) -> None:
     assert (one.bias, one.penalty_window) == (((9, 5.0), (10, -100.0)), None)
     assert (other.repetition_penalty, other.frequency_penalty) == (1.3, 1)
     assert other.penalty_window == 7
+
+
+def test_completions_list_the_token_that_ended_the_text(sidecar: Sidecar) -> None:
+    """Evaluation harnesses drop the last entry of one drawn token, whatever it was."""
+    asked: dict[str, Any] = {"prompt": "hi", "max_tokens": 3, "logprobs": 1, "echo": True}
+    document = _ask(sidecar, "/v1/completions", **asked).json
+    assert document is not None
+    [choice] = document["choices"]
+    assert choice["text"] == "hihi"
+    logprobs = choice["logprobs"]
+    assert logprobs["tokens"] == ["<bos>", "h", "i", "h", "i", "<eos>"]
+    assert logprobs["text_offset"] == [0, 0, 1, 2, 3, 4]
+    assert logprobs["token_logprobs"][-1] == pytest.approx(-math.log(2))
+    assert "<eos>" in logprobs["top_logprobs"][-1]
+    assert document["usage"]["completion_tokens"] == 3
+    chunks = [
+        part["choices"][0]
+        for part in _parts(_ask(sidecar, "/v1/completions", stream=True, **asked))
+    ]
+    listed = [chunk["logprobs"] for chunk in chunks if chunk["logprobs"]]
+    for name, values in logprobs.items():
+        assert [value for part in listed for value in part[name]] == values
+    cut = _ask(sidecar, "/v1/completions", **{**asked, "max_tokens": 2}).json
+    assert cut is not None
+    assert cut["choices"][0]["logprobs"]["tokens"][-2:] == ["h", "i"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"continue_final_message": True, "add_generation_prompt": False}),
+        ("/v1/chat/completions", {"continue_final_message": True}),
+        ("/api/chat", {}),
+    ],
+)
+def test_the_model_goes_on_with_what_it_was_made_to_say(
+    sidecar: Sidecar, path: str, fields: dict[str, Any]
+) -> None:
+    said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because "}]
+    document = _ask(sidecar, path, messages=said, stream=False, **fields).json
+    assert document is not None
+    turns = [Message("user", "Why?"), Message("assistant", "Because")]
+    expected = encode_chat(fake_tokenizer(), turns, goes_on=True)
+    read = (
+        document["usage"]["prompt_tokens"] if "usage" in document else document["prompt_eval_count"]
+    )
+    assert read == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages[0].content[0].text",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "", "function_call": {"name": "f"}}]},
+            "messages[0].function_call",
+        ),
+    ],
+)
+def test_what_a_chat_cannot_be_is_refused_by_name(
+    sidecar: Sidecar, fields: dict[str, Any], param: str
+) -> None:
+    response = _ask(sidecar, "/v1/chat/completions", **fields)
+    assert (response.status_code, assert_error_form(response)["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_constraints_that_others_know_are_never_ignored(sidecar: Sidecar, path: str) -> None:
+    wanted: dict[str, Any] = {
+        "guided_choice": ["a", "b"],
+        "structured_outputs": {"choice": ["a"]},
+        "grammar": "root ::= x",
+        "bad_words": ["x"],
+        "prompt_logprobs": 0,
+        "use_beam_search": True,
+        "n_predict": 5,
+        "mirostat": 2,
+        "repeat_penalty": 1.1,
+    }
+    for name, value in wanted.items():
+        assert_error(_ask(sidecar, path, **{name: value}), 400, "unsupported_field", name)
+    nothing: dict[str, Any] = {
+        "guided_json": None,
+        "grammar": "",
+        "bad_words": [],
+        "mirostat": 0,
+        "typical_p": 1.0,
+    }
+    assert _ask(sidecar, path, **nothing, min_keep=0).status_code == 200
+
+
+def test_a_raw_prompt_is_all_there_is(sidecar: Sidecar) -> None:
+    for name, value in (("system", "S"), ("context", [2, 9])):
+        response = _ask(sidecar, "/api/generate", raw=True, **{name: value})
+        assert (response.status_code, response.json) == (
+            400,
+            {"error": f"{name}: a raw prompt is all that the model gets"},
+        )
+
+
+def test_ollama_s_seed_is_random_at_minus_1_alone(serve: Serve) -> None:
+    sidecar = serve()
+    for options in ({"seed": 0}, {"seed": 0}, {"seed": -1}, {"seed": -1}, {}):
+        _ask(sidecar, "/api/generate", options=options)
+    seeds = [how.seed for how in sidecar.runner.samplings]
+    assert seeds[:2] == [0, 0]
+    assert len(set(seeds)) == 4
+
+
+def test_show_takes_either_name_and_both(sidecar: Sidecar) -> None:
+    for body in ({"name": "fake"}, {"model": "fake"}, {"model": "", "name": "fake"}):
+        assert sidecar.client.post("/api/show", json=body).status_code == 200
+    assert sidecar.client.post("/api/show", json={"model": "", "name": "x"}).status_code == 404
 
 
 def test_tokens_behind_a_stop_string_have_no_logprobs(sidecar: Sidecar) -> None:
