@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from flask import Blueprint, Response
 from typing_extensions import TypedDict
 
-from gemma_server import __version__
 from gemma_server.api.fitting import Fitting
 from gemma_server.api.job import Job
 from gemma_server.api.schema import as_list, check_tokens
@@ -38,6 +37,8 @@ from gemma_server.web.ollama_schema import ChatBody, GenerateBody, OllamaBody, S
 from gemma_server.web.streaming import stream
 from gemma_server.web.timing import timed
 
+# Whose routes these are: clients look for the least that they work with (clients/compat has it).
+_OLLAMA_VERSION = "0.17.4"
 _NEVER = "9999-12-31T23:59:59Z"
 _TEMPLATE = (
     "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
@@ -166,7 +167,7 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
 
     @routes.get("/api/version")
     def version() -> Version:
-        return {"version": __version__}
+        return {"version": _OLLAMA_VERSION}
 
     def _room(body: OllamaBody, loaded: LoadedModel) -> tuple[int, Fitting]:
         steps = body.options.steps(loaded.engine.context_length, max_steps)

@@ -126,7 +126,7 @@ _OLLAMA = (
     ),
     Operation("get", "/api/tags", "List the model", ollama.Tags),
     Operation("get", "/api/ps", "List the model in memory", ollama.RunningTags),
-    Operation("get", "/api/version", "The server's version", ollama.Version),
+    Operation("get", "/api/version", "The Ollama whose routes these are", ollama.Version),
     Operation("get", "/", "Whether a server is there", text=("text/plain", "text/html")),
 )
 _OPERATORS = (

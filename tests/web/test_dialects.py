@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -404,6 +405,13 @@ def test_the_root_tells_programs_and_people_what_runs(sidecar: Sidecar) -> None:
     page = sidecar.client.get("/", headers={"Accept": "text/html,*/*;q=0.8"})
     assert page.mimetype == "text/html"
     assert "POST /v1/chat/completions" in page.get_data(as_text=True)
+
+
+def test_the_version_is_that_of_the_ollama_whose_client_is_tested(sidecar: Sidecar) -> None:
+    required = (Path(__file__).parents[2] / "clients" / "compat" / "go.mod").read_text()
+    version = sidecar.client.get("/api/version").json
+    assert version is not None
+    assert f"github.com/ollama/ollama v{version['version']}\n" in required
 
 
 def test_an_unknown_path_below_api_has_ollama_s_error(sidecar: Sidecar) -> None:
