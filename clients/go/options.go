@@ -77,8 +77,10 @@ func WithAPIKey(key string) Option {
 //
 // In between it waits a little longer than Retry-After says, or without that a
 // random time that grows with each try. It does not wait where another server
-// of [WithEndpoints] is left to try. Where the context's deadline leaves no room
-// for the wait, or Retry-After asks for more than half a minute, the error is
+// of [WithEndpoints] is left to try. When none is, it waits for the one whose
+// time comes first, and asks that one; those that could not be reached are
+// tried again only where none answered. Where the context's deadline leaves no
+// room for the wait, or it is longer than half a minute, that server's error is
 // returned at once.
 func WithRetries(n int) Option {
 	return func(c *config) { c.retries = n }

@@ -27,13 +27,15 @@ type place struct {
 	probe    bool
 }
 
-// take finds a place for a request that was on the endpoints tried in vain.
-func (p *pool) take(tried []*endpoint) *place {
+// take finds a place for a request, on next if that is set.
+func (p *pool) take(past tried, next *endpoint) *place {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	best := p.best(tried)
-	p.next = (slices.Index(p.endpoints, best) + 1) % len(p.endpoints)
-	return p.enter(best)
+	if next == nil {
+		next = p.best(past)
+	}
+	p.next = (slices.Index(p.endpoints, next) + 1) % len(p.endpoints)
+	return p.enter(next)
 }
 
 // each takes a place on every endpoint.
@@ -52,17 +54,17 @@ func (p *pool) enter(e *endpoint) *place {
 	return &place{p, e, e.breaker.enter()}
 }
 
-// best is the endpoint that admits requests before one that does not, of these
-// one not tried yet, of these the least busy. Where none admits requests, it
+// best is an endpoint that was not tried yet before one that was, of these one
+// that admits requests, of these the least busy. Where none admits requests, it
 // is the one whose probe is due soonest.
-func (p *pool) best(tried []*endpoint) *endpoint {
+func (p *pool) best(past tried) *endpoint {
 	now := p.now()
-	const shut = 2
+	shut := func(e *endpoint) bool { return !e.breaker.admits(now) }
 	rank := func(e *endpoint) (rank int) {
-		if !e.breaker.admits(now) {
-			rank = shut
+		if past.has(e) {
+			rank = 2
 		}
-		if slices.Contains(tried, e) {
+		if shut(e) {
 			rank++
 		}
 		return rank
@@ -70,7 +72,7 @@ func (p *pool) best(tried []*endpoint) *endpoint {
 	order := append(slices.Clone(p.endpoints[p.next:]), p.endpoints[:p.next]...)
 	return slices.MinFunc(order, func(a, b *endpoint) int {
 		byRank, byDue := cmp.Compare(rank(a), rank(b)), 0
-		if rank(a) >= shut {
+		if shut(a) {
 			byDue = a.breaker.due.Compare(b.breaker.due)
 		}
 		return cmp.Or(byRank, byDue, cmp.Compare(a.inFlight, b.inFlight))
@@ -78,12 +80,12 @@ func (p *pool) best(tried []*endpoint) *endpoint {
 }
 
 // hasOther reports whether an endpoint that was not tried admits requests.
-func (p *pool) hasOther(tried []*endpoint) bool {
+func (p *pool) hasOther(past tried) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := p.now()
 	return slices.ContainsFunc(p.endpoints, func(e *endpoint) bool {
-		return !slices.Contains(tried, e) && e.breaker.admits(now)
+		return !past.has(e) && e.breaker.admits(now)
 	})
 }
 

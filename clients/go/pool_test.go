@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -218,13 +217,7 @@ func TestReadyOfSeveral(t *testing.T) {
 		t.Errorf("got %+v, %v", st, err)
 	}
 
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-	nobody := "http://" + l.Addr().String()
-	if _, err := New(WithEndpoints(nobody, nobody)).Ready(context.Background()); err == nil {
+	if _, err := New(WithEndpoints(nobody(t), nobody(t))).Ready(context.Background()); err == nil {
 		t.Error("ready without a server")
 	}
 }

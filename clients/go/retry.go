@@ -27,23 +27,22 @@ func (c *Client) send(ctx context.Context, out outgoing) (*http.Response, error)
 	if c.err != nil {
 		return nil, c.err
 	}
-	var tried []*endpoint
+	past := tried{}
+	var next *endpoint // that the wait was for
 	for attempt := 1; ; attempt++ {
-		at := c.pool.take(tried)
+		at := c.pool.take(past, next)
 		resp, err := c.attempt(ctx, at, out)
 		if attempt > c.retries || !retryable(resp, err) {
 			return resp, err
 		}
-		tried = append(tried, at.endpoint)
-		wait := time.Duration(0)
-		if !c.pool.hasOther(tried) {
-			wait = retryWait(resp, attempt)
-		}
-		if wait > retryAfterMax || !fits(ctx, wait) {
-			return resp, err
-		}
 		if resp != nil {
 			err = failure(resp, out.path)
+		}
+		past.add(at.endpoint, err, attempt, c.pool.now())
+		var wait time.Duration
+		var worthwhile bool
+		if next, wait, worthwhile = c.plan(ctx, past, attempt); !worthwhile {
+			return nil, past.verdict(next, err)
 		}
 		c.log.InfoContext(ctx, "gemma: trying again", "path", out.path, "endpoint", at.endpoint.name,
 			"attempt", attempt, "wait", wait, "error", err)
@@ -51,6 +50,23 @@ func (c *Client) send(ctx context.Context, out outgoing) (*http.Response, error)
 			return nil, fmt.Errorf("gemma: %w while waiting to try again after %w", stopped, err)
 		}
 	}
+}
+
+// plan says whom to ask next, nil for whoever is left, and how long to wait
+// before. Where that is too long it is not worthwhile.
+func (c *Client) plan(ctx context.Context, past tried, attempt int) (next *endpoint, wait time.Duration, worthwhile bool) {
+	if c.pool.hasOther(past) {
+		return nil, 0, fits(ctx, 0)
+	}
+	next = past.next()
+	if next == nil { // nobody is there
+		half := backoff(attempt) / 2
+		wait = half + rand.N(half)
+		return nil, wait, fits(ctx, wait)
+	}
+	asked, spread := past[next].again.Sub(c.pool.now()), past[next].spread
+	wait = max(0, asked+spread)
+	return next, wait, asked <= retryAfterMax && fits(ctx, wait)
 }
 
 // attempt sends the request once and notes how the endpoint fares.
@@ -91,16 +107,9 @@ func retryable(resp *http.Response, err error) bool {
 	return status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable
 }
 
-// retryWait is how long to wait behind an attempt, the first being 1. What
-// is random in it keeps many clients from coming back at once.
-func retryWait(resp *http.Response, attempt int) time.Duration {
-	if resp != nil {
-		if after := retryAfter(resp.Header); after > 0 {
-			return after + rand.N(backoffMin)
-		}
-	}
-	backoff := min(backoffMin<<min(attempt-1, 10), backoffMax)
-	return backoff/2 + rand.N(backoff/2)
+// backoff is about how long to wait behind an attempt, the first being 1.
+func backoff(attempt int) time.Duration {
+	return min(backoffMin<<min(attempt-1, 10), backoffMax)
 }
 
 // fits reports whether the context's deadline leaves time behind the wait.
