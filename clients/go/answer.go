@@ -1,10 +1,13 @@
 package gemma
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+
+	"github.com/gemma-server/gemma-server/clients/go/internal/ended"
 )
 
 // Far above any error the server writes, so that a proxy's page cannot fill
@@ -20,7 +23,7 @@ type answer struct {
 }
 
 // readAnswer reads and closes the body of resp.
-func readAnswer(resp *http.Response, path string) (*answer, error) {
+func readAnswer(ctx context.Context, resp *http.Response, path string) (*answer, error) {
 	defer resp.Body.Close()
 	var from io.Reader = resp.Body
 	if resp.StatusCode != http.StatusOK {
@@ -29,7 +32,7 @@ func readAnswer(resp *http.Response, path string) (*answer, error) {
 	body, err := io.ReadAll(from)
 	if err != nil {
 		return nil, fmt.Errorf("gemma: reading the answer of %s%s: %w",
-			path, forRequest(resp.Header.Get("X-Request-Id")), err)
+			path, forRequest(resp.Header.Get("X-Request-Id")), ended.Blame(ctx, err))
 	}
 	return &answer{path: path, status: resp.StatusCode, header: resp.Header, body: body}, nil
 }

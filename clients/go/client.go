@@ -107,5 +107,5 @@ func (c *Client) call(ctx context.Context, out outgoing) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return readAnswer(resp, out.path)
+	return readAnswer(ctx, resp, out.path)
 }

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/gemma-server/gemma-server/clients/go/internal/ended"
 	"github.com/gemma-server/gemma-server/clients/go/internal/wire"
 )
 
@@ -95,7 +96,7 @@ func (e *endpoint) do(ctx context.Context, out outgoing, apiKey string) (*http.R
 	}
 	resp, err := e.http.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("gemma: %w", err)
+		return nil, fmt.Errorf("gemma: %w", ended.Blame(ctx, err))
 	}
 	return resp, nil
 }

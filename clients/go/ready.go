@@ -47,7 +47,7 @@ func (c *Client) readyAt(ctx context.Context, at *place) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	ans, err := readAnswer(resp, path)
+	ans, err := readAnswer(ctx, resp, path)
 	if err != nil {
 		return nil, err
 	}

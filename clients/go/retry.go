@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/gemma-server/gemma-server/clients/go/internal/ended"
 )
 
 const (
@@ -36,7 +38,7 @@ func (c *Client) send(ctx context.Context, out outgoing) (*http.Response, error)
 			return resp, err
 		}
 		if resp != nil {
-			err = failure(resp, out.path)
+			err = failure(ctx, resp, out.path)
 		}
 		past.add(at.endpoint, err, attempt, c.pool.now())
 		var wait time.Duration
@@ -119,8 +121,8 @@ func fits(ctx context.Context, wait time.Duration) bool {
 }
 
 // failure is the error in resp, whose body it reads and closes.
-func failure(resp *http.Response, path string) error {
-	ans, err := readAnswer(resp, path)
+func failure(ctx context.Context, resp *http.Response, path string) error {
+	ans, err := readAnswer(ctx, resp, path)
 	if err != nil {
 		return err
 	}
@@ -134,6 +136,6 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-timer.C:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return ended.Error(ctx)
 	}
 }

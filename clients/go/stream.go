@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/gemma-server/gemma-server/clients/go/internal/ended"
 	"github.com/gemma-server/gemma-server/clients/go/internal/wire"
 )
 
@@ -54,7 +55,7 @@ func (c *Client) stream(ctx context.Context, req Request, yield func(Chunk, erro
 		return err
 	}
 	if resp.StatusCode != http.StatusOK {
-		ans, err := readAnswer(resp, "/prompt")
+		ans, err := readAnswer(ctx, resp, "/prompt")
 		if err != nil {
 			return err
 		}
@@ -104,9 +105,11 @@ func (c *Client) stream(ctx context.Context, req Request, yield func(Chunk, erro
 // and leaves alone what the caller's context or the decoder brought about.
 func endOfStream(ctx context.Context, err error) error {
 	switch {
+	case ctx.Err() != nil:
+		return ended.Blame(ctx, err)
 	case err == io.EOF:
 		return io.ErrUnexpectedEOF
-	case ctx.Err() != nil, errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errEventTooLarge):
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errEventTooLarge):
 		return err
 	}
 	return fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, err)

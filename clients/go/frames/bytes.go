@@ -3,6 +3,8 @@ package frames
 import (
 	"context"
 	"fmt"
+
+	"github.com/gemma-server/gemma-server/clients/go/internal/ended"
 )
 
 // rawsMax is how many raw frames the server takes from one connection before
@@ -23,7 +25,7 @@ func (c *Conn) Raw(ctx context.Context, body []byte) ([]byte, error) {
 	select {
 	case c.raw <- struct{}{}:
 	case <-ctx.Done():
-		return nil, fmt.Errorf("frames: %w", ctx.Err())
+		return nil, fmt.Errorf("frames: %w", ended.Error(ctx))
 	}
 	waiting := newCall(0)
 	waiting.over = func() { <-c.raw }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"sync"
+
+	"github.com/gemma-server/gemma-server/clients/go/internal/ended"
 )
 
 // arrival is a frame that came for a call, or an error instead.
@@ -61,7 +63,7 @@ func (c *call) next(ctx context.Context) (arrival, error) {
 		case <-ctx.Done():
 		}
 	}
-	return arrival{}, fmt.Errorf("frames: %w", ctx.Err())
+	return arrival{}, fmt.Errorf("frames: %w", ended.Error(ctx))
 }
 
 func (a *arrival) failure() error {

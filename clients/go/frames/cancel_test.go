@@ -3,6 +3,7 @@ package frames_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -139,5 +140,20 @@ func TestAbandonedEcho(t *testing.T) {
 	close(hold)
 	if got, err := conn.Echo(ctx, []byte("second")); string(got) != "second" || err != nil {
 		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// A context may end because of another request's error, which says nothing of
+// this one.
+func TestCauseOfAContext(t *testing.T) {
+	conn, came := endless(t)
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() { <-came; cancel(gemma.ErrOverloaded) }()
+	_, err := conn.Generate(ctx, gemma.Request{Prompt: "x"})
+	_, err2 := conn.Echo(ctx, nil)
+	for _, err := range []error{err, err2} {
+		if !errors.Is(err, context.Canceled) || errors.Is(err, gemma.ErrOverloaded) || !strings.Contains(err.Error(), "overloaded") {
+			t.Errorf("got %v", err)
+		}
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"github.com/gemma-server/gemma-server/clients/go/internal/ended"
 )
 
 const (
@@ -23,12 +25,12 @@ func (c *Conn) write(ctx context.Context, t Type, body []byte, waiting *call) er
 		return fmt.Errorf("%w: its body has %d bytes, and the server takes %d", ErrTooLong, len(body), MaxBody)
 	}
 	if ctx.Err() != nil {
-		return fmt.Errorf("frames: %w", ctx.Err())
+		return fmt.Errorf("frames: %w", ended.Error(ctx))
 	}
 	select {
 	case c.writing <- struct{}{}:
 	case <-ctx.Done():
-		return fmt.Errorf("frames: %w", ctx.Err())
+		return fmt.Errorf("frames: %w", ended.Error(ctx))
 	}
 	if waiting != nil {
 		if err := c.expect(t, waiting); err != nil {

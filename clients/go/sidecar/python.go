@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	gemma "github.com/gemma-server/gemma-server/clients/go"
+	"github.com/gemma-server/gemma-server/clients/go/internal/ended"
 )
 
 // hasServer is a Python program that fails where gemma-server is not
@@ -36,7 +37,7 @@ func (s *Sidecar) findPython(ctx context.Context) (string, error) {
 			return path, nil
 		}
 	}
-	if err := context.Cause(ctx); err != nil {
+	if err := ended.Error(ctx); err != nil {
 		return "", fmt.Errorf("sidecar: %w", err)
 	}
 	return "", errors.New("sidecar: no python3 or python on the PATH has gemma-server: " +
@@ -106,7 +107,7 @@ func (s *Sidecar) runTool(ctx context.Context, path string, args ...string) erro
 	case <-ctx.Done():
 		p.kill()
 		<-p.done
-		return context.Cause(ctx)
+		return ended.Error(ctx)
 	}
 	if !p.state.Success() {
 		return p.exitError()

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 
 	gemma "github.com/gemma-server/gemma-server/clients/go"
+	"github.com/gemma-server/gemma-server/clients/go/internal/ended"
 )
 
 const socketName = "s" // short, see socketPathMax
@@ -74,7 +75,7 @@ func (s *Sidecar) Stop(ctx context.Context) error {
 	}
 	s.kill()
 	<-s.done
-	return fmt.Errorf("sidecar: the server had not finished its requests and was killed: %w", context.Cause(ctx))
+	return fmt.Errorf("sidecar: the server had not finished its requests and was killed: %w", ended.Error(ctx))
 }
 
 func (s *Sidecar) socket() string { return filepath.Join(s.dir, socketName) }

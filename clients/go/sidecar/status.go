@@ -7,6 +7,7 @@ import (
 	"time"
 
 	gemma "github.com/gemma-server/gemma-server/clients/go"
+	"github.com/gemma-server/gemma-server/clients/go/internal/ended"
 )
 
 const (
@@ -36,7 +37,7 @@ func (s *Sidecar) follow(ctx context.Context, p *process, every time.Duration, e
 	for {
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return ended.Error(ctx)
 		case <-p.done:
 			return p.exitError()
 		case <-ticker.C:

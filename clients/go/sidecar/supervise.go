@@ -41,7 +41,7 @@ func (s *Sidecar) restart(ctx context.Context, p *process, cause error, backoff 
 	<-p.done
 	select {
 	case <-ctx.Done():
-		return p, context.Cause(ctx)
+		return p, ctx.Err()
 	case <-time.After(backoff):
 	}
 	next, err := s.launch()
