@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	gemma "github.com/gemma-server/gemma-server/clients/go"
@@ -89,7 +90,9 @@ func (c Config) serveArgs(socket string) []string {
 // environ leaves out where the environment has the server listen besides: the
 // socket is private.
 func (c Config) environ() []string {
-	return append(append(os.Environ(), c.Env...), "GEMMA_HOST=", "GEMMA_PORT=")
+	return slices.Concat(os.Environ(),
+		[]string{"PYTHONSAFEPATH=1"}, // modules in this program's directory are not the server's
+		c.Env, []string{"GEMMA_HOST=", "GEMMA_PORT="})
 }
 
 func (c Config) log(level slog.Level, message string, args ...any) {
