@@ -33,7 +33,9 @@ type Config struct {
 	// Args are further flags of gemma-server serve.
 	Args []string
 	// Env is added to this program's environment, as "NAME=value". The server
-	// takes its settings from there, too, such as "GEMMA_SLOTS=4".
+	// takes its settings from there, too, such as "GEMMA_SLOTS=4"; but where it
+	// listens and which API keys it wants it does not take from this program's,
+	// and GEMMA_FRAMES and GEMMA_API_KEY_FILE alone may be had here.
 	Env []string
 
 	// ClientOptions are for the client that [Sidecar.Client] returns, such as
@@ -87,10 +89,12 @@ func (c Config) serveArgs(socket string) []string {
 	return append(args, "--uds", socket, "--stop-with-stdin")
 }
 
-// environ leaves out where the environment has the server listen besides: the
-// socket is private.
+// environ leaves out where the environment has the server listen besides, for
+// the socket is private, and whose keys it wants. Frames and keys may be had
+// with Env.
 func (c Config) environ() []string {
 	return slices.Concat(os.Environ(),
+		[]string{"GEMMA_FRAMES=", "GEMMA_API_KEY_FILE="},
 		[]string{"PYTHONSAFEPATH=1"}, // modules in this program's directory are not the server's
 		c.Env, []string{"GEMMA_HOST=", "GEMMA_PORT="})
 }

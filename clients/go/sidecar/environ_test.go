@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/gemma-server/gemma-server/clients/go/internal/realpython"
@@ -44,5 +45,21 @@ func TestModulesOfTheWorkingDirectory(t *testing.T) {
 	defer s.Stop(context.Background())
 	if !answers(s) {
 		t.Error("no answer")
+	}
+}
+
+// What the environment says of a public server does not hold for a private one,
+// unless the configuration says it, too.
+func TestSettingsOfTheEnvironment(t *testing.T) {
+	python := script(t, `echo "<$GEMMA_HOST$GEMMA_PORT$GEMMA_FRAMES$GEMMA_API_KEY_FILE>" >&2; exit 2`)
+	for _, name := range []string{"HOST", "PORT", "FRAMES", "API_KEY_FILE"} {
+		t.Setenv("GEMMA_"+name, "public")
+	}
+	own := []string{"GEMMA_FRAMES=own ", "GEMMA_API_KEY_FILE=keys"}
+	for want, env := range map[string][]string{"<>": nil, "<own keys>": own} {
+		_, err := sidecar.Start(context.Background(), sidecar.Config{Python: python, Env: env})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
 	}
 }
