@@ -49,13 +49,19 @@ func WithUnixSocket(path string) Option {
 // left out. After a second, and then after longer and longer up to half a
 // minute, one request probes whether it is back. When all are left out, a
 // request tries the one whose probe is due soonest.
+//
+// Not there is also a server that has taken no connection within three seconds,
+// or when the context's deadline has passed. One that takes connections and
+// never answers counts for nothing, neither good nor bad, since it may be at
+// work: give requests deadlines, and look with [Client.Ready].
 func WithEndpoints(addresses ...string) Option {
 	return func(c *config) { c.endpoints = addresses }
 }
 
 // WithHTTPClient replaces the default HTTP client, for instance to go through
 // a proxy or to add headers. Mind that an [http.Client] Timeout also cuts a
-// running [Client.Stream]; a context deadline additionally tells the server.
+// running [Client.Stream]; a context deadline additionally tells the server. How
+// long it takes to give up dialling is for its transport to say.
 func WithHTTPClient(hc *http.Client) Option {
 	return func(c *config) { c.httpClient = hc }
 }

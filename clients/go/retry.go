@@ -2,10 +2,8 @@ package gemma
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -73,9 +71,10 @@ func (c *Client) plan(ctx context.Context, past tried, attempt int) (next *endpo
 
 // attempt sends the request once and notes how the endpoint fares.
 func (c *Client) attempt(ctx context.Context, at *place, out outgoing) (*http.Response, error) {
-	resp, err := at.endpoint.do(ctx, out, c.apiKey)
+	connecting, traced := watchConnecting(ctx)
+	resp, err := at.endpoint.do(traced, out, c.apiKey)
 	switch {
-	case err != nil && ctx.Err() != nil:
+	case err != nil && gaveUp(ctx, err, connecting()):
 		at.abandon()
 	case err != nil || resp.StatusCode == http.StatusServiceUnavailable:
 		at.fail()
@@ -93,8 +92,7 @@ func (c *Client) attempt(ctx context.Context, at *place, out outgoing) (*http.Re
 // retryable reports whether the server certainly did not work on the request.
 func retryable(resp *http.Response, err error) bool {
 	if err != nil {
-		var op *net.OpError
-		return errors.As(err, &op) && op.Op == "dial"
+		return isDial(err)
 	}
 	status := resp.StatusCode
 	if status < 400 || status == http.StatusGatewayTimeout {

@@ -12,6 +12,9 @@ const (
 	// request from racing with that close.
 	idleConnTimeout = 60 * time.Second
 	idleConnsMax    = 64
+	// dialTimeout leaves time to try another server: without it one that
+	// swallows packets takes all that a context has.
+	dialTimeout = 3 * time.Second
 )
 
 // newHTTPClient connects to the Unix socket unless its path is empty.
@@ -25,13 +28,28 @@ func newHTTPClient(socket string) *http.Client {
 	transport.MaxIdleConnsPerHost = idleConnsMax
 	transport.IdleConnTimeout = idleConnTimeout
 	transport.DisableCompression = true // no gain on loopback, and it would hold back stream pieces
+	if transport.DialContext == nil {
+		transport.DialContext = (&net.Dialer{}).DialContext
+	}
 	if socket != "" {
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		}
 	}
+	transport.DialContext = within(dialTimeout, transport.DialContext)
 	return &http.Client{
 		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
+
+// within dials for so long at most.
+func within(limit time.Duration, dial dialFunc) dialFunc {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		return dial(ctx, network, address)
 	}
 }
