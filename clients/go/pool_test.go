@@ -242,3 +242,17 @@ func TestManyAtOnce(t *testing.T) {
 		t.Errorf("requests %v", counts)
 	}
 }
+
+// Looking whether a server is ready must not have it left out while it loads.
+func TestReadyIsNoFailure(t *testing.T) {
+	f := newFleet(t, 1)
+	f.down[0].Store(true)
+	for range 2 * breakerFailures {
+		if st, err := f.client.Ready(context.Background()); err != nil || st.State != StateLoading {
+			t.Errorf("got %+v, %v", st, err)
+		}
+	}
+	if e := f.client.pool.endpoints[0]; e.breaker.failures != 0 || e.inFlight != 0 {
+		t.Errorf("endpoint %+v", e)
+	}
+}

@@ -6,6 +6,8 @@ import (
 	"net/http"
 )
 
+const readyPath = "/readyz"
+
 // Ready reports whether the server can answer prompts. A server that is still
 // loading or already draining is a [Status], not an error: look at
 // [Status.Ready]. Unlike other calls it is never tried again.
@@ -42,12 +44,11 @@ func (c *Client) Ready(ctx context.Context) (*Status, error) {
 }
 
 func (c *Client) readyAt(ctx context.Context, at *place) (*Status, error) {
-	const path = "/readyz"
-	resp, err := c.attempt(ctx, at, outgoing{method: http.MethodGet, path: path, accept: "application/json"})
+	resp, err := c.attempt(ctx, at, outgoing{method: http.MethodGet, path: readyPath, accept: "application/json"})
 	if err != nil {
 		return nil, err
 	}
-	ans, err := readAnswer(ctx, resp, path)
+	ans, err := readAnswer(ctx, resp, readyPath)
 	if err != nil {
 		return nil, err
 	}

@@ -76,6 +76,8 @@ func (c *Client) attempt(ctx context.Context, at *place, out outgoing) (*http.Re
 	switch {
 	case err != nil && gaveUp(ctx, err, connecting()):
 		at.abandon()
+	case err == nil && out.path == readyPath && resp.StatusCode == http.StatusServiceUnavailable:
+		at.abandon() // it told what it was asked for
 	case err != nil || resp.StatusCode == http.StatusServiceUnavailable:
 		at.fail()
 	default:
