@@ -16,8 +16,15 @@ import (
 // readBuffer holds many pieces, or an echo of some size, for one system call.
 const readBuffer = 64 << 10
 
+// ErrBroken: the connection is of no more use, to no call. It is in every such
+// error, whether the other end is gone, has refused the connection, has sent what
+// it should not, or Close was called. What else failed leaves the connection as it
+// was.
+var ErrBroken = errors.New("frames: the connection is of no more use")
+
 // Conn is a connection to the server's frames. It is safe for concurrent use.
-// When it breaks, every call on it fails, those that wait and those to come.
+// When it breaks, every call on it fails with [ErrBroken], those that wait and
+// those to come; [Dial] another one then.
 type Conn struct {
 	conn   net.Conn
 	lastID atomic.Uint64
@@ -34,7 +41,12 @@ type Conn struct {
 }
 
 // Dial connects to the Unix socket at path. There is no handshake: whether the
-// server can answer is what [Conn.Ready] says.
+// server can answer is what [Conn.Ready] says, and also a server that has too
+// many connections says so to the first call.
+//
+// A program that outlives its server dials anew when a call fails with
+// [ErrBroken]. Whether that call is then made again is for the program to say:
+// the server may have worked on it.
 func Dial(ctx context.Context, path string) (*Conn, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
@@ -51,9 +63,9 @@ func Dial(ctx context.Context, path string) (*Conn, error) {
 }
 
 // Close ends the connection, and with it all that runs on it. What waits for an
-// answer gets an error that wraps [net.ErrClosed].
+// answer gets an error that wraps [net.ErrClosed], and [ErrBroken].
 func (c *Conn) Close() error {
-	c.fail(fmt.Errorf("frames: %w", net.ErrClosed))
+	c.fail(net.ErrClosed)
 	return nil
 }
 
@@ -67,32 +79,33 @@ func (c *Conn) read() {
 			err = c.route(t, body)
 		}
 		if err != nil {
-			c.fail(broken(err))
+			c.fail(lost(err))
 			return
 		}
 	}
 }
 
-// broken makes every way to lose the connection an io.ErrUnexpectedEOF, but not
+// lost makes every way to lose the connection an io.ErrUnexpectedEOF, but not
 // what the server said or sent.
-func broken(err error) error {
+func lost(err error) error {
 	var api *gemma.APIError
 	switch {
 	case errors.As(err, &api), errors.Is(err, errUnexpected), errors.Is(err, ErrEmpty), errors.Is(err, ErrTooLong):
-		return fmt.Errorf("frames: the connection is of no more use: %w", err)
+		return err
 	case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf("frames: the connection broke: %w", io.ErrUnexpectedEOF)
+		return io.ErrUnexpectedEOF
 	}
-	return fmt.Errorf("frames: the connection broke: %w: %w", io.ErrUnexpectedEOF, err)
+	return fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, err)
 }
 
 // fail ends the connection, for the first reason there is.
-func (c *Conn) fail(err error) {
+func (c *Conn) fail(reason error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
 		return
 	}
+	err := fmt.Errorf("%w: %w", ErrBroken, reason)
 	c.err = err
 	c.conn.Close()
 	for _, waiting := range c.calls {

@@ -41,6 +41,40 @@ func ExampleDial() {
 	// Output: is the server running, with --frames?
 }
 
+// A program outlives its server: it dials anew when a connection is broken.
+func ExampleDial_anew() {
+	srv := frametest.Start(nil, frametest.Repeat) // a stand-in
+	defer srv.Close()
+	conn, err := frames.Dial(context.Background(), srv.Path)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if _, err := conn.Echo(context.Background(), nil); err != nil {
+		log.Fatal(err)
+	}
+	srv.Disconnect() // as if it had been started anew
+
+	for range 2 {
+		resp, err := conn.Generate(context.Background(), gemma.Request{Prompt: "Hello"})
+		if errors.Is(err, frames.ErrBroken) {
+			fmt.Println("dialling anew")
+			conn.Close()
+			if conn, err = frames.Dial(context.Background(), srv.Path); err != nil {
+				log.Fatal(err)
+			}
+			continue
+		}
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(resp.Text)
+	}
+	conn.Close()
+	// Output:
+	// dialling anew
+	// Hello
+}
+
 // Many goroutines share one connection, and so do their errors.
 func ExampleConn() {
 	srv := frametest.Start(nil, frametest.Repeat)

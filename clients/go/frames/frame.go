@@ -4,7 +4,8 @@
 //
 // Make one [Conn] with [Dial] and share it: many goroutines may call it at
 // once, and their requests run side by side over the one connection. Nothing is
-// tried again, and a connection that broke stays broken: dial anew.
+// tried again, and a connection that broke stays broken: its errors are
+// [ErrBroken], and one dials anew.
 //
 // Errors that the server answers are [*gemma.APIError], as over HTTP.
 //

@@ -50,8 +50,10 @@ func (c *Conn) Generate(ctx context.Context, req gemma.Request) (*gemma.Response
 // nothing else that runs on the connection.
 //
 // An error is yielded last, with an empty [gemma.Chunk]. When the connection
-// breaks it wraps [io.ErrUnexpectedEOF], so a loop that ends without an error
-// has seen the whole answer. A loop may be slow: what comes meanwhile is kept.
+// breaks it wraps [ErrBroken] and, unless the server said why,
+// [io.ErrUnexpectedEOF], so a loop that ends without an error has seen the whole
+// answer. Another stream then needs another connection: [Dial] anew. A loop may
+// be slow: what comes meanwhile is kept.
 func (c *Conn) Stream(ctx context.Context, req gemma.Request) iter.Seq2[gemma.Chunk, error] {
 	return func(yield func(gemma.Chunk, error) bool) {
 		if err := c.stream(ctx, req, yield); err != nil {

@@ -17,22 +17,23 @@ import (
 // What no server sends ends the connection, and the error says what it was.
 func TestNonsense(t *testing.T) {
 	for want, nonsense := range map[string]struct {
-		t    frames.Type
-		body string
+		t     frames.Type
+		body  string
+		ofOne bool // it spoils one request alone
 	}{
-		"of type 9, which servers do not send":         {9, ""},
-		"of type 2, which servers do not send":         {frames.Request, `{"id":1}`},
-		"of type 0, which nothing was sent for":        {frames.Echo, "x"},
-		"of type 1, which nothing was sent for":        {frames.Raw, "x"},
-		"of type 3: unexpected end of JSON":            {frames.Piece, `{"id":1`},
-		"of type 3: json: cannot unmarshal string":     {frames.Piece, `{"id":"1"}`},
-		"of type 4, about no request of this conn":     {frames.Finished, `{"id":2}`},
-		"of type 3, about no request of this conn":     {frames.Piece, `{"response":"x"}`},
-		`of an error: "{\"status\":500}"`:              {frames.Failed, `{"status":500}`},
-		"of type 4: no finish_reason":                  {frames.Finished, `{"id":1}`},
-		"of type 4: json: cannot unmarshal number":     {frames.Finished, `{"id":1,"response":7}`},
-		`unexpected frame of an error: "{\"id\":1}"`:   {frames.Failed, `{"id":1}`},
-		"of type 3: a piece of what should come whole": {frames.Piece, `{"id":1}`},
+		"of type 9, which servers do not send":         {9, "", false},
+		"of type 2, which servers do not send":         {frames.Request, `{"id":1}`, false},
+		"of type 0, which nothing was sent for":        {frames.Echo, "x", false},
+		"of type 1, which nothing was sent for":        {frames.Raw, "x", false},
+		"of type 3: unexpected end of JSON":            {frames.Piece, `{"id":1`, false},
+		"of type 3: json: cannot unmarshal string":     {frames.Piece, `{"id":"1"}`, false},
+		"of type 4, about no request of this conn":     {frames.Finished, `{"id":2}`, false},
+		"of type 3, about no request of this conn":     {frames.Piece, `{"response":"x"}`, false},
+		`of an error: "{\"status\":500}"`:              {frames.Failed, `{"status":500}`, false},
+		"of type 4: no finish_reason":                  {frames.Finished, `{"id":1}`, true},
+		"of type 4: json: cannot unmarshal number":     {frames.Finished, `{"id":1,"response":7}`, true},
+		`unexpected frame of an error: "{\"id\":1}"`:   {frames.Failed, `{"id":1}`, true},
+		"of type 3: a piece of what should come whole": {frames.Piece, `{"id":1}`, true},
 	} {
 		conn := dial(t, func(p *frametest.Peer, _ frames.Type, _ []byte) { p.Send(nonsense.t, []byte(nonsense.body)) })
 		var err error
@@ -41,7 +42,8 @@ func TestNonsense(t *testing.T) {
 		} else {
 			_, err = collect(conn, ctx, "x")
 		}
-		if err == nil || !strings.Contains(err.Error(), "unexpected frame "+strings.TrimPrefix(want, "unexpected frame ")) || errors.Is(err, io.EOF) {
+		if err == nil || !strings.Contains(err.Error(), "unexpected frame "+strings.TrimPrefix(want, "unexpected frame ")) ||
+			errors.Is(err, io.EOF) || errors.Is(err, frames.ErrBroken) == nonsense.ofOne {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	}
@@ -52,7 +54,7 @@ func TestLengthsThatCannotBe(t *testing.T) {
 		conn := dial(t, func(p *frametest.Peer, _ frames.Type, _ []byte) {
 			p.SendBytes(binary.BigEndian.AppendUint32(nil, length))
 		})
-		if _, err := conn.Echo(ctx, nil); !errors.Is(err, want) {
+		if _, err := conn.Echo(ctx, nil); !errors.Is(err, want) || !errors.Is(err, frames.ErrBroken) {
 			t.Errorf("length %d: %v", length, err)
 		}
 	}
@@ -165,7 +167,7 @@ func TestFailures(t *testing.T) {
 			want := gemma.APIError{Status: 429, Type: "invalid_request_error", Message: "no", Param: "prompt",
 				Code: gemma.CodeOverloaded, RequestID: "r1", RetryAfter: 1500 * time.Millisecond}
 			var api *gemma.APIError
-			if !errors.As(err, &api) || *api != want || !errors.Is(err, gemma.ErrOverloaded) {
+			if !errors.As(err, &api) || *api != want || !errors.Is(err, gemma.ErrOverloaded) || errors.Is(err, frames.ErrBroken) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
@@ -194,7 +196,7 @@ func TestRefusedConnection(t *testing.T) {
 	for range 2 {
 		for name, err := range everyCall(conn) {
 			var api *gemma.APIError
-			if !errors.As(err, &api) || api.Code != "too_many_connections" {
+			if !errors.As(err, &api) || api.Code != "too_many_connections" || !errors.Is(err, frames.ErrBroken) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}

@@ -69,7 +69,7 @@ func TestFramesErrors(t *testing.T) {
 		stderr       []string
 	}{
 		{busy, "", []string{"overloaded", "the server is busy"}},
-		{short, "Hello\n", []string{"ask: the connection broke", "cut short"}},
+		{short, "Hello\n", []string{"ask: the connection is of no more use", "cut short"}},
 		{filepath.Join(t.TempDir(), "none"), "", []string{"ask: dial", "--frames", "is gemma-server running?"}},
 	} {
 		code, stdout, stderr := askFrames(tc.path, "x")

@@ -44,15 +44,20 @@ func Start(t testing.TB, answer Answer) *Server {
 	return s
 }
 
-// Close breaks all connections.
+// Close ends the server and all connections.
 func (s *Server) Close() {
 	s.listener.Close()
+	s.Disconnect()
+	os.RemoveAll(filepath.Dir(s.Path))
+}
+
+// Disconnect breaks all connections.
+func (s *Server) Disconnect() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.peers {
 		p.Break()
 	}
-	os.RemoveAll(filepath.Dir(s.Path))
 }
 
 // Connections is how many there have been.
