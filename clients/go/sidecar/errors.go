@@ -22,20 +22,31 @@ var errWorkerDied = errors.New("the server's worker died and loads the model aga
 // find it with [errors.As].
 type ExitError struct {
 	// State has the exit code: 2 if a setting cannot work, 3 if the model
-	// cannot be loaded, -1 if the process was killed.
+	// cannot be loaded, -1 if the process was killed. It is nil where something
+	// else in this program took the news of the process's end, or has it ignored
+	// (SIGCHLD).
 	State *os.ProcessState
+	// Err is why State is nil.
+	Err error
 	// Stderr is the last lines that it wrote to its standard error.
 	Stderr []string
 }
 
 // Error gives the reason if the server told one, else its last lines.
 func (e *ExitError) Error() string {
-	message := e.State.String() + lastWords(e.reason())
+	how := e.State.String()
+	if e.Err != nil {
+		how = "it ended, nobody knows how: " + e.Err.Error()
+	}
+	message := how + lastWords(e.reason())
 	if strings.Contains(message, "No module named gemma_server") {
 		message += " (install gemma-server for this Python, or set Config.Venv and Config.Install)"
 	}
 	return message
 }
+
+// Unwrap returns Err.
+func (e *ExitError) Unwrap() error { return e.Err }
 
 func (e *ExitError) reason() []string {
 	if code := e.State.ExitCode(); code == exitUsage || code == exitLoad {

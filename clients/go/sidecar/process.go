@@ -22,6 +22,7 @@ type process struct {
 	stages stages           // of its worker
 	done   chan struct{}    // closed when it and its group have ended and their output has been read
 	state  *os.ProcessState // how it ended, once done is closed
+	err    error            // or why nobody knows: somebody else waited for our child
 }
 
 // start runs a command, its output in the log.
@@ -62,7 +63,7 @@ func (p *process) wait(readers *sync.WaitGroup, outputs ...io.Closer) {
 			output.Close()
 		}
 	}
-	p.state, _ = p.cmd.Process.Wait() // fails for a process that is not our child only
+	p.state, p.err = p.cmd.Process.Wait()
 	killGroup(p.cmd.Process.Pid)
 	defer time.AfterFunc(outputGrace, closeOutputs).Stop()
 	readers.Wait()
@@ -86,5 +87,5 @@ func (p *process) drain(ctx context.Context) {
 }
 
 func (p *process) exitError() *ExitError {
-	return &ExitError{State: p.state, Stderr: p.stderr.lines()}
+	return &ExitError{State: p.state, Err: p.err, Stderr: p.stderr.lines()}
 }

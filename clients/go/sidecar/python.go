@@ -7,15 +7,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	gemma "github.com/gemma-server/gemma-server/clients/go"
 	"github.com/gemma-server/gemma-server/clients/go/internal/ended"
 )
 
-// hasServer is a Python program that fails where gemma-server is not
+// hasServer is a Python program that prints serverFound where gemma-server is
 // installed; a checkout in the current directory alone is not enough.
 const hasServer = `from importlib.util import find_spec
-raise SystemExit(not (find_spec("gemma_server") and find_spec("gunicorn")))`
+if find_spec("gemma_server") and find_spec("gunicorn"): print("gemma-server is here")`
+
+const serverFound = "gemma-server is here"
 
 // findPython returns the interpreter that shall run the server, and makes its
 // environment if there is none and the configuration wants that.
@@ -89,11 +92,13 @@ func (s *Sidecar) makeVenv(ctx context.Context) error {
 	return fmt.Errorf("sidecar: making the Python environment %s (on Debian that needs python3-venv): %w", s.cfg.Venv, err)
 }
 
-// serverIn reports whether gemma-server is installed for this interpreter.
+// serverIn reports whether gemma-server is installed for this interpreter. What
+// it prints counts: its exit status may have gone to somebody else.
 func (s *Sidecar) serverIn(ctx context.Context, python string) bool {
 	cmd := exec.CommandContext(ctx, python, "-c", hasServer)
 	cmd.Env = s.cfg.environ()
-	return cmd.Run() == nil
+	output, _ := cmd.Output()
+	return strings.Contains(string(output), serverFound)
 }
 
 // runTool runs a program to its end, its output in the log.
@@ -109,7 +114,7 @@ func (s *Sidecar) runTool(ctx context.Context, path string, args ...string) erro
 		<-p.done
 		return ended.Error(ctx)
 	}
-	if !p.state.Success() {
+	if p.err != nil || !p.state.Success() {
 		return p.exitError()
 	}
 	return nil
