@@ -12,7 +12,12 @@ const (
 	exitLoad  = 3 // the model cannot be loaded
 )
 
-const reasonPrefix = "gemma-server: "
+// reasons begin the line that has the reason. Another thread of the server may
+// tell what stage it is in behind that.
+var reasons = map[int]string{
+	exitUsage: "gemma-server: ",
+	exitLoad:  "gemma-server: cannot load the model: ",
+}
 
 // errWorkerDied: the server lives, but the process in it that holds the model
 // has been replaced.
@@ -49,9 +54,9 @@ func (e *ExitError) Error() string {
 func (e *ExitError) Unwrap() error { return e.Err }
 
 func (e *ExitError) reason() []string {
-	if code := e.State.ExitCode(); code == exitUsage || code == exitLoad {
+	if prefix, known := reasons[e.State.ExitCode()]; known {
 		for i := len(e.Stderr) - 1; i >= 0; i-- {
-			if strings.HasPrefix(e.Stderr[i], reasonPrefix) {
+			if strings.HasPrefix(e.Stderr[i], prefix) {
 				return e.Stderr[i : i+1]
 			}
 		}

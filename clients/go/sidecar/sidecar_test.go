@@ -245,6 +245,7 @@ func TestStartErrors(t *testing.T) {
 		{"usage", sidecar.Config{Python: real, Args: []string{"--fake", "--slots", "0"}}, 2, []string{"gemma-server: --slots"}},
 		{"no such flag", sidecar.Config{Python: real, Args: []string{"--nope"}}, 2, []string{"--nope"}},
 		{"load error", sidecar.Config{Python: real, Model: "/no/such/model"}, 3, []string{"exit status 3: gemma-server: cannot load the model", "/no/such/model"}},
+		{"load error, then a stage", sidecar.Config{Python: script(t, "{ echo 'gemma-server: cannot load the model: why'; echo 'gemma-server: a stage'; } >&2; exit 3")}, 3, []string{"model: why"}},
 		{"setting in the environment", sidecar.Config{Python: real, Env: []string{"GEMMA_SLOTS=none"}}, 2, []string{"GEMMA_SLOTS"}},
 		{"crash", sidecar.Config{Python: script(t, "echo one >&2; echo two >&2; exit 9")}, 9, []string{"one\n\ttwo"}},
 		{"no module", sidecar.Config{Python: script(t, `exec `+real+` -I -S "$@"`)}, 1, []string{"Config.Install"}},
