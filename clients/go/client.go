@@ -102,6 +102,20 @@ func (c *Client) EchoThrough(ctx context.Context, depth Depth, v any) (json.RawM
 	return out.Prompt, nil
 }
 
+// CloseIdleConnections closes the connections to all servers that no request
+// uses at the moment. A client that is no longer needed holds them, and a
+// goroutine or two for each, for a minute otherwise; it goes on working, too.
+//
+// Those of [WithHTTPClient] are closed for whoever else uses that client.
+func (c *Client) CloseIdleConnections() {
+	if c.err != nil {
+		return
+	}
+	for _, e := range c.pool.endpoints {
+		e.http.CloseIdleConnections()
+	}
+}
+
 func (c *Client) call(ctx context.Context, out outgoing) (*answer, error) {
 	resp, err := c.send(ctx, out)
 	if err != nil {

@@ -131,6 +131,21 @@ func ExampleDepth() {
 	// "device": <nil>
 }
 
+// A client for a single task leaves nothing open.
+func ExampleClient_CloseIdleConnections() {
+	srv := gemmatest.NewServer(nil)
+	defer srv.Close()
+
+	client := gemma.New(gemma.WithBaseURL(srv.URL))
+	defer client.CloseIdleConnections()
+	resp, err := client.Generate(context.Background(), gemma.Request{Prompt: "Hello"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(resp.Text)
+	// Output: Hello
+}
+
 func ExampleClient_Ready() {
 	loading := gemma.Status{State: gemma.StateLoading, Stage: "weights", Progress: gemma.Ptr(0.25)}
 	srv := gemmatest.NewServer(nil, gemmatest.WithStatus(loading))
