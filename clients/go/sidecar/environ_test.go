@@ -48,6 +48,31 @@ func TestModulesOfTheWorkingDirectory(t *testing.T) {
 	}
 }
 
+// A relative directory for temporary files is that of the start, wherever the
+// program goes later.
+func TestRelativeTempDir(t *testing.T) {
+	standIn, err := filepath.Abs(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, elsewhere := t.TempDir(), t.TempDir()
+	changeDir(t, dir)
+	t.Setenv("TMPDIR", ".")
+	s := start(t, sidecar.Config{Python: standIn, Env: []string{serverRole + "=1"}})
+	if err := os.Chdir(elsewhere); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := s.Client().Ready(context.Background()); err != nil || !st.Ready() {
+		t.Errorf("got %+v, %v", st, err)
+	}
+	if err := s.Stop(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
 // What the environment says of a public server does not hold for a private one,
 // unless the configuration says it, too.
 func TestSettingsOfTheEnvironment(t *testing.T) {

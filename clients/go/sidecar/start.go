@@ -63,9 +63,14 @@ func newSidecar(ctx context.Context, cfg Config) (*Sidecar, error) {
 }
 
 // makeSocketDir makes a directory that nobody else may enter, in parent unless
-// the path of a socket would be too long there.
+// the path of a socket would be too long there. Its path is absolute, and stays
+// right when this program changes its directory.
 func makeSocketDir(parent string) (string, error) {
-	dir, err := os.MkdirTemp(parent, "gemma-")
+	parent, err := filepath.Abs(parent)
+	dir := ""
+	if err == nil {
+		dir, err = os.MkdirTemp(parent, "gemma-")
+	}
 	if err != nil {
 		return "", fmt.Errorf("sidecar: making the directory of the socket: %w", err)
 	}
