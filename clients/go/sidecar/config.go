@@ -22,7 +22,8 @@ type Config struct {
 	Venv string
 	// Install is what pip shall install into Venv if gemma-server is not there
 	// yet, such as "gemma-server[demo]" or a path to a checkout. Venv itself is
-	// made if it is missing. Two programs must not do that at the same time.
+	// made if it is missing. Two programs must not do that at the same time; nor
+	// does it end when the program is killed.
 	Install string
 
 	// Model is the checkpoint to serve, by default that of MODEL_CHECKPOINT

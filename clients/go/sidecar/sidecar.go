@@ -4,6 +4,9 @@
 // [Start] runs the Python server on a private Unix socket and waits until it
 // is ready; [Sidecar.Client] asks it. A server that dies is started again. It
 // never outlives the program: the server also ends when the program is killed.
+// All that stays then is the empty directory of its socket, gemma-* among the
+// temporary files. A program that is killed while it installs the server leaves
+// that to go on: pip ends by itself.
 //
 // It needs a Unix, as the server does.
 package sidecar
@@ -80,7 +83,7 @@ func (s *Sidecar) Stop(ctx context.Context) error {
 
 func (s *Sidecar) socket() string { return filepath.Join(s.dir, socketName) }
 
-// remove leaves nothing behind.
+// remove leaves no connection and no file behind.
 func (s *Sidecar) remove() {
 	s.connections.CloseIdleConnections()
 	os.RemoveAll(s.dir)
