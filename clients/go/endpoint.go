@@ -66,13 +66,19 @@ func newEndpoint(baseURL, socket string, hc *http.Client) (*endpoint, error) {
 
 func parseBaseURL(base string) (*url.URL, error) {
 	u, err := url.Parse(base)
-	if err != nil {
-		return nil, fmt.Errorf("gemma: base URL: %w", err)
-	}
-	if (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return nil, fmt.Errorf("gemma: base URL %q is not of the form http://host:port", base)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		return nil, fmt.Errorf("gemma: base URL %q is not of the form http://host:port", redact(base))
 	}
 	return u, nil
+}
+
+// redact leaves out a user and password, which url.URL finds only in addresses
+// that are in order.
+func redact(address string) string {
+	if at := strings.LastIndex(address, "@"); at >= 0 {
+		return "..." + address[at:]
+	}
+	return address
 }
 
 // do sends the request once, with the time that the context still has, and

@@ -23,6 +23,11 @@ func TestOptions(t *testing.T) {
 		"no own dial":  {WithEndpoints("unix:s"), WithHTTPClient(&http.Client{})},
 		"retries":      {WithRetries(-1)},
 		"key":          {WithAPIKey("secret\n")},
+		"password 1":   {WithBaseURL("ftp://user:secret@localhost")},
+		"password 2":   {WithBaseURL("user:secret@localhost:20200")},
+		"password 3":   {WithEndpoints("http://a", "http://user:secret/secret@local host")},
+		"password 4":   {WithBaseURL("http://user:secret@local host:1")},
+		"password 5":   {WithBaseURL("http://user:secret%zz@localhost")},
 	} {
 		for call, err := range everyCall(New(opts...)) {
 			if err == nil || !strings.HasPrefix(err.Error(), "gemma: ") || strings.Contains(err.Error(), "secret") {
