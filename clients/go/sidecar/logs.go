@@ -13,6 +13,7 @@ import (
 const (
 	lineMax  = 64 << 10 // a longer line is logged in pieces
 	tailSize = 20       // lines that an error may quote
+	quoteMax = 1 << 10  // bytes of each that it quotes
 )
 
 // forward logs each line of a process's output until that ends, and keeps the
@@ -40,6 +41,9 @@ type tail struct {
 }
 
 func (t *tail) add(line string) {
+	if len(line) > quoteMax {
+		line = strings.ToValidUTF8(line[:quoteMax], "") + "…"
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.kept) == tailSize {
