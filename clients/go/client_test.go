@@ -112,6 +112,30 @@ func TestRequestRefused(t *testing.T) {
 	}
 }
 
+// What is too long for the server is told before it has been sent.
+func TestTooLongRequest(t *testing.T) {
+	var sent atomic.Int64
+	client := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		n, _ := io.Copy(io.Discard, r.Body)
+		sent.Store(n)
+		io.WriteString(w, goodAnswer)
+	})
+	prompt := strings.Repeat("x", bodyMax-len(`{"prompt":""}`))
+	if _, err := client.Generate(context.Background(), Request{Prompt: prompt}); err != nil || sent.Swap(0) != bodyMax {
+		t.Error(err)
+	}
+	_, err := client.Generate(context.Background(), Request{Prompt: prompt + "x"})
+	_, err2 := client.Echo(context.Background(), prompt+"x")
+	var err3 error
+	for _, err3 = range client.Stream(context.Background(), Request{Prompt: prompt}) {
+	}
+	for _, err := range []error{err, err2, err3} {
+		if !errors.Is(err, ErrTooLong) || sent.Load() != 0 {
+			t.Errorf("%d bytes came, error %v", sent.Load(), err)
+		}
+	}
+}
+
 func TestUnexpectedAnswers(t *testing.T) {
 	for _, body := range []string{"", "<html>", "{}", "[]", "null", `{"response": "a"`, `{"response": ["a"]}`} {
 		client := serve(t, func(w http.ResponseWriter, r *http.Request) {

@@ -14,6 +14,9 @@ import (
 	"github.com/gemma-server/gemma-server/clients/go/internal/wire"
 )
 
+// bodyMax is how many bytes of a request the server takes.
+const bodyMax = 1 << 20
+
 // endpoint is one server, and how to reach it.
 type endpoint struct {
 	name string // for logs

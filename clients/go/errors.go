@@ -18,6 +18,7 @@ const (
 	CodeInvalidValue          = "invalid_value"
 	CodeUnknownField          = "unknown_field"
 	CodeContextLengthExceeded = "context_length_exceeded"
+	CodeTooLarge              = "request_entity_too_large"
 	CodeUnauthorized          = "unauthorized"
 	CodeOverloaded            = "overloaded"
 	CodeLoading               = "loading"
@@ -26,7 +27,8 @@ const (
 	CodeGenerationFailed      = "generation_failed"
 )
 
-// Errors that [errors.Is] finds in an [*APIError].
+// Errors that [errors.Is] finds in an [*APIError]; ErrTooLong also comes without
+// one.
 var (
 	// ErrOverloaded: the queue is full; try again after RetryAfter.
 	ErrOverloaded = errors.New("gemma: server overloaded")
@@ -37,6 +39,10 @@ var (
 	// ErrDeadline: the server gave up because the deadline had passed. The
 	// client's own clock may strike first, with [context.DeadlineExceeded].
 	ErrDeadline = errors.New("gemma: deadline passed on the server")
+	// ErrTooLong: the request has a longer body than a server takes, which is 1
+	// MiB. The client does not even send it; a proxy may take less, and answer
+	// with status 413.
+	ErrTooLong = errors.New("gemma: request too long")
 )
 
 // APIError is an error answer of the server, or of something in between, such
@@ -76,10 +82,12 @@ func (e *APIError) Error() string {
 func (e *APIError) Is(target error) bool {
 	code := e.Code
 	if code == "" {
-		// A proxy gives no code, but these two statuses leave no doubt.
+		// A proxy gives no code, but these statuses leave no doubt.
 		switch e.Status {
 		case http.StatusTooManyRequests:
 			code = CodeOverloaded
+		case http.StatusRequestEntityTooLarge:
+			code = CodeTooLarge
 		case http.StatusGatewayTimeout:
 			code = CodeDeadline
 		}
@@ -93,6 +101,8 @@ func (e *APIError) Is(target error) bool {
 		return code == CodeDraining
 	case ErrDeadline:
 		return code == CodeDeadline
+	case ErrTooLong:
+		return code == CodeTooLarge
 	}
 	return false
 }

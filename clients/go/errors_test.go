@@ -52,7 +52,7 @@ func everyCall(c *Client) map[string]error {
 }
 
 func TestAPIErrorIs(t *testing.T) {
-	sentinels := []error{ErrOverloaded, ErrLoading, ErrDraining, ErrDeadline}
+	sentinels := []error{ErrOverloaded, ErrLoading, ErrDraining, ErrDeadline, ErrTooLong}
 	for _, tc := range []struct {
 		err  APIError
 		want error
@@ -64,6 +64,8 @@ func TestAPIErrorIs(t *testing.T) {
 		{APIError{Code: "deadline"}, ErrDeadline},
 		{APIError{Status: 429}, ErrOverloaded},
 		{APIError{Status: 504}, ErrDeadline},
+		{APIError{Status: 413, Code: "request_entity_too_large"}, ErrTooLong},
+		{APIError{Status: 413}, ErrTooLong},
 		{APIError{Status: 503}, nil},
 		{APIError{Status: 429, Code: "something_new"}, nil},
 		{APIError{Status: 400, Code: "invalid_json"}, nil},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	gemma "github.com/gemma-server/gemma-server/clients/go"
@@ -51,6 +52,14 @@ func ExampleAPIError_is() {
 	// with more time
 }
 
+// A body above 1 MiB is not even sent.
+func ExampleAPIError_tooLong() {
+	client := gemma.New() // nobody needs to be there
+	_, err := client.Generate(context.Background(), gemma.Request{Prompt: strings.Repeat("x", 2<<20)})
+	fmt.Println(errors.Is(err, gemma.ErrTooLong))
+	// Output: true
+}
+
 // The code says who can do something about an error.
 func ExampleAPIError_code() {
 	answers := []gemmatest.Reply{
@@ -69,7 +78,7 @@ func ExampleAPIError_code() {
 			continue
 		}
 		switch api.Code {
-		case gemma.CodeInvalidJSON, gemma.CodeInvalidValue, gemma.CodeUnknownField, gemma.CodeContextLengthExceeded:
+		case gemma.CodeInvalidJSON, gemma.CodeInvalidValue, gemma.CodeUnknownField, gemma.CodeContextLengthExceeded, gemma.CodeTooLarge:
 			fmt.Println("the caller: mend", api.Param)
 		case gemma.CodeUnauthorized:
 			fmt.Println("whoever set the API key")

@@ -27,6 +27,9 @@ func (c *Client) send(ctx context.Context, out outgoing) (*http.Response, error)
 	if c.err != nil {
 		return nil, c.err
 	}
+	if len(out.body) > bodyMax {
+		return nil, fmt.Errorf("%w: its body has %d bytes, and the server takes %d", ErrTooLong, len(out.body), bodyMax)
+	}
 	past := tried{}
 	var next *endpoint // that the wait was for
 	for attempt := 1; ; attempt++ {

@@ -41,7 +41,7 @@ func readRequest(r *http.Request) (req Request, problem *gemma.APIError) {
 	case err != nil:
 		return req, &gemma.APIError{Status: 400, Code: "bad_request", Message: err.Error()}
 	case len(body) > bodyMax:
-		return req, &gemma.APIError{Status: 413, Code: "request_entity_too_large", Message: fmt.Sprintf("the body has more than %d bytes", bodyMax)}
+		return req, &gemma.APIError{Status: 413, Code: gemma.CodeTooLarge, Message: fmt.Sprintf("the body has more than %d bytes", bodyMax)}
 	case r.Header.Get("Content-Type") != "application/json":
 		return req, &gemma.APIError{Status: 415, Code: "unsupported_media_type", Message: "send the body as Content-Type: application/json"}
 	}

@@ -112,6 +112,8 @@ func statusOf(code string) int {
 		return http.StatusServiceUnavailable
 	case gemma.CodeDeadline:
 		return http.StatusGatewayTimeout
+	case gemma.CodeTooLarge:
+		return http.StatusRequestEntityTooLarge
 	case gemma.CodeUnauthorized:
 		return http.StatusUnauthorized
 	case gemma.CodeInvalidJSON, gemma.CodeInvalidValue, gemma.CodeUnknownField, gemma.CodeContextLengthExceeded:

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	gemma "github.com/gemma-server/gemma-server/clients/go"
+	"github.com/gemma-server/gemma-server/clients/go/frames"
 )
 
 func main() {
@@ -121,6 +122,9 @@ func advice(err error) string {
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return "the answer was cut short; see the server's log, then ask again"
+	}
+	if errors.Is(err, gemma.ErrTooLong) || errors.Is(err, frames.ErrTooLong) {
+		return "shorten the prompt"
 	}
 	var api *gemma.APIError
 	if !errors.As(err, &api) {

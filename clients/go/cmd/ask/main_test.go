@@ -159,6 +159,7 @@ func TestErrors(t *testing.T) {
 		{"no key", refusal(401, "unauthorized"), "", []string{"-api-key-file", "GEMMA_API_KEY"}},
 		{"deadline", refusal(504, "deadline"), "", []string{"-steps"}},
 		{"too long", refusal(400, "context_length_exceeded"), "", []string{"shorten"}},
+		{"far too long", refusal(413, "request_entity_too_large"), "", []string{"shorten"}},
 		{"failed", refusal(500, "generation_failed"), "", []string{"see the server's log"}},
 		{"other", refusal(400, "invalid_value"), "", []string{"ask: HTTP 400: invalid_value: the message"}},
 		{"cut short", events(piece), "Hello\n", []string{"cut short", "log"}},
