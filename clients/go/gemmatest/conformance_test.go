@@ -41,6 +41,16 @@ func TestClientSeesTheSame(t *testing.T) {
 		if got, err := client.Echo(ctx, []any{1, "two", nil}); err != nil || strings.ReplaceAll(string(got), " ", "") != `[1,"two",null]` {
 			t.Errorf("Echo: %s, %v", got, err)
 		}
+		for _, depth := range []gemma.Depth{gemma.DepthQueue, gemma.DepthDevice} {
+			if got, err := client.EchoThrough(ctx, depth, 1); err != nil || string(got) != "1" {
+				t.Errorf("EchoThrough %q: %s, %v", depth, got, err)
+			}
+		}
+		_, err := client.EchoThrough(ctx, "nowhere", 1)
+		var api *gemma.APIError
+		if !errors.As(err, &api) || api.Code != gemma.CodeInvalidValue || api.Param != "through" || !strings.Contains(api.Message, "'nowhere' is not queue or device") {
+			t.Errorf("EchoThrough nowhere: %v", err)
+		}
 		answers.Check(ctx, t, withRequestID{client, t})
 		for code, req := range map[string]gemma.Request{
 			"prompt":         {},
@@ -91,6 +101,12 @@ func TestAnswersHaveTheSameShape(t *testing.T) {
 			{"POST", "/prompt", `{"prompt": "ab", "stop": "b", "seed": 1, "model": "fake"}`, []string{"200 application/json", whole}},
 			{"POST", "/prompt", `{"prompt": "ab", "stream": true}`, []string{"200 text/event-stream; charset=utf-8", "response:string", "response:string", whole, "[DONE]"}},
 			{"POST", "/echo", `{"prompt": {"a": 1}}`, []string{"200 application/json", "echo_prompt.a:number"}},
+			{"POST", "/echo?through=queue", `{"prompt": 1}`, []string{"200 application/json", "echo_prompt:number"}},
+			{"POST", "/echo?through=device", `{"prompt": 1}`, []string{"200 application/json", "echo_prompt:number"}},
+			{"POST", "/echo?through=http", `{"prompt": 1}`, []string{"400 application/json invalid_value", onField}},
+			{"POST", "/echo?through=", `{"prompt": 1}`, []string{"400 application/json invalid_value", onField}},
+			{"POST", "/echo?through=http", `{"a": 1}`, []string{"400 application/json invalid_value", onField}},
+			{"POST", "/echo?other=1", `{"prompt": 1}`, []string{"200 application/json", "echo_prompt:number"}},
 			{"GET", "/readyz", "", []string{"200 application/json", "model:string progress:number stage:string status:string"}},
 			{"GET", "/healthz", "", []string{"200 application/json", "status:string"}},
 			{"POST", "/prompt", `{"prompt": "ab"`, []string{"400 application/json invalid_json", onAll}},

@@ -74,11 +74,28 @@ func (x *exchange) echo() {
 	if problem == nil {
 		problem = readFields(x.request.Body, map[string]any{"prompt": &prompt})
 	}
+	if problem == nil {
+		problem = x.reach()
+	}
 	if problem != nil {
 		x.fail(problem)
 		return
 	}
 	x.write(200, map[string]json.RawMessage{"echo_prompt": prompt})
+}
+
+// reach is what keeps an echo from going as far as it should.
+func (x *exchange) reach() *gemma.APIError {
+	const name = "through"
+	if !x.request.Query.Has(name) {
+		return nil
+	}
+	switch through := x.request.Query.Get(name); gemma.Depth(through) {
+	case gemma.DepthQueue, gemma.DepthDevice:
+		return x.notReady()
+	default:
+		return invalid(name, fmt.Sprintf("%s: '%.40s' is not %s or %s", name, through, gemma.DepthQueue, gemma.DepthDevice))
+	}
 }
 
 func (x *exchange) readyz() {

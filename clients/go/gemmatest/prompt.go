@@ -17,8 +17,8 @@ func (x *exchange) prompt() {
 	if model := x.request.model; problem == nil && model != nil && *model != st.Model {
 		problem = &gemma.APIError{Status: 404, Code: "model_not_found", Param: "model", Message: fmt.Sprintf("model %q not found", *model)}
 	}
-	if !st.Ready() {
-		problem = &gemma.APIError{Status: 503, Code: string(st.State), Message: "the server is " + string(st.State), RetryAfter: st.RetryAfter}
+	if loading := x.notReady(); loading != nil {
+		problem = loading
 	}
 	if problem == nil {
 		var cancel func()
@@ -38,6 +38,15 @@ func (x *exchange) prompt() {
 	if problem != nil {
 		x.fail(problem)
 	}
+}
+
+// notReady is the error of what needs a model that is ready.
+func (x *exchange) notReady() *gemma.APIError {
+	st := x.server.currentStatus()
+	if st.Ready() {
+		return nil
+	}
+	return &gemma.APIError{Status: 503, Code: string(st.State), Message: "the server is " + string(st.State), RetryAfter: st.RetryAfter}
 }
 
 // limitTime ends the context with X-Request-Timeout-Ms.

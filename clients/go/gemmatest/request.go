@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 
 	gemma "github.com/gemma-server/gemma-server/clients/go"
@@ -21,6 +22,7 @@ const (
 type Request struct {
 	Method string
 	Path   string
+	Query  url.Values
 	Header http.Header
 	Body   []byte
 	// Prompt is what the body asks for, and Stream whether it is to come as a
@@ -34,7 +36,7 @@ type Request struct {
 // readRequest reads the body; problem is what is wrong with it.
 func readRequest(r *http.Request) (req Request, problem *gemma.APIError) {
 	body, err := io.ReadAll(io.LimitReader(r.Body, bodyMax+1))
-	req = Request{Method: r.Method, Path: r.URL.Path, Header: r.Header.Clone(), Body: body}
+	req = Request{Method: r.Method, Path: r.URL.Path, Query: r.URL.Query(), Header: r.Header.Clone(), Body: body}
 	switch {
 	case r.Method != http.MethodPost:
 		return req, nil

@@ -109,8 +109,9 @@ func (s *Server) Script(replies ...Reply) {
 }
 
 // SetStatus changes what /readyz tells. While the state is not
-// [gemma.StateReady], /prompt answers 503 with the code "loading" or "draining"
-// and the status' RetryAfter; /readyz asks for 2 seconds, as the real server's.
+// [gemma.StateReady], /prompt, and /echo through the queue or the device, answer
+// 503 with the code "loading" or "draining" and the status' RetryAfter; /readyz
+// asks for 2 seconds, as the real server's.
 func (s *Server) SetStatus(status gemma.Status) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

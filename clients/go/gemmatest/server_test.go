@@ -126,11 +126,11 @@ func TestRequests(t *testing.T) {
 	client := srv.Client()
 	client.Generate(ctx, gemma.Request{Prompt: "one", Seed: gemma.Ptr[uint64](7), Stop: []string{"z"}})
 	collect(client, ctx)
-	client.Echo(ctx, "two")
+	client.EchoThrough(ctx, gemma.DepthQueue, "two")
 	got := srv.Requests()
 	if len(got) != 3 || got[0].Prompt.Prompt != "one" || *got[0].Prompt.Seed != 7 || got[0].Prompt.Stop[0] != "z" || got[0].Stream ||
 		!got[1].Stream || got[1].Header.Get("Accept") != "text/event-stream" ||
-		got[2].Path != "/echo" || string(got[2].Body) != `{"prompt":"two"}` {
+		got[2].Path != "/echo" || got[2].Query.Get("through") != "queue" || string(got[2].Body) != `{"prompt":"two"}` {
 		t.Errorf("got %+v", got)
 	}
 	_, err := srv.Client(gemma.WithAPIKey("other")).Generate(ctx, gemma.Request{Prompt: "x"})
@@ -150,6 +150,11 @@ func TestStatus(t *testing.T) {
 	}
 	if _, err := client.Generate(ctx, gemma.Request{Prompt: "x"}); !errors.Is(err, gemma.ErrLoading) {
 		t.Errorf("error %v", err)
+	}
+	for depth, want := range map[gemma.Depth]error{gemma.DepthHTTP: nil, gemma.DepthQueue: gemma.ErrLoading, gemma.DepthDevice: gemma.ErrLoading} {
+		if _, err := client.EchoThrough(ctx, depth, 1); !errors.Is(err, want) {
+			t.Errorf("an echo through %q: %v", depth, err)
+		}
 	}
 	srv.SetStatus(gemma.Status{State: gemma.StateReady, Model: "m"})
 	if st, err := client.Ready(ctx); err != nil || !st.Ready() || st.Progress != nil {
