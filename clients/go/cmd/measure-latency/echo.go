@@ -18,6 +18,9 @@ import (
 // warmup requests open each connection and settle both sides' caches.
 const warmup = 10
 
+// requestsLimit is how many times fit in some memory, and some hours.
+const requestsLimit = 10_000_000
+
 // measurement is what -json prints.
 type measurement struct {
 	N          int     `json:"n"`

@@ -12,6 +12,8 @@
 // TCP, the Unix socket and the frames, with connections kept and not, over 1 and
 // 32 of them, and as deep as the handler, the engine's queue and the device.
 // With -prompt it times the parts of real answers.
+//
+// A server that wants an API key gets that of the variable GEMMA_API_KEY.
 package main
 
 import (
@@ -114,8 +116,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	switch {
 	case flags.NArg() > 0:
 		return opts, fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	case opts.n < 1:
-		return opts, errors.New("-n must be at least 1")
+	case opts.n < 1 || opts.n > requestsLimit:
+		return opts, fmt.Errorf("-n must be from 1 to %d", requestsLimit)
 	case *port < 1 || *port > 65535:
 		return opts, errors.New("-port must be from 1 to 65535")
 	case opts.steps < 1:

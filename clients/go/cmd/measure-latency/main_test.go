@@ -59,11 +59,16 @@ type echoServer struct {
 	conns, requests atomic.Int32
 	damage          func(prompt []byte) []byte
 	close           bool
+	key             string
 }
 
 func startEcho(t *testing.T, s *echoServer) *echoServer {
 	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.requests.Add(1)
+		if s.key != "" && r.Header.Get("Authorization") != "Bearer "+s.key {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
 		var in struct{ Prompt json.RawMessage }
 		if err := json.NewDecoder(r.Body).Decode(&in); err != nil || r.URL.Path != "/echo" {
 			t.Errorf("%s: %v", r.URL.Path, err)
@@ -134,6 +139,14 @@ func TestJSON(t *testing.T) {
 	}
 	if n := s.requests.Load(); n != 50+warmup {
 		t.Errorf("%d requests, want %d", n, 50+warmup)
+	}
+}
+
+func TestAPIKey(t *testing.T) {
+	t.Setenv("GEMMA_API_KEY", "k-1")
+	s := startEcho(t, &echoServer{key: "k-1"})
+	if code, _, stderr := s.run("-n", "3"); code != 0 {
+		t.Errorf("got %d, %q", code, stderr)
 	}
 }
 
@@ -215,7 +228,7 @@ func TestNoServer(t *testing.T) {
 
 func TestUsage(t *testing.T) {
 	for _, args := range [][]string{
-		{"-n", "0"}, {"-n", "-1"}, {"-n", "x"}, {"-port", "0"}, {"-port", "65536"}, {"-nope"}, {"extra"},
+		{"-n", "0"}, {"-n", "-1"}, {"-n", "x"}, {"-n", "10000001"}, {"-n", "9000000000000000000"}, {"-connections", "0"}, {"-connections", "4097"}, {"-port", "0"}, {"-port", "65536"}, {"-nope"}, {"extra"},
 	} {
 		if code, stdout, stderr := measureLatency(args...); code != 2 || stdout != "" || stderr == "" {
 			t.Errorf("%q: got %d, %q, %q", args, code, stdout, stderr)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"os"
 
 	gemma "github.com/gemma-server/gemma-server/clients/go"
 )
@@ -54,5 +55,6 @@ func (s server) client(transport string, keepAlive bool) *gemma.Client {
 			return (&net.Dialer{}).DialContext(ctx, "unix", s.socket)
 		}
 	}
-	return gemma.New(gemma.WithBaseURL(base), gemma.WithHTTPClient(&http.Client{Transport: t}), gemma.WithRetries(0))
+	return gemma.New(gemma.WithBaseURL(base), gemma.WithHTTPClient(&http.Client{Transport: t}),
+		gemma.WithAPIKey(os.Getenv("GEMMA_API_KEY")), gemma.WithRetries(0))
 }
