@@ -40,7 +40,9 @@ type Config struct {
 	Env []string
 
 	// ClientOptions are for the client that [Sidecar.Client] returns, such as
-	// an API key. How it connects is not theirs to say.
+	// an API key. How it connects is not theirs to say: with [gemma.WithBaseURL],
+	// [gemma.WithEndpoints] or [gemma.WithUnixSocket], Start fails, and
+	// [gemma.WithHTTPClient] changes nothing.
 	ClientOptions []gemma.Option
 	// Logger gets the lines that the server writes, and what becomes of the
 	// server. By default nothing is logged.

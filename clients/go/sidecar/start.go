@@ -47,6 +47,9 @@ func Start(ctx context.Context, cfg Config) (*Sidecar, error) {
 
 // newSidecar makes ready what every start needs.
 func newSidecar(ctx context.Context, cfg Config) (*Sidecar, error) {
+	if err := checkOptions(cfg.ClientOptions); err != nil {
+		return nil, err
+	}
 	workDir, err := os.Getwd()
 	if err != nil {
 		return nil, fmt.Errorf("sidecar: %w", err)
