@@ -22,7 +22,7 @@ const drainWait = 250 * time.Millisecond
 // Stream sends a prompt and yields the answer piece by piece as the model
 // makes it. The request is sent when a loop over the sequence begins, once for
 // each loop. Leaving the loop or cancelling ctx closes the connection, which
-// makes the server stop generating.
+// makes the server stop generating; behind the end of ctx no piece is yielded.
 //
 // An error is yielded last, with an empty [Chunk]. An error answer, or an
 // error the server reports amid the stream, is an [*APIError]. A stream that
@@ -89,6 +89,9 @@ func (c *Client) stream(ctx context.Context, req Request, yield func(Chunk, erro
 			return newAPIError(ev.Error, 0, resp.Header)
 		}
 		finished = finished || ev.FinishReason != ""
+		if ctx.Err() != nil { // what has come already is not wanted any more
+			return fail(ended.Error(ctx))
+		}
 		if !yield(ev.Chunk, nil) {
 			return nil
 		}

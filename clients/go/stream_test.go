@@ -231,6 +231,25 @@ func TestStreamCancel(t *testing.T) {
 	waitFor(t, gone)
 }
 
+// Pieces that came at once with the one in whose turn the loop was cancelled are
+// not yielded any more.
+func TestStreamCancelWithPiecesAtHand(t *testing.T) {
+	client := serveEvents(t, strings.Repeat("data: {\"response\": \"a\"}\n\n", 100)+lastEvent+"data: [DONE]\n\n")
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	n := 0
+	var last error
+	for chunk, err := range client.Stream(ctx, Request{Prompt: "x"}) {
+		if last = err; chunk.Text != "" {
+			n++
+		}
+		cancel()
+	}
+	if n != 1 || !errors.Is(last, context.Canceled) {
+		t.Errorf("%d pieces, error %v", n, last)
+	}
+}
+
 // A server that does not end the body after [DONE] must not hold up the caller.
 func TestStreamBodyLeftOpen(t *testing.T) {
 	gone := make(chan struct{})
