@@ -61,13 +61,16 @@ func Append(dst []byte, t Type, body []byte) []byte {
 
 // Read reads a frame, whose body may have so many bytes at most. The error is
 // [io.EOF] only where the input ends in front of a frame; amid one it wraps
-// [io.ErrUnexpectedEOF].
+// [io.ErrUnexpectedEOF]. Any other error in front of a frame, such as a deadline's,
+// has read nothing: what comes later is a frame.
 func Read(r *bufio.Reader, most int) (Type, []byte, error) {
 	head, err := r.Peek(lengthSize)
-	if err == io.EOF && len(head) == 0 {
+	switch {
+	case err == io.EOF && len(head) == 0:
 		return 0, nil, io.EOF
-	}
-	if err != nil {
+	case err != nil && len(head) == 0:
+		return 0, nil, fmt.Errorf("frames: %w", err)
+	case err != nil:
 		return 0, nil, amid(err)
 	}
 	length := int64(binary.BigEndian.Uint32(head))

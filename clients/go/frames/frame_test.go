@@ -5,8 +5,12 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
+	"os"
+	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/gemma-server/gemma-server/clients/go/frames"
 )
@@ -23,6 +27,30 @@ func TestReadOfHalfAFrame(t *testing.T) {
 	r := bufio.NewReader(io.MultiReader(bytes.NewReader(wire[:6]), iotest.ErrReader(broken)))
 	if _, _, err := frames.Read(r, frames.MaxBody); !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A deadline that passes in front of a frame does no harm to it.
+func TestReadWithADeadline(t *testing.T) {
+	server, client := net.Pipe()
+	defer server.Close()
+	defer client.Close()
+	r := bufio.NewReader(client)
+	client.SetReadDeadline(time.Now().Add(time.Millisecond))
+	_, _, err := frames.Read(r, frames.MaxBody)
+	if !errors.Is(err, os.ErrDeadlineExceeded) || strings.Contains(err.Error(), "amid") {
+		t.Errorf("in front of a frame: %v", err)
+	}
+	client.SetReadDeadline(time.Time{})
+	go server.Write(frames.Append(nil, frames.Echo, []byte("late")))
+	if _, body, err := frames.Read(r, frames.MaxBody); string(body) != "late" || err != nil {
+		t.Errorf("got %q, %v", body, err)
+	}
+
+	go server.Write([]byte{0, 0})
+	client.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	if _, _, err := frames.Read(r, frames.MaxBody); !errors.Is(err, os.ErrDeadlineExceeded) || !strings.Contains(err.Error(), "amid") {
+		t.Errorf("amid a frame: %v", err)
 	}
 }
 
