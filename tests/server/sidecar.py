@@ -19,6 +19,8 @@ READY = re.compile(
     r"gemma-server ready: (?:http://127\.0\.0\.1:(\d+)|unix:(\S+)) "
     r"\([^,\n]+, [^,\n]+, \d+\.\d s\)\n"
 )
+# A head but for its end.
+POST_ECHO = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 LONG = "x" * 1000  # a prompt that a slow server answers for long
 SERVE = ("-m", "gemma_server", "serve", "--fake", "--port", "0")
 GUNICORN = ("-m", "gunicorn")
