@@ -1,7 +1,6 @@
 """gunicorn's thread worker as to its connections: quick for those who keep one, and unmoved by
 those who stall, never close, or never say a word."""
 
-import contextlib
 import errno
 import logging
 import os
@@ -111,9 +110,13 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         if gone or fs.result() or self.cfg.is_ssl:
             super().finish_request(conn, fs)
             return
-        conn.sock.setblocking(False)
-        with contextlib.suppress(OSError):
+        try:
+            conn.sock.setblocking(False)
             conn.sock.shutdown(socket.SHUT_WR)
+        except OSError:  # the client is gone, or gunicorn has closed it amid an answer
+            self.nr_conns -= 1
+            conn.close()
+            return
         conn.timeout = time.monotonic() + _CLOSING_S
         self.closing.append(conn)
         self._watch(conn, partial(self._read_away, conn))

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.server.conftest import Start
-from tests.server.sidecar import SERVE, Server, ask, raw_answer
+from tests.server.sidecar import SERVE, Server, ask, raw_answer, serve_with_runner
 from tests.web.conftest import wait_until
 
 pytestmark = pytest.mark.slow
@@ -122,6 +122,21 @@ def test_clients_that_do_not_close_hold_nobody_up(small: Server) -> None:
         # They are closed all the same.
         small.open_socket().close()
         wait_until(lambda: len(os.listdir(f"/proc/{small.worker}/fd")) < 30, 10)
+
+
+def test_a_fault_of_ours_amid_an_answer_ends_its_connection_alone(start: Start) -> None:
+    broken = (
+        "import gemma_server.web.native as native\n"
+        "native.PromptWriter.end = lambda self, job: iter([b'data: x'[9]])\n"
+    )
+    command, code, *flags = serve_with_runner("Real")
+    server = start(command, broken + code, *flags)
+    worker = server.worker
+    for _ in range(3):
+        server.stream("abc").broken()
+        assert server.prompt("abc").json["response"] == "abc"
+    assert server.worker == worker
+    assert server.stderr.count("Traceback") == 3
 
 
 def test_a_body_that_is_too_large_ends_the_connection_and_says_so(small: Server) -> None:
