@@ -244,16 +244,19 @@ class FrameServer:
 
 
 def _listen(path: Path) -> socket.socket:
+    """Put a socket in the place of a stale one, but not before it takes connections."""
+    making = path.with_name(("~" + path.name)[: len(path.name)])  # no longer: there is a limit
     with contextlib.suppress(FileNotFoundError):
-        if path.is_socket():
-            path.unlink()  # nobody listens there: that has been checked
+        if making.is_socket():
+            making.unlink()
     listener = socket.socket(socket.AF_UNIX)
     before = os.umask(_UMASK)
     try:
-        listener.bind(str(path))
+        listener.bind(str(making))
     finally:
         os.umask(before)
     listener.listen(_BACKLOG)
+    making.rename(path)  # nobody listens there: that has been checked
     return listener
 
 
