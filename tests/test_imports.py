@@ -11,6 +11,8 @@ import gemma_server
 
 ROOT = Path(gemma_server.__file__).parent
 
+# What HTTP and frames carry.
+CARRIED = {"api", "engine", "text", "settings", "served", "generation", "metrics"}
 # Everyone may use errors. "engine" does not stand for the runner, which imports jax.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -29,27 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": {"engine", "served", "figures"},
     "metrics": {"served", "generation"},
     "api": {"api", "engine", "text", "served", "generation", "metrics"},
-    "web": {
-        "web",
-        "api",
-        "connection",
-        "engine",
-        "text",
-        "settings",
-        "served",
-        "generation",
-        "metrics",
-    },
-    "transport": {
-        "transport",
-        "api",
-        "engine",
-        "text",
-        "settings",
-        "served",
-        "generation",
-        "metrics",
-    },
+    "web": {"web", "connection", *CARRIED},
+    "transport": {"transport", *CARRIED},
     "sidecar": {"build", "engine", "metrics", "served", "settings", "startup", "transport"},
     "startup": {"console", "served", "settings", "sidecar"},
     "checkpoint": {"weights", "text", "model.config"},
