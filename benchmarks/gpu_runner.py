@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gemma_server.engine.executables import Executables
-from gemma_server.engine.kind import Kind
-from gemma_server.engine.pace import ON_GPU
 from gemma_server.engine.plan import Chunk, PendingStep, Plan, Row
 from gemma_server.engine.request import SamplingOptions
-from gemma_server.engine.runner import CHUNKS, JaxRunner, Name, Programs, row_counts
+from gemma_server.executor.compile_cache import Executables
+from gemma_server.executor.dispatch_policy import ON_GPU
+from gemma_server.executor.runner import CHUNKS, JaxRunner, Name, Programs, row_counts
+from gemma_server.executor.variants import Kind
 from gemma_server.model.config import GemmaConfig
 from gemma_server.model.transformer import Params, abstract_params
 

@@ -24,7 +24,7 @@ from itertools import pairwise
 from typing import Any
 
 from gemma_server.engine.request import Failed, Handle, Request, Token
-from gemma_server.engine.timed import Step, StepLog
+from gemma_server.engine.step_log import Step, StepLog
 from gemma_server.errors import UsageError
 from gemma_server.figures import Summary, format_table
 from gemma_server.served import LoadedModel

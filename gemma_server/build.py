@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_server.checkpoint import Checkpoint, open_checkpoint
-from gemma_server.engine.compilations import Compilations
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.fake import FakeRunner, fake_tokenizer
 from gemma_server.engine.plan import Runner
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.errors import ModelLoadError
+from gemma_server.executor.compile_counter import Compilations
 from gemma_server.model.config import GemmaConfig
 from gemma_server.served import Facts, LoadedModel, ServedModel, byte_rate
 from gemma_server.settings import Settings
@@ -78,9 +78,9 @@ def _load_gemma(
     model.at("starting the device")
     import jax
 
-    from gemma_server.engine.executables import Executables
-    from gemma_server.engine.pace import ON_CPU, ON_GPU
-    from gemma_server.engine.runner import CHUNKS, JaxRunner, Programs
+    from gemma_server.executor.compile_cache import Executables
+    from gemma_server.executor.dispatch_policy import ON_CPU, ON_GPU
+    from gemma_server.executor.runner import CHUNKS, JaxRunner, Programs
 
     compilations = Compilations().watch()
     device = jax.devices()[0]

@@ -196,7 +196,7 @@ def bench(rounds: int, **flags: Any) -> None:
     Tables, then one line of JSON on standard output. On an otherwise idle machine only.
     """
     from gemma_server.bench import SLOTS, Bench, format_report
-    from gemma_server.engine.timed import StepLog
+    from gemma_server.engine.step_log import StepLog
     from gemma_server.served import ServedModel
 
     settings = _settings(flags | {"slots": SLOTS})

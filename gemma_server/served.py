@@ -7,9 +7,9 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
-from gemma_server.engine.compilations import Compilations
 from gemma_server.engine.engine import Engine
 from gemma_server.errors import ModelNotFound, NotReady
+from gemma_server.executor.compile_counter import Compilations
 from gemma_server.text.tokenizer import Tokenizer
 
 Status = Literal["loading", "ready", "draining"]

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,87 +12,27 @@ import gemma_server
 
 ROOT = Path(gemma_server.__file__).parent
 
-# What HTTP and frames carry.
-CARRIED = {"api", "engine", "text", "settings", "served", "generation", "metrics"}
-# Everyone may use errors. "engine" does not stand for the runner, which imports jax.
-MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
-    "settings": set(),
-    "text": {"text"},
-    "model": {"model"},
-    "native": set(),
-    "weights": {"weights", "model.config"},
-    "engine": {"engine"},
-    "engine.fake": {"engine", "text"},
-    "engine.runner": {"engine", "model"},
-    "engine.operands": {"engine", "model"},
-    "generation": {"engine", "text"},
-    "served": {"engine", "text"},
-    "figures": set(),
-    "bench": {"engine", "served", "figures"},
-    "metrics": {"served", "generation"},
-    "api": {"api", "engine", "text", "served", "generation", "metrics"},
-    "web": {"web", "connection", *CARRIED},
-    "transport": {"transport", *CARRIED},
-    "sidecar": {"build", "engine", "metrics", "served", "settings", "startup", "transport"},
-    "startup": {"console", "served", "settings", "sidecar"},
-    "checkpoint": {"weights", "text", "model.config"},
-    "inspection": {"checkpoint", "model.config", "settings"},
-    "conversion": {"checkpoint", "weights", "model"},
-    "build": {
-        "checkpoint",
-        "weights",
-        "engine",
-        "engine.runner",
-        "text",
-        "settings",
-        "model",
-        "native",
-        "served",
-    },
-    "connection": set(),
-    "console": set(),
-    "heads": set(),
-    "http_worker": {"api", "connection", "heads"},
-    "worker": {
-        "console",
-        "http_worker",
-        "metrics",
-        "served",
-        "settings",
-        "sidecar",
-        "startup",
-        "transport",
-        "web",
-    },
-    "gunicorn_conf": {"console", "worker", "settings"},
-    "cli": {
-        "bench",
-        "build",
-        "checkpoint",
-        "conversion",
-        "inspection",
-        "startup",
-        "served",
-        "generation",
-        "engine",
-        "settings",
-        "text",
-    },
-    "__main__": {"cli"},
-    "__init__": set(),
-}
-JAX_ALLOWED = (
-    "model",
-    "native",
-    "engine.runner",
-    "engine.operands",
-    "engine.executables",
+# Each line may import itself and the lines above it, and nothing below. Modules at the top of the
+# package are lines of their own.
+ORDER = (
+    ("errors",),
+    ("settings", "console"),
+    ("text", "model", "native"),
+    ("weights", "engine"),
+    ("executor",),
+    ("serving",),
+    ("api",),
+    ("web", "frames"),
+    ("server",),
+    ("cli",),
 )
-JAX_ALLOWED_WITHIN_FUNCTIONS = ("bench", "build", "conversion", "engine.compilations")
+LINE = {room: index for index, rooms in enumerate(ORDER) for room in rooms}
+WITH_JAX = ("model", "native", "executor")
+FRAMEWORKS = {"jax", "jaxlib", "flax", "orbax"}
 
 
 def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name below it; a package by its own name."""
     found = {}
     for path in ROOT.rglob("*.py"):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -99,62 +40,53 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:
+MODULES = modules()
+
+
+def imports_of(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
+    """The modules that a file imports; `from a import b` names a.b where that is a module."""
     tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
-    found = set()
-    for node in nodes:
+    for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
+            yield node.module
+            inner = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (name for name in inner if name.removeprefix("gemma_server.") in MODULES)
 
 
-def law_of(module: str) -> set[str]:
-    for name in (module, module.partition(".")[0]):
-        if name in MAY_IMPORT:
-            return MAY_IMPORT[name]
-    raise AssertionError(f"no law for {module}: add it to the table and to docs/architecture.md")
+def ours(path: Path) -> set[str]:
+    """The modules of this package that a file imports."""
+    names = (name for name in imports_of(path) if name.startswith("gemma_server."))
+    return {name.removeprefix("gemma_server.") for name in names}
 
 
-def covers(allowed: str, module: str) -> bool:
-    if module == "engine.runner" and allowed == "engine":
-        return False
-    return module == allowed or module.startswith(allowed + ".")
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
 
 
-@pytest.mark.parametrize("module", sorted(modules()))
-def test_a_module_imports_only_what_its_law_allows(module: str) -> None:
-    law = law_of(module) | {"errors"}
-    for name in imports_of(modules()[module]):
-        if name.startswith("gemma_server."):
-            target = name.removeprefix("gemma_server.")
-            assert any(covers(allowed, target) for allowed in law), f"{module} imports {target}"
-
-
-@pytest.mark.parametrize("module", sorted(modules()))
-def test_jax_is_imported_only_where_the_law_says(module: str) -> None:
-    def jax_in(names: set[str]) -> bool:
-        return any(name.split(".")[0] in ("jax", "flax", "orbax") for name in names)
-
-    path = modules()[module]
-    if any(covers(allowed, module) for allowed in JAX_ALLOWED):
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_only_rooms_above_its_own(module: str) -> None:
+    room = room_of(module)
+    if room not in LINE:
         return
-    assert not jax_in(imports_of(path, top_level_only=True))
-    if module not in JAX_ALLOWED_WITHIN_FUNCTIONS:
-        assert not jax_in(imports_of(path))
+    for target in ours(MODULES[module]):
+        other = room_of(target)
+        if other == room or other not in LINE:
+            continue
+        assert LINE[other] < LINE[room], f"{module} imports {target}"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_jax_is_imported_at_the_top_of_a_module_only_where_the_law_says(module: str) -> None:
+    if room_of(module) in WITH_JAX:
+        return
+    names = imports_of(MODULES[module], top_level_only=True)
+    assert not {name.partition(".")[0] for name in names} & FRAMEWORKS
 
 
 def test_there_is_no_cycle() -> None:
-    graph = {
-        module: {
-            name.removeprefix("gemma_server.")
-            for name in imports_of(path)
-            if name.startswith("gemma_server.")
-        }
-        for module, path in modules().items()
-    }
+    graph = {module: ours(path) for module, path in MODULES.items()}
     done: set[str] = set()
 
     def visit(module: str, trail: tuple[str, ...]) -> None:

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gemma_server.engine.estimates import Rates
 from gemma_server.engine.plan import Chunk, Plan, Row, StepResult
-from gemma_server.engine.rates import Rates
 from gemma_server.engine.request import (
     MAX_BANS,
     MAX_BIAS,

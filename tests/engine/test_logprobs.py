@@ -24,8 +24,8 @@ _WANTED = {("prefill", 32), ("prefill", 8), ("decode", 1)}
 @pytest.fixture(scope="module", params=oracle.PRESETS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Each preset's name, weights and engine, with no more programs than one slot needs."""
-    from gemma_server.engine.executables import Executables
-    from gemma_server.engine.runner import JaxRunner, Programs
+    from gemma_server.executor.compile_cache import Executables
+    from gemma_server.executor.runner import JaxRunner, Programs
 
     class Few(Programs):
         def jobs(self) -> Iterator[tuple[Any, Callable[..., Any], tuple[int, ...]]]:

@@ -21,8 +21,8 @@ import data
 import train
 import trained
 from classifier import Classifier
-from gemma_server.engine.compilations import Compilations
 from gemma_server.errors import InvalidRequest, ModelLoadError, UsageError
+from gemma_server.executor.compile_counter import Compilations
 from model import BODY_BYTES, Network, Parameters, logits, pixels
 from trained import Config
 

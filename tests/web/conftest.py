@@ -11,12 +11,12 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from gemma_server.engine.compilations import Compilations
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.fake import FakeRunner, FakeStep, fake_tokenizer
 from gemma_server.engine.plan import Plan
 from gemma_server.engine.request import Request, SamplingOptions
 from gemma_server.engine.scheduler import Limits, Scheduler
+from gemma_server.executor.compile_counter import Compilations
 from gemma_server.metrics import Metrics
 from gemma_server.served import LoadedModel, ServedModel
 from gemma_server.settings import Settings, variable_name

@@ -22,6 +22,7 @@ import gemma_server
 logger = logging.getLogger(__name__)
 
 _SOURCES = Path(gemma_server.__file__).parent
+_ROOMS = ("model", "engine", "executor")
 
 
 class Executables:
@@ -61,7 +62,11 @@ class Executables:
 
 
 def _code() -> list[bytes]:
-    sources = [*_SOURCES.glob("model/*.py"), *_SOURCES.glob("engine/*.py")]
+    sources = [
+        *_SOURCES.glob("model/*.py"),
+        *_SOURCES.glob("engine/*.py"),
+        *_SOURCES.glob("executor/*.py"),
+    ]
     return [path.read_bytes() for path in sorted(sources)]
 
 

@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from jax.typing import DTypeLike
 
-from gemma_server.engine.executables import Executables
-from gemma_server.engine.kind import Kind
-from gemma_server.engine.operands import (
+from gemma_server.engine.plan import Chunk, Plan, Row
+from gemma_server.engine.request import MAX_TOP_LOGPROBS, SamplingOptions
+from gemma_server.executor.compile_cache import Executables
+from gemma_server.executor.dispatch_policy import ON_CPU, Pace
+from gemma_server.executor.operands import (
     ROW_WORDS,
     Settings,
     chunk_words,
@@ -23,10 +25,8 @@ from gemma_server.engine.operands import (
     unpack_chunk,
     unpack_settings,
 )
-from gemma_server.engine.pace import ON_CPU, Pace
-from gemma_server.engine.plan import Chunk, Plan, Row
-from gemma_server.engine.request import MAX_TOP_LOGPROBS, SamplingOptions
-from gemma_server.engine.results import PendingTokens
+from gemma_server.executor.results import PendingTokens
+from gemma_server.executor.variants import Kind
 from gemma_server.model.cache import Cache, empty_cache
 from gemma_server.model.config import GemmaConfig
 from gemma_server.model.sampling import Adjusted, Choose, always, never, sample

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from gemma_server.engine.engine import Engine
-from gemma_server.engine.pace import ON_CPU, ON_GPU, Pace
 from gemma_server.engine.request import (
     Finished,
     Handle,
@@ -17,6 +16,7 @@ from gemma_server.engine.request import (
     Token,
 )
 from gemma_server.engine.scheduler import Limits, Scheduler
+from gemma_server.executor.dispatch_policy import ON_CPU, ON_GPU, Pace
 from gemma_server.weights.orbax import OrbaxWeights
 from tests.tiny import load_params, tiny_config, tiny_weights, write_orbax
 
@@ -33,8 +33,8 @@ PACES = {
 
 @pytest.fixture(scope="module", params=PACES)
 def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from gemma_server.engine.executables import Executables
-    from gemma_server.engine.runner import Programs
+    from gemma_server.executor.compile_cache import Executables
+    from gemma_server.executor.runner import Programs
 
     config, pace = tiny_config(NAME), PACES[request.param]
     made = Programs(
@@ -48,7 +48,7 @@ def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def engine(programs: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The tiny model at each pace, as `build` puts it together."""
-    from gemma_server.engine.runner import CHUNKS, JaxRunner
+    from gemma_server.executor.runner import CHUNKS, JaxRunner
 
     pace = programs.pace
     path = write_orbax(tmp_path_factory.mktemp("tiny") / "checkpoint", tiny_weights(NAME))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_server.engine.executables import Executables
+from gemma_server.executor.compile_cache import Executables
 
 pytestmark = pytest.mark.slow
 
