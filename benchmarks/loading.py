@@ -85,8 +85,8 @@ def _load(path: Path, dtype: str) -> dict[str, Any]:
     """Load in this process; what it took."""
     import jax
 
-    from gemma_server.build import put_on_device
-    from gemma_server.checkpoint import open_checkpoint
+    from gemma_server.serving.checkpoint import open_checkpoint
+    from gemma_server.serving.loader import put_on_device
 
     jax.devices()
     began = time.monotonic()

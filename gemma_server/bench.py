@@ -27,7 +27,7 @@ from gemma_server.engine.request import Failed, Handle, Request, Token
 from gemma_server.engine.step_log import Step, StepLog
 from gemma_server.errors import UsageError
 from gemma_server.figures import Summary, format_table
-from gemma_server.served import LoadedModel
+from gemma_server.serving.model import LoadedModel
 
 SLOTS = 16
 STREAMS = (1, 2, 4, 8, SLOTS)

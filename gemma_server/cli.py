@@ -23,9 +23,9 @@ from gemma_server.settings import (
 )
 
 if TYPE_CHECKING:
-    from gemma_server.build import Wrap
-    from gemma_server.checkpoint import Checkpoint
-    from gemma_server.served import ServedModel
+    from gemma_server.serving.checkpoint import Checkpoint
+    from gemma_server.serving.loader import Wrap
+    from gemma_server.serving.model import ServedModel
     from gemma_server.text.tokenizer import Tokenizer
 
 EXIT_USAGE, EXIT_LOAD = 2, 3
@@ -160,7 +160,7 @@ def generate(
     settings = _settings(flags)
     from gemma_server.engine.request import Request, SamplingOptions, random_seed
     from gemma_server.generation import Generation
-    from gemma_server.served import ServedModel
+    from gemma_server.serving.model import ServedModel
 
     sampling = SamplingOptions(
         temperature, top_k, top_p, min_p, random_seed() if seed is None else seed
@@ -197,7 +197,7 @@ def bench(rounds: int, **flags: Any) -> None:
     """
     from gemma_server.bench import SLOTS, Bench, format_report
     from gemma_server.engine.step_log import StepLog
-    from gemma_server.served import ServedModel
+    from gemma_server.serving.model import ServedModel
 
     settings = _settings(flags | {"slots": SLOTS})
     if settings.fake:
@@ -266,7 +266,7 @@ def convert(source: Path, target: Path, dtype: str, tokenizer: Path | None) -> N
 
 
 def _open(path: Path, tokenizer: Path | None) -> "Checkpoint":
-    from gemma_server.checkpoint import open_checkpoint
+    from gemma_server.serving.checkpoint import open_checkpoint
 
     try:
         return open_checkpoint(path, tokenizer)
@@ -287,7 +287,7 @@ def _load(settings: Settings, model: "ServedModel", wrap: "Wrap" = lambda runner
     """Load in this thread while another shows how far it is."""
     import threading
 
-    from gemma_server.build import load_model
+    from gemma_server.serving.loader import load_model
     from gemma_server.startup import report_progress
 
     reporter = threading.Thread(target=report_progress, args=(model,), daemon=True)

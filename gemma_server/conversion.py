@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gemma_server.checkpoint import Checkpoint
 from gemma_server.errors import UsageError
+from gemma_server.serving.checkpoint import Checkpoint
 from gemma_server.weights.converted import write_config
 from gemma_server.weights.source import Progress, load_leaves
 

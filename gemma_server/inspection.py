@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from gemma_server.checkpoint import Checkpoint
 from gemma_server.model.config import GemmaConfig
+from gemma_server.serving.checkpoint import Checkpoint
 from gemma_server.settings import Settings
 
 # 8-bit weights have a scale of 16 bits to every 32; the cache beside them is bfloat16.

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gemma_server.engine.engine import Engine
-from gemma_server.metrics import Metrics
-from gemma_server.served import LoadedModel, ServedModel
+from gemma_server.serving.metrics import Metrics
+from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.settings import Settings
 from gemma_server.startup import Loaded, report_progress
 from gemma_server.transport.gemma import GemmaService
@@ -69,7 +69,7 @@ class GemmaSidecar:
         Raises:
             ModelLoadError: it cannot be loaded.
         """
-        from gemma_server.build import load_model
+        from gemma_server.serving.loader import load_model
 
         threading.Thread(
             target=report_progress, args=(self._model,), name="progress", daemon=True

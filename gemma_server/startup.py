@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from gemma_server.console import say
-from gemma_server.served import ServedModel, byte_rate
+from gemma_server.serving.model import ServedModel, byte_rate
 from gemma_server.settings import Settings
 
 _LOOK_S = 0.1

@@ -23,8 +23,8 @@ from gunicorn.http import errors as http_errors
 from gemma_server.console import say
 from gemma_server.errors import ModelLoadError, UsageError
 from gemma_server.http_worker import HttpWorker
-from gemma_server.metrics import Metrics
-from gemma_server.served import ServedModel
+from gemma_server.serving.metrics import Metrics
+from gemma_server.serving.model import ServedModel
 from gemma_server.settings import check_socket, load_settings
 from gemma_server.sidecar import GemmaSidecar, Sidecar
 from gemma_server.startup import announce

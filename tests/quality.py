@@ -138,10 +138,10 @@ class Scorer:
     def __init__(self, checkpoint: Path, dtype: str = "float32") -> None:
         import jax.numpy as jnp
 
-        from gemma_server.build import put_on_device
-        from gemma_server.checkpoint import open_checkpoint
         from gemma_server.model.transformer import Transformer
         from gemma_server.native.library import register
+        from gemma_server.serving.checkpoint import open_checkpoint
+        from gemma_server.serving.loader import put_on_device
         from gemma_server.settings import default_cache_dir
 
         opened = open_checkpoint(checkpoint)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from gemma_server.build import load_model
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.request import Finished, Handle, Request, SamplingOptions, Token
-from gemma_server.served import LoadedModel, ServedModel
+from gemma_server.serving.loader import load_model
+from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.settings import Settings, default_cache_dir, load_settings
 from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.weights.gguf_file import GgufFile

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from gemma_server.build import load_model
-from gemma_server.metrics import Metrics
 from gemma_server.model.config import RELEASED
-from gemma_server.served import ServedModel
+from gemma_server.serving.loader import load_model
+from gemma_server.serving.metrics import Metrics
+from gemma_server.serving.model import ServedModel
 from gemma_server.settings import load_settings
 from gemma_server.web.app import make_app
 

@@ -106,12 +106,12 @@ def test_there_is_no_cycle() -> None:
         "import gemma_server",
         "import gemma_server.cli",
         "import gemma_server.gunicorn_conf",
-        "import gemma_server.build",
+        "import gemma_server.serving.loader",
         "from gemma_server.web.app import make_app\n"
-        "from gemma_server.metrics import Metrics\n"
-        "from gemma_server.served import ServedModel\n"
+        "from gemma_server.serving.metrics import Metrics\n"
+        "from gemma_server.serving.model import ServedModel\n"
         "from gemma_server.settings import load_settings\n"
-        "from gemma_server.build import load_model\n"
+        "from gemma_server.serving.loader import load_model\n"
         "settings = load_settings(fake=True)\n"
         "model = ServedModel('fake')\n"
         "load_model(settings, model, lambda error: None)\n"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from gemma_server.served import LoadedModel
+from gemma_server.serving.model import LoadedModel
 
 Item = TypeVar("Item")
 

@@ -12,8 +12,8 @@ from gemma_server.api.fitting import Fitting
 from gemma_server.api.timing import Stages, milliseconds
 from gemma_server.engine.request import Request, Timings
 from gemma_server.generation import Completion, Generation, Piece
-from gemma_server.metrics import Metrics
-from gemma_server.served import LoadedModel
+from gemma_server.serving.metrics import Metrics
+from gemma_server.serving.model import LoadedModel
 
 BEAT_S = 5.0  # a stream without text says so often that it is alive
 
@@ -109,8 +109,8 @@ class Job:
         else:
             yield from self._merged()
         self.timings()
-        for completion in self.completions:
-            self._metrics.completed(completion)
+        for done in self.completions:
+            self._metrics.completed(done.prompt_tokens, done.completion_tokens, done.timings)
 
     def usage(self) -> Usage:
         """Tokens of all prompts and answers."""

@@ -7,8 +7,8 @@ from gemma_server.api.schema import PromptBody, as_list
 from gemma_server.api.timing import Stages, timed
 from gemma_server.engine.request import FinishReason, Request
 from gemma_server.errors import InvalidRequest, RequestError
-from gemma_server.metrics import Metrics
-from gemma_server.served import LoadedModel
+from gemma_server.serving.metrics import Metrics
+from gemma_server.serving.model import LoadedModel
 
 
 class PromptAnswer(TypedDict):

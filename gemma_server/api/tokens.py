@@ -3,7 +3,7 @@
 from typing_extensions import TypedDict
 
 from gemma_server.api.schema import ForeignBody, ModelBody
-from gemma_server.served import LoadedModel
+from gemma_server.serving.model import LoadedModel
 
 
 class TokenizeBody(ForeignBody, ModelBody):

@@ -15,8 +15,8 @@ from gemma_server.api.timing import timed
 from gemma_server.api.tokens import TokenizeBody, token_ids
 from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest
-from gemma_server.metrics import Metrics
-from gemma_server.served import ServedModel
+from gemma_server.serving.metrics import Metrics
+from gemma_server.serving.model import ServedModel
 from gemma_server.transport.frame import FINISHED, PIECE
 from gemma_server.transport.service import Op, Part
 

@@ -8,8 +8,8 @@ from typing import Any
 from flask import Flask, Response, g, request
 from flask.json.provider import DefaultJSONProvider
 
-from gemma_server.metrics import Metrics
-from gemma_server.served import ServedModel
+from gemma_server.serving.metrics import Metrics
+from gemma_server.serving.model import ServedModel
 from gemma_server.settings import Settings, is_loopback
 from gemma_server.web import errors, native, ollama, openai, openapi, ops
 from gemma_server.web.body import discard_body

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gemma_server.api.fitting import Fitting
 from gemma_server.errors import InvalidRequest, RequestError
-from gemma_server.served import LoadedModel
+from gemma_server.serving.model import LoadedModel
 from gemma_server.text.chat import Message, Role, encode_chat
 from gemma_server.web.timing import timed
 

@@ -17,8 +17,8 @@ from gemma_server.api.prompt import (
 from gemma_server.api.schema import EchoBody, PromptBody
 from gemma_server.errors import InvalidRequest, RequestError
 from gemma_server.generation import Piece
-from gemma_server.metrics import Metrics
-from gemma_server.served import ServedModel
+from gemma_server.serving.metrics import Metrics
+from gemma_server.serving.model import ServedModel
 from gemma_server.web.body import read_body, read_for
 from gemma_server.web.client import caller
 from gemma_server.web.errors import body_of

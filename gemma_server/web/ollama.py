@@ -13,8 +13,8 @@ from gemma_server.api.job import Job
 from gemma_server.api.schema import as_list, check_tokens
 from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest, RequestError
-from gemma_server.metrics import Metrics
-from gemma_server.served import LoadedModel, ServedModel
+from gemma_server.serving.metrics import Metrics
+from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.text.chat import Message, encode_chat
 from gemma_server.web.body import read_for
 from gemma_server.web.client import caller

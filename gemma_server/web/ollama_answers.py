@@ -12,7 +12,7 @@ from gemma_server.api.logprobs import TokenLogprob, entries
 from gemma_server.engine.request import FinishReason, Token
 from gemma_server.errors import RequestError
 from gemma_server.generation import Piece
-from gemma_server.served import LoadedModel
+from gemma_server.serving.model import LoadedModel
 from gemma_server.web.errors import body_of
 from gemma_server.web.ollama_schema import OllamaBody
 

@@ -15,8 +15,8 @@ from gemma_server.api.schema import MAX_PROMPTS, as_list, check_tokens, seed_of
 from gemma_server.api.tokens import TokenIds, TokenizeBody, token_ids
 from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest, RequestError
-from gemma_server.metrics import Metrics
-from gemma_server.served import LoadedModel, ServedModel
+from gemma_server.serving.metrics import Metrics
+from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.web.body import read_for
 from gemma_server.web.client import caller
 from gemma_server.web.messages import encode_messages

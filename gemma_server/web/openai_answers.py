@@ -19,7 +19,7 @@ from gemma_server.api.logprobs import (
 from gemma_server.engine.request import FinishReason, Logprobs, Token
 from gemma_server.errors import RequestError
 from gemma_server.generation import Completion, Piece
-from gemma_server.served import LoadedModel
+from gemma_server.serving.model import LoadedModel
 from gemma_server.web.errors import body_of
 from gemma_server.web.openai_schema import CompletionBody
 from gemma_server.web.streaming import DONE, PING, event

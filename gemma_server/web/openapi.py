@@ -11,7 +11,7 @@ from pydantic.json_schema import JsonSchemaMode
 
 from gemma_server import __version__
 from gemma_server.api import prompt, schema, tokens
-from gemma_server.served import Readiness
+from gemma_server.serving.model import Readiness
 from gemma_server.web import (
     native,
     ollama,

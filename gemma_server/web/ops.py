@@ -7,8 +7,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from typing_extensions import TypedDict
 from werkzeug.routing import Rule
 
-from gemma_server.metrics import Metrics
-from gemma_server.served import Readiness, ServedModel
+from gemma_server.serving.metrics import Metrics
+from gemma_server.serving.model import Readiness, ServedModel
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>gemma-server</title>

@@ -29,7 +29,7 @@ _START_S = 90.0  # a tiny real model compiles
 
 _PATCHED = """
 import functools, pathlib, time
-import gemma_server.build as build
+import gemma_server.serving.loader as build
 Real = build.FakeRunner
 def when_allowed(path, *args, **options):
     while not pathlib.Path(path).exists():

@@ -17,8 +17,8 @@ from gemma_server.engine.plan import Plan
 from gemma_server.engine.request import Request, SamplingOptions
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.executor.compile_counter import Compilations
-from gemma_server.metrics import Metrics
-from gemma_server.served import LoadedModel, ServedModel
+from gemma_server.serving.metrics import Metrics
+from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.settings import Settings, variable_name
 from gemma_server.web.app import make_app
 

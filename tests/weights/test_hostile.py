@@ -20,9 +20,9 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gemma_server.checkpoint import open_checkpoint
 from gemma_server.cli import main
 from gemma_server.errors import ModelLoadError
+from gemma_server.serving.checkpoint import open_checkpoint
 from gemma_server.weights.open import open_weights
 from gemma_server.weights.source import load_leaves
 from tests.hf import write_hf
@@ -359,7 +359,7 @@ def test_directories_that_hold_no_checkpoint_say_what_is_there(tmp_path: Path) -
 OPEN = """
 import sys
 from pathlib import Path
-from gemma_server.checkpoint import open_checkpoint
+from gemma_server.serving.checkpoint import open_checkpoint
 from gemma_server.cli import main
 from gemma_server.errors import ModelLoadError
 try:

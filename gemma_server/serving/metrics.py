@@ -11,8 +11,8 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from gemma_server.generation import Completion
-from gemma_server.served import ServedModel
+from gemma_server.engine.request import Timings
+from gemma_server.serving.model import ServedModel
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter that nobody reads
 
@@ -64,12 +64,11 @@ class Metrics:
         """Count one answer over frames, by the status that HTTP would have."""
         self._frames.labels(op, str(status)).inc()
 
-    def completed(self, completion: Completion) -> None:
+    def completed(self, prompt_tokens: int, completion_tokens: int, timings: Timings) -> None:
         """Count one finished generation."""
-        timings = completion.timings
         first_token_s = timings.queue_s + timings.prefill_s
-        self._prompt_tokens.inc(completion.prompt_tokens)
-        self._completion_tokens.inc(completion.completion_tokens)
+        self._prompt_tokens.inc(prompt_tokens)
+        self._completion_tokens.inc(completion_tokens)
         self._first_token.observe(first_token_s)
         self._duration.observe(first_token_s + timings.decode_s)
 

@@ -8,7 +8,6 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma_server.checkpoint import Checkpoint, open_checkpoint
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.fake import FakeRunner, fake_tokenizer
 from gemma_server.engine.plan import Runner
@@ -16,7 +15,8 @@ from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.errors import ModelLoadError
 from gemma_server.executor.compile_counter import Compilations
 from gemma_server.model.config import GemmaConfig
-from gemma_server.served import Facts, LoadedModel, ServedModel, byte_rate
+from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
+from gemma_server.serving.model import Facts, LoadedModel, ServedModel, byte_rate
 from gemma_server.settings import Settings
 from gemma_server.weights.architecture import family_of
 from gemma_server.weights.arrays import Array
