@@ -158,8 +158,8 @@ def generate(
     """Load the model, continue PROMPT or answer it (--chat) on standard output, and end."""
     # With as many slots as the server has: then its compiled programs serve here too.
     settings = _settings(flags)
+    from gemma_server.api.generation import Generation
     from gemma_server.engine.request import Request, SamplingOptions, random_seed
-    from gemma_server.generation import Generation
     from gemma_server.serving.model import ServedModel
 
     sampling = SamplingOptions(

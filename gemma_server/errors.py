@@ -12,7 +12,7 @@
         ├── DeadlineExceeded       the client's own time limit ran out           504
         └── GenerationFailed       the model or the device failed                500
 
-Which status a `RequestError` gets is another table (`api/faults.py`), not this file's.
+Which status a `RequestError` gets is another table (`api/errors.py`), not this file's.
 """
 
 

@@ -1,4 +1,5 @@
-"""What clients ask for and what they are told, whatever carries it: schemas, jobs, answers, errors.
+"""What clients ask for and what they are told, whatever carries it.
 
-LAW: neither HTTP nor sockets; never jax, never the model; models are handed in.
+LAW: no Flask, no sockets, no jax; models are handed in. A folder for each dialect; what they share
+lies beside them.
 """

@@ -8,10 +8,10 @@ from typing import NotRequired
 
 from typing_extensions import TypedDict
 
-from gemma_server.api.fitting import Fitting
+from gemma_server.api.generation import Completion, Generation, Piece
 from gemma_server.api.timing import Stages, milliseconds
+from gemma_server.api.truncation import Fitting
 from gemma_server.engine.request import Request, Timings
-from gemma_server.generation import Completion, Generation, Piece
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import LoadedModel
 

@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from gemma_server.api.faults import CLIENT_GONE, ErrorFacts, error_facts, facts, status_of
+from gemma_server.api.errors import CLIENT_GONE, ErrorFacts, error_facts, facts, status_of
+from gemma_server.api.generation import ClientGone
 from gemma_server.api.job import Caller
 from gemma_server.errors import NotReady, Overloaded, RequestError
-from gemma_server.generation import ClientGone
 from gemma_server.transport.frame import FAILED, FINISHED, RAW, BrokenFraming, frame
 from gemma_server.transport.service import Part
 

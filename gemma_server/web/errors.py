@@ -6,9 +6,9 @@ from flask import Flask, Response, g, has_request_context, json, request
 from typing_extensions import TypedDict
 from werkzeug.exceptions import HTTPException
 
-from gemma_server.api.faults import CLIENT_GONE, ErrorFacts, error_facts, facts, status_of
+from gemma_server.api.errors import CLIENT_GONE, ErrorFacts, error_facts, facts, status_of
+from gemma_server.api.generation import ClientGone
 from gemma_server.errors import DeadlineExceeded, NotReady, Overloaded, RequestError
-from gemma_server.generation import ClientGone
 
 logger = logging.getLogger(__name__)
 

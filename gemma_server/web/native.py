@@ -6,8 +6,9 @@ from typing import Any
 from flask import Blueprint, Response, request
 from typing_extensions import TypedDict
 
+from gemma_server.api.generation import Piece
 from gemma_server.api.job import Job
-from gemma_server.api.prompt import (
+from gemma_server.api.native.prompt import (
     PromptAnswer,
     PromptPart,
     last_part,
@@ -16,7 +17,6 @@ from gemma_server.api.prompt import (
 )
 from gemma_server.api.schema import EchoBody, PromptBody
 from gemma_server.errors import InvalidRequest, RequestError
-from gemma_server.generation import Piece
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import ServedModel
 from gemma_server.web.body import read_body, read_for

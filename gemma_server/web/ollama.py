@@ -5,12 +5,14 @@ The wire as ollama/ollama's `api/types.go` and ollama/ollama-python's `_types.py
 
 from datetime import UTC, datetime
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, g
 from typing_extensions import TypedDict
 
-from gemma_server.api.fitting import Fitting
+from gemma_server.api.chat import encode_messages
 from gemma_server.api.job import Job
+from gemma_server.api.ollama.schema import ChatBody, GenerateBody, OllamaBody, ShowBody
 from gemma_server.api.schema import as_list, check_tokens
+from gemma_server.api.truncation import Fitting
 from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest, RequestError
 from gemma_server.serving.metrics import Metrics
@@ -18,7 +20,6 @@ from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.text.chat import Message, encode_chat
 from gemma_server.web.body import read_for
 from gemma_server.web.client import caller
-from gemma_server.web.messages import encode_messages
 from gemma_server.web.ollama_answers import (
     ChatForm,
     Chatted,
@@ -33,7 +34,6 @@ from gemma_server.web.ollama_answers import (
     rfc3339,
     spoken,
 )
-from gemma_server.web.ollama_schema import ChatBody, GenerateBody, OllamaBody, ShowBody
 from gemma_server.web.streaming import stream
 from gemma_server.web.timing import timed
 
@@ -135,7 +135,7 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
         steps, fitting = _room(body, loaded)
         # As Ollama's template for Gemma 3 has it: what the model was made to say goes on.
         goes_on = body.messages[-1].role == "assistant"
-        ids = encode_messages(loaded, body.messages, fitting, goes_on=goes_on)
+        ids = encode_messages(loaded, body.messages, fitting, g.timings, goes_on=goes_on)
         job = _job(body, ids, steps, fitting, loaded)
         form = ChatForm(body, loaded)
         if body.stream:

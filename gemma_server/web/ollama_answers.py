@@ -7,14 +7,14 @@ from typing import Literal
 from flask import json
 from typing_extensions import TypedDict
 
+from gemma_server.api.generation import Piece
 from gemma_server.api.job import Costs, Job
 from gemma_server.api.logprobs import TokenLogprob, entries
+from gemma_server.api.ollama.schema import OllamaBody
 from gemma_server.engine.request import FinishReason, Token
 from gemma_server.errors import RequestError
-from gemma_server.generation import Piece
 from gemma_server.serving.model import LoadedModel
 from gemma_server.web.errors import body_of
-from gemma_server.web.ollama_schema import OllamaBody
 
 
 class Head(TypedDict):

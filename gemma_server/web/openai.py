@@ -6,31 +6,31 @@ What the official clients demand of the wire is told in their sources: openai/op
 
 from typing import Literal
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, g
 from typing_extensions import TypedDict
 
-from gemma_server.api.fitting import Fitting
+from gemma_server.api.chat import encode_messages
 from gemma_server.api.job import Job
+from gemma_server.api.openai.schema import (
+    ChatCompletionBody,
+    CompletionBody,
+    DetokenizeBody,
+)
+from gemma_server.api.openai.tokens import TokenIds, TokenizeBody, token_ids
 from gemma_server.api.schema import MAX_PROMPTS, as_list, check_tokens, seed_of
-from gemma_server.api.tokens import TokenIds, TokenizeBody, token_ids
+from gemma_server.api.truncation import Fitting
 from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest, RequestError
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.web.body import read_for
 from gemma_server.web.client import caller
-from gemma_server.web.messages import encode_messages
 from gemma_server.web.openai_answers import (
     ChatCompletion,
     ChatForm,
     EventWriter,
     TextCompletion,
     TextForm,
-)
-from gemma_server.web.openai_schema import (
-    ChatCompletionBody,
-    CompletionBody,
-    DetokenizeBody,
 )
 from gemma_server.web.streaming import stream
 from gemma_server.web.timing import timed
@@ -68,7 +68,7 @@ def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Bl
         body, loaded = read_for(model, ChatCompletionBody)
         steps = body.steps(loaded.engine.context_length, max_steps)
         fitting = Fitting.of(loaded, steps, truncate=body.truncate)
-        ids = encode_messages(loaded, body.messages, fitting, goes_on=body.goes_on)
+        ids = encode_messages(loaded, body.messages, fitting, g.timings, goes_on=body.goes_on)
         job = _job(body, [ids], steps, fitting, loaded)
         form = ChatForm(loaded, with_logprobs=body.logprobs)
         if body.stream:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
+from gemma_server.api.generation import Completion, Piece
 from gemma_server.api.job import Costs, Job
 from gemma_server.api.logprobs import (
     Scored,
@@ -16,12 +17,11 @@ from gemma_server.api.logprobs import (
     entries,
     scored,
 )
+from gemma_server.api.openai.schema import CompletionBody
 from gemma_server.engine.request import FinishReason, Logprobs, Token
 from gemma_server.errors import RequestError
-from gemma_server.generation import Completion, Piece
 from gemma_server.serving.model import LoadedModel
 from gemma_server.web.errors import body_of
-from gemma_server.web.openai_schema import CompletionBody
 from gemma_server.web.streaming import DONE, PING, event
 
 

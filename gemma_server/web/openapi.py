@@ -10,18 +10,13 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from gemma_server import __version__
-from gemma_server.api import prompt, schema, tokens
+from gemma_server.api import schema
+from gemma_server.api.native import prompt
+from gemma_server.api.ollama import schema as ollama_schema
+from gemma_server.api.openai import schema as openai_schema
+from gemma_server.api.openai import tokens
 from gemma_server.serving.model import Readiness
-from gemma_server.web import (
-    native,
-    ollama,
-    ollama_answers,
-    ollama_schema,
-    openai,
-    openai_answers,
-    openai_schema,
-    ops,
-)
+from gemma_server.web import native, ollama, ollama_answers, openai, openai_answers, ops
 from gemma_server.web.errors import ErrorBody, OllamaErrorBody
 
 _JSON, _EVENTS, _LINES = "application/json", "text/event-stream", "application/x-ndjson"

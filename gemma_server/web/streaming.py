@@ -7,9 +7,9 @@ from typing import Protocol
 
 from flask import Response, json, stream_with_context
 
+from gemma_server.api.generation import ClientGone, Piece
 from gemma_server.api.job import Arrival, Job
 from gemma_server.errors import RequestError
-from gemma_server.generation import ClientGone, Piece
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from gemma_server.api.chat import ChatMessage
 from gemma_server.api.schema import (
     MAX_PROMPTS,
     ForeignBody,
@@ -25,7 +26,6 @@ from gemma_server.api.schema import (
 )
 from gemma_server.engine.request import MAX_BIAS, SamplingOptions
 from gemma_server.errors import InvalidRequest
-from gemma_server.web.messages import ChatMessage
 
 _MAX_TOKENS = 1 << 30  # more than any context
 _MAX_IDS = 1 << 17

@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gemma_server.api.fitting import Fitting
+from gemma_server.api.timing import Stages, timed
+from gemma_server.api.truncation import Fitting
 from gemma_server.errors import InvalidRequest, RequestError
 from gemma_server.serving.model import LoadedModel
 from gemma_server.text.chat import Message, Role, encode_chat
-from gemma_server.web.timing import timed
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 4096  # of one message
@@ -46,7 +46,12 @@ Messages = Annotated[list[ChatMessage], Field(max_length=MAX_MESSAGES)]
 
 
 def encode_messages(
-    loaded: LoadedModel, messages: Sequence[ChatMessage], fitting: Fitting, *, goes_on: bool
+    loaded: LoadedModel,
+    messages: Sequence[ChatMessage],
+    fitting: Fitting,
+    stages: Stages,
+    *,
+    goes_on: bool,
 ) -> list[int]:
     """The model's template around the messages, as ids; what is dropped are whole messages, and
     never the system's. With `goes_on` the model goes on with the last one, which is its own.
@@ -54,7 +59,7 @@ def encode_messages(
     Raises:
         InvalidRequest: one of them cannot be; `param` says which. Or they are too long.
     """
-    with timed("tokenize"):
+    with timed(stages, "tokenize"):
         plain = [_plain(index, message) for index, message in enumerate(messages)]
         try:
             ids = fitting.items(

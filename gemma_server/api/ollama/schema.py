@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from gemma_server.api.chat import Messages
 from gemma_server.api.schema import (
     ForeignBody,
     MinP,
@@ -23,7 +24,6 @@ from gemma_server.api.schema import (
 )
 from gemma_server.engine.request import SamplingOptions
 from gemma_server.errors import InvalidRequest
-from gemma_server.web.messages import Messages
 
 _ALL = 1 << 30  # tokens: more than any context
 Integer = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]

@@ -1,0 +1,1 @@
+"""`/prompt` and `/echo`: the server's own routes."""
