@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gemma_server.engine.engine import Engine
+from gemma_server.frames.gemma import GemmaService
+from gemma_server.frames.service import Service
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.settings import Settings
 from gemma_server.startup import Loaded, report_progress
-from gemma_server.transport.gemma import GemmaService
-from gemma_server.transport.service import Service
 
 OnDeath = Callable[[BaseException], None]
 

@@ -22,14 +22,14 @@ from gunicorn.http import errors as http_errors
 
 from gemma_server.console import say
 from gemma_server.errors import ModelLoadError, UsageError
+from gemma_server.frames.server import FrameServer
+from gemma_server.frames.service import Service
 from gemma_server.http_worker import HttpWorker
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import ServedModel
 from gemma_server.settings import check_socket, load_settings
 from gemma_server.sidecar import GemmaSidecar, Sidecar
 from gemma_server.startup import announce
-from gemma_server.transport.server import FrameServer
-from gemma_server.transport.service import Service
 from gemma_server.web.app import make_app
 from gemma_server.web.errors import error_body
 

@@ -2,7 +2,7 @@
 
     python serve.py --frames /tmp/images.frames [--model DIRECTORY] [--port 20201]
 
-The worker and the transport are gemma-server's; this file says what a frame means, and how the
+The worker and the framed socket are gemma-server's; this file says what a frame means, and how the
 model is loaded. On the port are /healthz and /readyz.
 """
 
@@ -20,9 +20,9 @@ from gunicorn.app.wsgiapp import run
 
 from gemma_server.api.job import Caller
 from gemma_server.errors import NotReady
+from gemma_server.frames.codec import FINISHED
+from gemma_server.frames.service import Op, Part
 from gemma_server.settings import Settings, load_settings
-from gemma_server.transport.frame import FINISHED
-from gemma_server.transport.service import Op, Part
 
 if TYPE_CHECKING:
     from classifier import Classifier

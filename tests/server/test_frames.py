@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.frames.peer import ECHO, PIECE, Peer, packed
 from tests.server.conftest import Start
 from tests.server.sidecar import LONG, SERVE, run, serve_slowly, serve_when
-from tests.transport.peer import ECHO, PIECE, Peer, packed
 from tests.web.conftest import wait_until
 
 pytestmark = pytest.mark.slow

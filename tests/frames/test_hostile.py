@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gemma_server.api.document import MAX_BODY_BYTES
-from gemma_server.transport import connection, server
-from tests.transport.conftest import Lane, Open
-from tests.transport.peer import ECHO, FAILED, RAW, Peer, packed, request
+from gemma_server.frames import connection, server
+from tests.frames.conftest import Lane, Open
+from tests.frames.peer import ECHO, FAILED, RAW, Peer, packed, request
 from tests.web.conftest import wait_until
 
 VALID = (

@@ -6,8 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from gemma_server.transport.exchange import failure
-from gemma_server.transport.frame import BrokenFraming, Splitter
+from gemma_server.frames.codec import BrokenFraming, Splitter
+from gemma_server.frames.exchange import failure
 
 PAUSE_BYTES = 1 << 20  # unsent: the client is not read from until it reads
 MAX_UNSENT_BYTES = 16 << 20  # and here it is given up

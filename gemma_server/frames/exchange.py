@@ -11,8 +11,8 @@ from gemma_server.api.errors import CLIENT_GONE, ErrorFacts, error_facts, facts,
 from gemma_server.api.generation import ClientGone
 from gemma_server.api.job import Caller
 from gemma_server.errors import NotReady, Overloaded, RequestError
-from gemma_server.transport.frame import FAILED, FINISHED, RAW, BrokenFraming, frame
-from gemma_server.transport.service import Part
+from gemma_server.frames.codec import FAILED, FINISHED, RAW, BrokenFraming, frame
+from gemma_server.frames.service import Part
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemma_server.transport.frame import (
+from gemma_server.frames.codec import (
     MAX_LENGTH,
     BrokenFraming,
     Splitter,
@@ -14,7 +14,7 @@ from gemma_server.transport.frame import (
     frame,
     kind_of,
 )
-from tests.transport.peer import VECTORS, packed
+from tests.frames.peer import VECTORS, packed
 
 bodies = st.binary(max_size=300) | st.sampled_from((b"", b"\0" * 70_000))
 frames = st.lists(st.builds(packed, st.integers(0, 255), bodies), max_size=6)

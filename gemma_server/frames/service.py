@@ -1,4 +1,4 @@
-"""What frames mean: the seam between the transport and whatever model it serves."""
+"""What frames mean: the seam between the framed socket and whatever model it serves."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol

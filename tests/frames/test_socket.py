@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gemma_server.transport.gemma import GemmaService
-from gemma_server.transport.server import FrameServer
-from tests.transport.peer import Peer
+from gemma_server.frames.gemma import GemmaService
+from gemma_server.frames.server import FrameServer
+from tests.frames.peer import Peer
 from tests.web.conftest import Serve, wait_until
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gemma_server.transport import conversation, crew
-from tests.transport.conftest import Lane, Open
-from tests.transport.peer import (
+from gemma_server.frames import session, worker_pool
+from tests.frames.conftest import Lane, Open
+from tests.frames.peer import (
     ECHO,
     FAILED,
     FINISHED,
@@ -261,8 +261,8 @@ def test_refusals_say_when_to_try_again(open_lane: Open) -> None:
 
 def test_too_many_are_refused_one_by_one(open_lane: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the engine's line, the connection's limits, and the threads there are."""
-    monkeypatch.setattr(conversation, "MAX_REQUESTS", 6)
-    monkeypatch.setattr(crew, "LEAVING", 0)
+    monkeypatch.setattr(session, "MAX_REQUESTS", 6)
+    monkeypatch.setattr(worker_pool, "LEAVING", 0)
     lane = open_lane(slots=1, max_queue=4, threads=6)
     lane.sidecar.runner.open.clear()
     with lane.connect() as peer, lane.connect() as other:
@@ -287,8 +287,8 @@ def test_refused_raw_frames_are_told_in_their_turn(
     open_lane: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their order alone says whose an answer is."""
-    monkeypatch.setattr(conversation, "MAX_RAWS", 2)
-    monkeypatch.setattr(conversation, "MAX_REFUSED", 3)
+    monkeypatch.setattr(session, "MAX_RAWS", 2)
+    monkeypatch.setattr(session, "MAX_REFUSED", 3)
     lane = open_lane(slots=1)
     lane.sidecar.runner.open.clear()
     with lane.connect() as peer, lane.connect() as flooding:

@@ -11,10 +11,10 @@ from typing import Any
 from gemma_server.api.document import parse
 from gemma_server.api.job import Caller
 from gemma_server.errors import InvalidRequest, Overloaded, RequestError
-from gemma_server.transport.crew import Crew
-from gemma_server.transport.exchange import Exchange, Id, failure
-from gemma_server.transport.frame import RAW, REQUEST, BrokenFraming, body_of, kind_of
-from gemma_server.transport.service import Service
+from gemma_server.frames.codec import RAW, REQUEST, BrokenFraming, body_of, kind_of
+from gemma_server.frames.exchange import Exchange, Id, failure
+from gemma_server.frames.service import Service
+from gemma_server.frames.worker_pool import Crew
 
 MAX_REQUESTS = 256  # at work
 MAX_RAWS = 16  # at work and waiting

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gemma_server.errors import Overloaded
-from gemma_server.transport.connection import Connection
-from gemma_server.transport.conversation import Conversation
-from gemma_server.transport.crew import Crew
-from gemma_server.transport.exchange import failure
-from gemma_server.transport.frame import ECHO, BrokenFraming, kind_of
-from gemma_server.transport.service import Service
+from gemma_server.frames.codec import ECHO, BrokenFraming, kind_of
+from gemma_server.frames.connection import Connection
+from gemma_server.frames.exchange import failure
+from gemma_server.frames.service import Service
+from gemma_server.frames.session import Conversation
+from gemma_server.frames.worker_pool import Crew
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from gemma_server.api.schema import ModelBody, PromptBody, PromptText, TopLogpro
 from gemma_server.api.timing import timed
 from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest
+from gemma_server.frames.codec import FINISHED, PIECE
+from gemma_server.frames.service import Op, Part
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import ServedModel
-from gemma_server.transport.frame import FINISHED, PIECE
-from gemma_server.transport.service import Op, Part
 
 
 class ScoreBody(ModelBody):
