@@ -80,8 +80,8 @@ def serve(**flags: Any) -> None:
             os.environ[variable_name(name)] = str(getattr(settings, name))
     sys.argv = [
         "gemma-server",
-        "--config=python:gemma_server.gunicorn_conf",
-        "gemma_server.worker:create_app()",
+        "--config=python:gemma_server.server.gunicorn_conf",
+        "gemma_server.server.worker:create_app()",
     ]
     from gunicorn.app.wsgiapp import WSGIApplication
 
@@ -251,7 +251,7 @@ def inspect(path: Path, tokenizer: Path | None) -> None:
 def convert(source: Path, target: Path, dtype: str, tokenizer: Path | None) -> None:
     """Write the checkpoint SOURCE as the new directory TARGET, which starts fastest."""
     from gemma_server.conversion import convert, lossless_dtype
-    from gemma_server.startup import ByteProgress
+    from gemma_server.server.progress import ByteProgress
 
     checkpoint = _open(source, tokenizer)
     dtype = lossless_dtype(checkpoint) if dtype == "auto" else dtype
@@ -287,8 +287,8 @@ def _load(settings: Settings, model: "ServedModel", wrap: "Wrap" = lambda runner
     """Load in this thread while another shows how far it is."""
     import threading
 
+    from gemma_server.server.progress import report_progress
     from gemma_server.serving.loader import load_model
-    from gemma_server.startup import report_progress
 
     reporter = threading.Thread(target=report_progress, args=(model,), daemon=True)
     reporter.start()

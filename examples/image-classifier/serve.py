@@ -39,8 +39,8 @@ class Loaded:
     load_s: float
 
 
-class ClassifierSidecar:
-    """A `Sidecar` around one classifier, and the `Service` of its frames."""
+class HostedClassifier:
+    """A `Hosted` around one classifier, and the `Service` of its frames."""
 
     example: str | None = None
 
@@ -105,8 +105,8 @@ class ClassifierSidecar:
 def create_app() -> Flask:
     """The HTTP side, which a worker of gunicorn hosts."""
     app = Flask(__name__, static_folder=None)
-    sidecar = ClassifierSidecar(load_settings(), Path(os.environ["CLASSIFIER_MODEL"]))
-    app.extensions["sidecar"] = sidecar
+    hosted = HostedClassifier(load_settings(), Path(os.environ["CLASSIFIER_MODEL"]))
+    app.extensions["hosted"] = hosted
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
@@ -114,7 +114,7 @@ def create_app() -> Flask:
 
     @app.get("/readyz")
     def readyz() -> tuple[dict[str, str], int]:
-        return {"status": sidecar.status}, 200 if sidecar.status == "ready" else 503
+        return {"status": hosted.status}, 200 if hosted.status == "ready" else 503
 
     return app
 
@@ -129,7 +129,12 @@ def main() -> None:
     os.environ["GEMMA_FRAMES"] = str(Path(arguments.frames).absolute())
     os.environ["GEMMA_PORT"] = arguments.port
     os.environ["CLASSIFIER_MODEL"] = str(Path(arguments.model).absolute())
-    sys.argv = ["serve.py", "-c", "python:gemma_server.gunicorn_conf", f"--pythonpath={HERE}"]
+    sys.argv = [
+        "serve.py",
+        "-c",
+        "python:gemma_server.server.gunicorn_conf",
+        f"--pythonpath={HERE}",
+    ]
     sys.argv.append("serve:create_app()")
     run()
 

@@ -24,7 +24,12 @@ POST_ECHO = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: applicatio
 LONG = "x" * 1000  # a prompt that a slow server answers for long
 SERVE = ("-m", "gemma_server", "serve", "--fake", "--port", "0")
 GUNICORN = ("-m", "gunicorn")
-BY_HAND = (*GUNICORN, "-c", "python:gemma_server.gunicorn_conf", "gemma_server.worker:create_app()")
+BY_HAND = (
+    *GUNICORN,
+    "-c",
+    "python:gemma_server.server.gunicorn_conf",
+    "gemma_server.server.worker:create_app()",
+)
 _START_S = 90.0  # a tiny real model compiles
 
 _PATCHED = """

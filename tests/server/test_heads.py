@@ -12,7 +12,7 @@ from gunicorn.http.parser import RequestParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gemma_server.heads import PlainParser
+from gemma_server.server.http.request_head import PlainParser
 
 PEER = ("127.0.0.1", 5)
 FROM_GO = (

@@ -132,7 +132,7 @@ def test_a_request_that_comes_byte_by_byte_is_answered(server: Server) -> None:
 
 
 def test_a_body_that_stalls_is_408_and_no_error_of_ours(start: Start) -> None:
-    patched = "import gemma_server.http_worker as worker\nworker.SOCKET_TIMEOUT_S = 1\n"
+    patched = "import gemma_server.server.http.worker as worker\nworker.SOCKET_TIMEOUT_S = 1\n"
     command, code, *flags = serve_with_runner("Real")
     server = start(command, patched + code, *flags)
     for rest in (b"Content-Length: 100\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"):
@@ -145,7 +145,7 @@ def test_a_body_that_stalls_is_408_and_no_error_of_ours(start: Start) -> None:
 
 def test_a_body_that_comes_too_slowly_is_408(start: Start) -> None:
     """Else a client that sends a byte now and then keeps its thread for ever."""
-    patched = "import gemma_server.http_worker as worker\nworker.SOCKET_TIMEOUT_S = 1\n"
+    patched = "import gemma_server.server.http.worker as worker\nworker.SOCKET_TIMEOUT_S = 1\n"
     command, code, *flags = serve_with_runner("Real")
     server = start(command, patched + code, *flags)
     with server.open_socket(POST_ECHO + b"Content-Length: 100\r\n\r\n") as connection:

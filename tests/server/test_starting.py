@@ -109,8 +109,8 @@ def test_gunicorn_by_hand_serves(start: Start) -> None:
     [
         (("--workers", "2"), "one worker batches all requests"),
         (("--preload",), "a GPU does not survive"),
-        (("-k", "sync"), "gemma_server.worker.SidecarWorker"),
-        (("-k", "gthread"), "gemma_server.worker.SidecarWorker"),
+        (("-k", "sync"), "gemma_server.server.worker.ModelWorker"),
+        (("-k", "gthread"), "gemma_server.server.worker.ModelWorker"),
     ],
 )
 def test_gunicorn_flags_that_cannot_work_are_refused(
@@ -123,10 +123,10 @@ def test_gunicorn_flags_that_cannot_work_are_refused(
 
 
 def test_gunicorn_without_its_configuration_is_refused(home: Path) -> None:
-    args = (*GUNICORN, "-b", "127.0.0.1:0", "gemma_server.worker:create_app()")
+    args = (*GUNICORN, "-b", "127.0.0.1:0", "gemma_server.server.worker:create_app()")
     result = run(home, args, BY_HAND_ENV)
     assert result.returncode != 0
-    assert "start gunicorn with -c python:gemma_server.gunicorn_conf" in result.stderr
+    assert "start gunicorn with -c python:gemma_server.server.gunicorn_conf" in result.stderr
 
 
 # Unix sockets.

@@ -1,4 +1,5 @@
-"""gunicorn's configuration, from the environment: `gunicorn -c python:gemma_server.gunicorn_conf`.
+"""gunicorn's configuration, from the environment:
+`gunicorn -c python:gemma_server.server.gunicorn_conf`.
 
 Runs in the gunicorn master, which must never import jax: a forked child cannot use its parent's
 device, nor its parent's threads.
@@ -10,8 +11,9 @@ from gunicorn.arbiter import Arbiter
 
 from gemma_server.console import say
 from gemma_server.errors import GemmaServerError, UsageError
-from gemma_server.settings import check_address, load_settings
-from gemma_server.worker import SidecarWorker, check_gunicorn
+from gemma_server.server.addresses import check_address
+from gemma_server.server.worker import ModelWorker, check_gunicorn
+from gemma_server.settings import load_settings
 
 _HEALTH_THREADS = 16  # so that /readyz and refusals are answered when every place is taken
 
@@ -29,7 +31,7 @@ except UsageError as error:
 
 bind = _settings.bind
 workers = 1
-worker_class = "gemma_server.worker.SidecarWorker"
+worker_class = "gemma_server.server.worker.ModelWorker"
 # Every request that waits or runs holds a thread; more than that are refused by the scheduler.
 threads = _settings.slots + _settings.max_queue + _HEALTH_THREADS
 worker_connections = threads + 1000  # idle keep-alive connections hold none
@@ -61,16 +63,16 @@ def on_starting(server: Arbiter) -> None:
     server.handle_ttin = server.handle_ttou = server.handle_usr2 = _ignore_signal
 
 
-def post_worker_init(worker: SidecarWorker) -> None:
+def post_worker_init(worker: ModelWorker) -> None:
     """The worker has forked and handles signals: now the model may load."""
-    worker.start_sidecar()
+    worker.start_hosted()
 
 
-def worker_abort(worker: SidecarWorker) -> None:
+def worker_abort(worker: ModelWorker) -> None:
     """The master gave up on this worker: leave every thread's stack in the log."""
     worker.dump_stacks()
 
 
-def worker_exit(server: Arbiter, worker: SidecarWorker) -> None:
+def worker_exit(server: Arbiter, worker: ModelWorker) -> None:
     """Leave at once: native threads that still compile or compute must not see Python go."""
     worker.leave()

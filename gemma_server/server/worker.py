@@ -24,12 +24,13 @@ from gemma_server.console import say
 from gemma_server.errors import ModelLoadError, UsageError
 from gemma_server.frames.server import FrameServer
 from gemma_server.frames.service import Service
-from gemma_server.http_worker import HttpWorker
+from gemma_server.server.addresses import check_socket
+from gemma_server.server.hosted import Hosted, HostedGemma
+from gemma_server.server.http.worker import HttpWorker
+from gemma_server.server.ready_line import announce
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import ServedModel
-from gemma_server.settings import check_socket, load_settings
-from gemma_server.sidecar import GemmaSidecar, Sidecar
-from gemma_server.startup import announce
+from gemma_server.settings import load_settings
 from gemma_server.web.app import make_app
 from gemma_server.web.errors import error_body
 
@@ -52,19 +53,19 @@ _STATUS_OF_PARSE_ERROR: dict[type[Exception], tuple[int, str]] = {
 
 
 def create_app() -> Flask:
-    """The WSGI app, with a sidecar whose model `SidecarWorker` loads after the fork."""
-    if "gemma_server.gunicorn_conf" not in sys.modules:
-        raise UsageError("start gunicorn with -c python:gemma_server.gunicorn_conf")
+    """The WSGI app, with the model that `ModelWorker` loads after the fork."""
+    if "gemma_server.server.gunicorn_conf" not in sys.modules:
+        raise UsageError("start gunicorn with -c python:gemma_server.server.gunicorn_conf")
     settings = load_settings()
     model = ServedModel(settings.model_name or "gemma")
     metrics = Metrics(model)
     app = make_app(model, settings, metrics)
-    app.extensions["sidecar"] = GemmaSidecar(settings, model, metrics)
+    app.extensions["hosted"] = HostedGemma(settings, model, metrics)
     return app
 
 
 def check_gunicorn(cfg: Any) -> None:
-    """Refuse gunicorn settings under which the sidecar cannot work.
+    """Refuse gunicorn settings under which the server cannot work.
 
     Raises:
         UsageError: with the reason.
@@ -76,53 +77,53 @@ def check_gunicorn(cfg: Any) -> None:
             f"--workers {cfg.workers}: every worker would load its own model; "
             "one worker batches all requests"
         )
-    if not issubclass(cfg.worker_class, SidecarWorker):
+    if not issubclass(cfg.worker_class, ModelWorker):
         raise UsageError(
-            f"--worker-class {cfg.worker_class_str}: the sidecar needs its own, "
-            "gemma_server.worker.SidecarWorker"
+            f"--worker-class {cfg.worker_class_str}: the server needs its own, "
+            "gemma_server.server.worker.ModelWorker"
         )
 
 
-class SidecarWorker(HttpWorker):
+class ModelWorker(HttpWorker):
     """A worker with a model in it.
 
     It stops its heartbeat when the device hangs, answers unreadable HTTP in JSON, and drains on
     SIGTERM.
     """
 
-    sidecar: Sidecar | None = None  # until the worker has booted
+    hosted: Hosted | None = None  # until the worker has booted
     frames: FrameServer | None = None
     drain_until = 0.0  # on the monotonic clock, once SIGTERM has come
 
-    def start_sidecar(self) -> None:
+    def start_hosted(self) -> None:
         """Take frames, and load the model in a thread, so that /readyz can tell about it."""
         # gunicorn looks each setting up in three steps, dozens of times a request. They are final.
         self.cfg.__dict__.update({name: item.get() for name, item in self.cfg.settings.items()})
         app: Flask = self.wsgi
-        sidecar: Sidecar = app.extensions["sidecar"]
+        hosted: Hosted = app.extensions["hosted"]
         _allow_many_files()
-        self.sidecar = sidecar
-        if sidecar.settings.frames is not None:
-            self._take_frames(sidecar.settings.frames, sidecar.service)
-        loader = threading.Thread(target=self._load, args=(sidecar,), name="loader", daemon=True)
+        self.hosted = hosted
+        if hosted.settings.frames is not None:
+            self._take_frames(hosted.settings.frames, hosted.service)
+        loader = threading.Thread(target=self._load, args=(hosted,), name="loader", daemon=True)
         loader.start()
-        if sidecar.settings.stop_with_stdin:
+        if hosted.settings.stop_with_stdin:
             threading.Thread(target=self._stop_with_stdin, name="stdin", daemon=True).start()
 
     def notify(self) -> None:
         """Tell the master that all is well, unless the device has stopped making progress."""
-        if self.sidecar is None or self.sidecar.step_age_s() < STUCK_AFTER_S:
+        if self.hosted is None or self.hosted.step_age_s() < STUCK_AFTER_S:
             super().notify()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: refuse new work, let the rest finish, and end what takes too long."""
-        if self.alive and self.sidecar is not None:
-            self.sidecar.drain()
+        if self.alive and self.hosted is not None:
+            self.hosted.drain()
             if self.frames is not None:
                 self.frames.drain()
-            patience_s = max(0, self.sidecar.settings.drain_timeout - _LAST_WORDS_S)
+            patience_s = max(0, self.hosted.settings.drain_timeout - _LAST_WORDS_S)
             self.drain_until = time.monotonic() + patience_s + _LAST_WORDS_S / 2
-            timer = threading.Timer(patience_s, self.sidecar.stop)
+            timer = threading.Timer(patience_s, self.hosted.stop)
             timer.daemon = True
             timer.start()
         super().handle_exit(sig, frame)
@@ -157,8 +158,8 @@ class SidecarWorker(HttpWorker):
         """End the process with the exit code that is on its way, without waiting for threads."""
         if self.frames is not None:
             self.frames.stop(max(0.0, self.drain_until - time.monotonic()))
-        if self.sidecar is not None:
-            self.sidecar.stop()
+        if self.hosted is not None:
+            self.hosted.stop()
         error = sys.exc_info()[1]
         code = error.code if isinstance(error, SystemExit) else 0
         sys.stdout.flush()
@@ -174,9 +175,9 @@ class SidecarWorker(HttpWorker):
         else:
             self.frames.start()
 
-    def _load(self, sidecar: Sidecar) -> None:
+    def _load(self, hosted: Hosted) -> None:
         try:
-            loaded = sidecar.load(self._died)
+            loaded = hosted.load(self._died)
         except ModelLoadError as error:
             self._give_up(f"cannot load the model: {error}")
         except Exception as error:
@@ -184,7 +185,7 @@ class SidecarWorker(HttpWorker):
             self._give_up(f"cannot load the model: {type(error).__name__}: {error}")
         else:
             if self.alive:  # else SIGTERM came first
-                announce(sidecar.settings, loaded, self.sockets, sidecar.example)
+                announce(hosted.settings, loaded, self.sockets, hosted.example)
 
     def _stop_with_stdin(self) -> None:
         """Wait until standard input ends; then the master shall end, and drain this worker."""

@@ -1,8 +1,6 @@
-"""What a person sees while the server starts: progress, then the ready line."""
+"""What a person sees while a model loads, or while bytes are read and written."""
 
 import time
-from collections.abc import Sequence
-from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -17,29 +15,9 @@ from rich.progress import (
 
 from gemma_server.console import say
 from gemma_server.serving.model import ServedModel, byte_rate
-from gemma_server.settings import Settings
 
 _LOOK_S = 0.1
 _LINE_S = 10.0  # between two lines about a stage that takes long
-
-
-class Loaded(Protocol):
-    """What the ready line tells."""
-
-    @property
-    def name(self) -> str:
-        """Of the model."""
-        ...
-
-    @property
-    def device(self) -> str:
-        """What it runs on."""
-        ...
-
-    @property
-    def load_s(self) -> float:
-        """From the start of loading to ready."""
-        ...
 
 
 def report_progress(model: ServedModel) -> None:
@@ -97,31 +75,6 @@ class ByteProgress:
         if self._bar.disable and now - self._shown_at > _LINE_S:
             self._shown_at = now
             say(f"{self._stage}, {byte_rate(done, total, now - self._began)}")
-
-
-def announce(
-    settings: Settings, loaded: Loaded, sockets: Sequence[Any], example: str | None
-) -> None:
-    """Print the ready line on standard output; on standard error where frames are taken, and a
-    command to try with an example of a body."""
-    facts = f"{loaded.name}, {loaded.device}, {loaded.load_s:.1f} s"
-    where, curl = _address(settings, sockets)
-    print(f"gemma-server ready: {where} ({facts})", flush=True)
-    if settings.frames is not None:
-        say(f"frames at unix:{settings.frames}")
-    if example is not None:
-        say(f"try it: curl {curl} --json '{example}'")
-
-
-def _address(settings: Settings, sockets: Sequence[Any]) -> tuple[str, str]:
-    """The base URL, and what curl needs to reach /prompt there."""
-    if not settings.serves_tcp:
-        return f"unix:{settings.uds}", f"--unix-socket {settings.uds} http://localhost/prompt"
-    port = sockets[0].getsockname()[1]  # --port 0 lets the system choose
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{port}"
-    key = " -H 'Authorization: Bearer KEY'" if settings.api_key_file else ""
-    return url, f"{url}/prompt{key}"
 
 
 def _draw_bar(model: ServedModel, console: Console) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from gemma_server.api.document import MAX_BODY_BYTES
-from gemma_server.connection import AnswerSocket
-from gemma_server.heads import PlainParser
+from gemma_server.server.http.connection import AnswerSocket
+from gemma_server.server.http.request_head import PlainParser
 
 logger = logging.getLogger(__name__)
 

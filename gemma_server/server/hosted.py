@@ -7,16 +7,35 @@ from typing import Protocol
 from gemma_server.engine.engine import Engine
 from gemma_server.frames.gemma import GemmaService
 from gemma_server.frames.service import Service
+from gemma_server.server.progress import report_progress
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.settings import Settings
-from gemma_server.startup import Loaded, report_progress
 
 OnDeath = Callable[[BaseException], None]
 
 
-class Sidecar(Protocol):
-    """A model as its worker sees it; an app brings its own in `extensions["sidecar"]`."""
+class Loaded(Protocol):
+    """What the ready line tells."""
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """What it runs on."""
+        ...
+
+    @property
+    def load_s(self) -> float:
+        """From the start of loading to ready."""
+        ...
+
+
+class Hosted(Protocol):
+    """A model as its worker sees it; an app brings its own in `extensions["hosted"]`."""
 
     @property
     def settings(self) -> Settings:
@@ -54,7 +73,7 @@ class Sidecar(Protocol):
         ...
 
 
-class GemmaSidecar:
+class HostedGemma:
     """A Gemma model, its engine, and what frames mean to it."""
 
     def __init__(self, settings: Settings, model: ServedModel, metrics: Metrics) -> None:

@@ -1,0 +1,1 @@
+"""HTTP's connections as gunicorn's worker has them: sockets, request heads, threads."""
