@@ -1,3 +1,3 @@
-from gemma_server.cli import main
+from gemma_server.cli.main import main
 
 main()

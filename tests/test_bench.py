@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 from gemma_server import bench
 from gemma_server.bench import Bench, format_report, full_steps
-from gemma_server.cli import main
+from gemma_server.cli.main import main
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.fake import FakeRunner, fake_tokenizer
 from gemma_server.engine.plan import Chunk, Plan, Row

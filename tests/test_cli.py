@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gemma_server import __version__
-from gemma_server.cli import main
+from gemma_server.cli.main import main
 from gemma_server.settings import Settings, flag_name, variable_name
 
 SETTINGS = list(Settings.model_fields)

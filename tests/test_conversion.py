@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from click.testing import CliRunner, Result
 
-from gemma_server.cli import main
+from gemma_server.cli.main import main
 from gemma_server.conversion import lossless_dtype
 from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
 from gemma_server.weights.source import load_leaves

@@ -104,7 +104,7 @@ def test_there_is_no_cycle() -> None:
     "code",
     [
         "import gemma_server",
-        "import gemma_server.cli",
+        "import gemma_server.cli.main",
         "import gemma_server.server.gunicorn_conf",
         "import gemma_server.serving.loader",
         "from gemma_server.web.app import make_app\n"

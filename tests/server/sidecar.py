@@ -41,7 +41,7 @@ def when_allowed(path, *args, **options):
         time.sleep(0.02)
     return Real(*args, **options)
 build.FakeRunner = {runner}
-from gemma_server.cli import main
+from gemma_server.cli.main import main
 main()
 """
 

@@ -31,7 +31,7 @@ def test_without_file_descriptors_the_worker_goes_on(start: Start) -> None:
     """Who comes too many waits for one to be free; nothing at work is lost."""
     few = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (150, 150)); "
-        "from gemma_server.cli import main; main()"
+        "from gemma_server.cli.main import main; main()"
     )
     server = start("-c", few, *SERVE[2:])
     worker = server.worker

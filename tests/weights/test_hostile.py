@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gemma_server.cli import main
+from gemma_server.cli.main import main
 from gemma_server.errors import ModelLoadError
 from gemma_server.serving.checkpoint import open_checkpoint
 from gemma_server.weights.open import open_weights
@@ -360,7 +360,7 @@ OPEN = """
 import sys
 from pathlib import Path
 from gemma_server.serving.checkpoint import open_checkpoint
-from gemma_server.cli import main
+from gemma_server.cli.main import main
 from gemma_server.errors import ModelLoadError
 try:
     open_checkpoint(Path(sys.argv[1]))
