@@ -40,7 +40,7 @@ from benchmarks import hugging_face
 from benchmarks.hugging_face import VARIANTS, Library
 from benchmarks.servers import Server, end_servers_on_sigterm, positive, say
 from benchmarks.sides import OURS, THEIRS, Side, both_sides, complete, random_words, start
-from gemma_server.figures import Summary, format_table
+from gemma_server.cli.report import Summary, format_table
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
 

@@ -33,7 +33,7 @@ from benchmarks.servers import (
     positive,
     serving,
 )
-from gemma_server.figures import Summary, format_table
+from gemma_server.cli.report import Summary, format_table
 
 OURS = "gemma-server"
 BESIDE_IDLE = "gemma-server, 64 idle"

@@ -31,7 +31,7 @@ from typing import Any
 
 from benchmarks.echo import Samples, build_tool, note, run_tool
 from benchmarks.servers import ROOT, end_servers_on_sigterm, positive, serving
-from gemma_server.figures import Summary, format_table
+from gemma_server.cli.report import Summary, format_table
 
 LOOP, OURS, OURS_32 = "blocking loop", "gemma-server", "gemma-server, 32 connections"
 FIGURES = {"mean_us": "mean us", "p50_us": "p50 us", "p99_us": "p99 us", "requests_per_s": "req/s"}

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.servers import positive
-from gemma_server.figures import format_table
+from gemma_server.cli.report import format_table
 from gemma_server.model.config import RELEASED, GemmaConfig
 
 ROOT = Path(__file__).parents[1]

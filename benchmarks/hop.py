@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.echo import SERVERS, build_tool, measure, run_tool
 from benchmarks.servers import Server, end_servers_on_sigterm, positive, serving
-from gemma_server.figures import Summary, format_table
+from gemma_server.cli.report import Summary, format_table
 
 FIGURES = {"mean_us": "mean us", "p50_us": "p50 us", "p99_us": "p99 us", "requests_per_s": "req/s"}
 BARE = "bare Flask, sync"

@@ -38,7 +38,7 @@ from typing import Any
 from benchmarks.llama import SLOTS
 from benchmarks.servers import Server, end_servers_on_sigterm, positive, say
 from benchmarks.sides import OURS, THEIRS, Side, both_sides, random_words, start, stream
-from gemma_server.figures import Summary, format_table
+from gemma_server.cli.report import Summary, format_table
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
 

@@ -25,7 +25,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from gemma_server.figures import format_table
+from gemma_server.cli.report import format_table
 from gemma_server.model.config import RELEASED, GemmaConfig
 from tests.hf import hf_config, hf_tensors
 from tests.layouts import stacked

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_server.figures import format_table
+from gemma_server.cli.report import format_table
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
 from tests.quality import LENGTH, Golden, Quality, Scorer, compare, quality, read_goldens

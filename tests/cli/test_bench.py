@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from gemma_server import bench
-from gemma_server.bench import Bench, format_report, full_steps
+from gemma_server.cli import bench
+from gemma_server.cli.bench import Bench, format_report, full_steps
 from gemma_server.cli.main import main
+from gemma_server.cli.report import Summary, format_table
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.fake import FakeRunner, fake_tokenizer
 from gemma_server.engine.plan import Chunk, Plan, Row
@@ -17,7 +18,6 @@ from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.engine.step_log import Step, StepLog
 from gemma_server.errors import GenerationFailed, UsageError
 from gemma_server.executor.compile_counter import Compilations
-from gemma_server.figures import Summary, format_table
 from gemma_server.serving.model import LoadedModel
 from tests.tiny import tiny_config, tiny_weights, write_gguf
 

@@ -1,4 +1,4 @@
-"""How fast a loaded model generates: measured through its engine, in this process, without HTTP.
+"""`gemma-server bench`: how fast a model generates, through its engine alone, without HTTP.
 
 Prompts are random ids, and every request runs to its full length. A round measures
 
@@ -15,6 +15,7 @@ What a step has to read is all weights once, and each row's cache as far as it i
 the time of the step, is the share of the memory's speed that the step attains.
 """
 
+import json
 import random
 import time
 from collections import defaultdict
@@ -23,10 +24,15 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import click
+
+from gemma_server.cli import exits
+from gemma_server.cli.loading import load
+from gemma_server.cli.options import NOT_WITHOUT_SERVER, read_settings, settings_options
+from gemma_server.cli.report import Summary, format_table
 from gemma_server.engine.request import Failed, Handle, Request, Token
 from gemma_server.engine.step_log import Step, StepLog
-from gemma_server.errors import UsageError
-from gemma_server.figures import Summary, format_table
+from gemma_server.errors import GemmaServerError, UsageError
 from gemma_server.serving.model import LoadedModel
 
 SLOTS = 16
@@ -207,3 +213,35 @@ def _wait(handle: Handle) -> None:
         pass
     if isinstance(event, Failed):
         raise event.error
+
+
+@click.command("bench")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="how often to measure everything",
+)
+@settings_options(without=(*NOT_WITHOUT_SERVER, "fake"))
+def command(rounds: int, **flags: Any) -> None:
+    """Load the model with 16 slots, measure how fast it generates here, and end.
+
+    Tables, then one line of JSON on standard output. On an otherwise idle machine only.
+    """
+    settings = read_settings(flags | {"slots": SLOTS})
+    if settings.fake:
+        exits.fail("bench measures a model: unset GEMMA_FAKE", exits.USAGE)
+    log = StepLog()
+    loaded = load(settings, log.around)
+    try:
+        measuring = Bench(loaded, log)
+        measuring.run(rounds, lambda what: click.echo(f"gemma-server: {what}", err=True))
+    except UsageError as error:
+        exits.fail(str(error), exits.USAGE)
+    except GemmaServerError as error:
+        exits.fail(str(error), exits.FAILED)
+    loaded.engine.stop()
+    report = measuring.report()
+    click.echo(format_report(report))
+    click.echo(json.dumps(report))

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 from click.testing import CliRunner, Result
 
+from gemma_server.cli.convert import lossless_dtype
 from gemma_server.cli.main import main
-from gemma_server.conversion import lossless_dtype
 from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
 from gemma_server.weights.source import load_leaves
 from tests.hf import write_hf
@@ -108,7 +108,7 @@ def test_what_was_half_written_is_removed(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gemma_server.conversion.write_config", full)
+    monkeypatch.setattr("gemma_server.cli.convert.write_config", full)
     done = _run("convert", gguf, tmp_path / "target")
     assert done.exit_code == 2
     assert "No space left on device" in done.output

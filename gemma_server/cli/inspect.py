@@ -1,7 +1,12 @@
-"""What a checkpoint is and what it needs, told from its headers alone."""
+"""`gemma-server inspect`: what a checkpoint is and needs, told from its headers alone."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import click
+
+from gemma_server.cli.loading import open_or_fail
+from gemma_server.cli.options import tokenizer_option
 from gemma_server.model.config import GemmaConfig
 from gemma_server.serving.checkpoint import Checkpoint
 from gemma_server.settings import Settings
@@ -67,3 +72,11 @@ def _size(nbytes: float) -> str:
 def _table(rows: dict[str, str]) -> str:
     width = max(map(len, rows)) + 2
     return "\n".join(f"{name:<{width}}{text}" for name, text in rows.items())
+
+
+@click.command("inspect")
+@click.argument("path", type=click.Path(path_type=Path))
+@tokenizer_option
+def command(path: Path, tokenizer: Path | None) -> None:
+    """Say what the checkpoint at PATH is and needs, without loading it."""
+    click.echo(describe(open_or_fail(path, tokenizer)))

@@ -1,4 +1,7 @@
-"""Any checkpoint, written as the one that starts fastest: the runner's own tree, uncompressed."""
+"""`gemma-server convert`: any checkpoint as the one that starts fastest.
+
+That is the runner's own tree, uncompressed.
+"""
 
 import signal
 import tempfile
@@ -7,7 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gemma_server.errors import UsageError
+import click
+
+from gemma_server.cli import exits
+from gemma_server.cli.byte_progress import ByteProgress
+from gemma_server.cli.loading import open_or_fail
+from gemma_server.cli.options import tokenizer_option
+from gemma_server.errors import ModelLoadError, UsageError
 from gemma_server.serving.checkpoint import Checkpoint
 from gemma_server.weights.converted import write_config
 from gemma_server.weights.source import Progress, load_leaves
@@ -103,3 +112,28 @@ def _save(path: Path, tree: dict[str, Any]) -> None:
     except ValueError as error:  # tensorstore's, for a full disk too
         reason = str(error).strip().splitlines() or ["unknown"]
         raise OSError(reason[0][:300]) from None
+
+
+@click.command("convert")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="auto loses nothing: bfloat16 if all of SOURCE is, else float32",
+)
+@tokenizer_option
+def command(source: Path, target: Path, dtype: str, tokenizer: Path | None) -> None:
+    """Write the checkpoint SOURCE as the new directory TARGET, which starts fastest."""
+    checkpoint = open_or_fail(source, tokenizer)
+    dtype = lossless_dtype(checkpoint) if dtype == "auto" else dtype
+    try:
+        with ByteProgress() as progress:
+            convert(checkpoint, target, dtype, progress, progress.at)
+    except UsageError as error:
+        exits.fail(str(error), exits.USAGE)
+    except ModelLoadError as error:
+        exits.fail(f"cannot convert: {error}", exits.LOAD)
+    click.echo(f"wrote {target}; serve it with MODEL_CHECKPOINT={target.resolve()}")

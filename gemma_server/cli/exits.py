@@ -1,0 +1,14 @@
+"""How a command ends that cannot go on."""
+
+import sys
+from typing import NoReturn
+
+import click
+
+USAGE, LOAD, FAILED = 2, 3, 1
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Say why on standard error, and end with an exit code."""
+    click.echo(f"gemma-server: {message}", err=True)
+    sys.exit(code)

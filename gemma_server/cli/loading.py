@@ -1,0 +1,41 @@
+"""Loading a model, or opening a checkpoint, for a command that ends if it cannot be done."""
+
+import threading
+import traceback
+from pathlib import Path
+
+from gemma_server.cli import exits
+from gemma_server.errors import ModelLoadError
+from gemma_server.server.progress import report_progress
+from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
+from gemma_server.serving.loader import Wrap, load_model
+from gemma_server.serving.model import LoadedModel, ServedModel
+from gemma_server.settings import Settings
+
+
+def load(settings: Settings, wrap: Wrap = lambda runner: runner) -> LoadedModel:
+    """Load a model in this thread while another shows how far it is."""
+    model = ServedModel("gemma")
+    reporter = threading.Thread(target=report_progress, args=(model,), daemon=True)
+    reporter.start()
+    try:
+        try:
+            load_model(settings, model, traceback.print_exception, wrap)
+        finally:
+            if model.status == "loading":
+                model.drain()  # it has failed: there is nothing more to report
+            reporter.join()
+    except ModelLoadError as error:
+        exits.fail(f"cannot load the model: {error}", exits.LOAD)
+    except Exception as error:
+        traceback.print_exc()
+        exits.fail(f"cannot load the model: {type(error).__name__}: {error}", exits.LOAD)
+    return model.require_ready()
+
+
+def open_or_fail(path: Path, tokenizer: Path | None) -> Checkpoint:
+    """The checkpoint at a path; its weights are not read."""
+    try:
+        return open_checkpoint(path, tokenizer)
+    except ModelLoadError as error:
+        exits.fail(str(error), exits.LOAD)
