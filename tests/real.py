@@ -12,7 +12,7 @@ from gemma_server.serving.loader import load_model
 from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.settings import Settings, default_cache_dir, load_settings
 from gemma_server.text.tokenizer import Tokenizer
-from gemma_server.weights.gguf_file import GgufFile
+from gemma_server.weights.gguf.container import GgufFile
 from tests.oracle.gemma import OracleConfig
 from tests.tiny import GGUF_NORMS, read_tensor
 

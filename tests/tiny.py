@@ -11,7 +11,7 @@ from gemma_server.engine.fake import fake_pieces
 from gemma_server.model.config import GemmaConfig
 from gemma_server.text.tokenizer import model_from_pieces
 from gemma_server.weights.blocks import Blocks, pack
-from gemma_server.weights.gguf_file import GgufFile
+from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.source import WeightSource, load_leaves
 from tests.oracle.gemma import PRESETS, OracleConfig, random_weights
 

@@ -9,7 +9,7 @@ from gemma_server.model.config import GemmaConfig
 from gemma_server.text.tokenizer import Tokenizer, model_from_pieces
 from gemma_server.text.tokenizer_json import model_from_json
 from gemma_server.weights.files import INCOMPLETE, read_file
-from gemma_server.weights.gguf import GgufWeights
+from gemma_server.weights.gguf.gemma import GgufWeights
 from gemma_server.weights.open import open_weights
 from gemma_server.weights.source import WeightSource, check
 

@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
 from gemma_server.weights.files import read_json
-from gemma_server.weights.orbax import copy_array, stored_bytes
-from gemma_server.weights.orbax_arrays import open_arrays, refuse_other_dtypes
+from gemma_server.weights.orbax.container import open_arrays, refuse_other_dtypes
+from gemma_server.weights.orbax.gemma import copy_array, stored_bytes
 from gemma_server.weights.source import Rows
 
 DESCRIPTION = "gemma-server.json"

@@ -6,10 +6,10 @@ from pathlib import Path
 from gemma_server.errors import ModelLoadError
 from gemma_server.weights.converted import DESCRIPTION, ConvertedWeights
 from gemma_server.weights.files import PICKLED, PICKLED_WEIGHTS
-from gemma_server.weights.gguf import GgufWeights
-from gemma_server.weights.hugging_face import HuggingFaceWeights
-from gemma_server.weights.orbax import OrbaxWeights
-from gemma_server.weights.orbax_arrays import is_orbax
+from gemma_server.weights.gguf.gemma import GgufWeights
+from gemma_server.weights.hugging_face.gemma import HuggingFaceWeights
+from gemma_server.weights.orbax.container import is_orbax
+from gemma_server.weights.orbax.gemma import OrbaxWeights
 from gemma_server.weights.source import WeightSource
 
 

@@ -10,7 +10,7 @@ import pytest
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.request import Handle, Logprobs, PromptLogprobs, Request, Token
 from gemma_server.engine.scheduler import Limits, Scheduler
-from gemma_server.weights.orbax import OrbaxWeights
+from gemma_server.weights.orbax.gemma import OrbaxWeights
 from tests.oracle import gemma as oracle
 from tests.tiny import load_params, tiny_config, tiny_weights, write_orbax
 

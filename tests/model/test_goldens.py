@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gemma_server.weights.gguf import GgufWeights
+from gemma_server.weights.gguf.gemma import GgufWeights
 from tests.oracle import gemma as oracle
 from tests.quality import GOLDENS
 from tests.tiny import load_params, tiny_config, tiny_weights, write_gguf

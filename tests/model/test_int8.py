@@ -11,7 +11,7 @@ from gemma_server.model.config import BLOCK
 from gemma_server.model.quantised import Quantised, product
 from gemma_server.native.library import register
 from gemma_server.weights.blocks import LARGEST, Blocks, quantise
-from gemma_server.weights.orbax import OrbaxWeights
+from gemma_server.weights.orbax.gemma import OrbaxWeights
 from tests.model.forward import Model, text_of
 from tests.oracle import gemma as oracle
 from tests.tiny import load_params, quantised, tiny_config, tiny_weights, write_orbax

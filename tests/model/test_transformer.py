@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_server.weights.gguf import GgufWeights
-from gemma_server.weights.orbax import OrbaxWeights
+from gemma_server.weights.gguf.gemma import GgufWeights
+from gemma_server.weights.orbax.gemma import OrbaxWeights
 from tests.model.forward import BLOCK, LENGTH, Model, text_of
 from tests.oracle import gemma as oracle
 from tests.tiny import load_params, tiny_config, tiny_weights, write_gguf, write_orbax

@@ -19,7 +19,7 @@ from gemma_server.settings import default_cache_dir
 from gemma_server.text.stream import TextStream
 from gemma_server.text.tokenizer import TURN_MARKERS, Tokenizer, model_from_pieces
 from gemma_server.weights.demo import demo_checkpoint
-from gemma_server.weights.gguf import GgufWeights
+from gemma_server.weights.gguf.gemma import GgufWeights
 
 pytestmark = pytest.mark.real_model
 

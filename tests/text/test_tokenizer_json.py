@@ -13,7 +13,7 @@ from gemma_server.settings import default_cache_dir
 from gemma_server.text.tokenizer import Tokenizer, model_from_pieces
 from gemma_server.text.tokenizer_json import model_from_json
 from gemma_server.weights.demo import demo_checkpoint
-from gemma_server.weights.gguf import GgufWeights
+from gemma_server.weights.gguf.gemma import GgufWeights
 
 NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]

@@ -9,8 +9,8 @@ import pytest
 
 from gemma_server.model.config import BLOCK
 from gemma_server.weights.blocks import Blocks
-from gemma_server.weights.gguf_blocks import EXACT_IN_BLOCKS
-from gemma_server.weights.gguf_file import GgufFile
+from gemma_server.weights.gguf.blocks import EXACT_IN_BLOCKS
+from gemma_server.weights.gguf.container import GgufFile
 from tests.oracle.ggml import BLOCKS, decode
 from tests.tiny import read_tensor
 

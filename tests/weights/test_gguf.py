@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.weights.gguf import GgufWeights
-from gemma_server.weights.gguf_file import GgufFile
+from gemma_server.weights.gguf.container import GgufFile
+from gemma_server.weights.gguf.gemma import GgufWeights
 from tests.oracle.gemma import PRESETS
 from tests.tiny import read_tensor, tiny_weights, write_gguf
 
@@ -63,7 +63,7 @@ def _say(monkeypatch: pytest.MonkeyPatch, good: Path, changes: dict[str, object]
     file = GgufFile(good)
     metadata = {**file.metadata, **changes}
     monkeypatch.setattr(
-        "gemma_server.weights.gguf_file._Header.parse", lambda self: (metadata, file.tensors)
+        "gemma_server.weights.gguf.container._Header.parse", lambda self: (metadata, file.tensors)
     )
 
 
@@ -212,7 +212,7 @@ def test_norms_of_another_generation_are_refused(
     file = GgufFile(good)
     tensors = {name: tensor for name, tensor in file.tensors.items() if "attn_q_norm" not in name}
     monkeypatch.setattr(
-        "gemma_server.weights.gguf_file._Header.parse", lambda self: (file.metadata, tensors)
+        "gemma_server.weights.gguf.container._Header.parse", lambda self: (file.metadata, tensors)
     )
     with pytest.raises(ModelLoadError, match="norms"):
         _open(good)

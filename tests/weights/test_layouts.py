@@ -12,9 +12,9 @@ import pytest
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
-from gemma_server.weights.hugging_face import HuggingFaceWeights
+from gemma_server.weights.hugging_face.container import SafetensorsDir
+from gemma_server.weights.hugging_face.gemma import HuggingFaceWeights
 from gemma_server.weights.open import open_weights
-from gemma_server.weights.safetensors_dir import SafetensorsDir
 from gemma_server.weights.source import check, load_leaves
 from tests import layouts
 from tests.hf import EXTRA_ROWS, write_hf, write_hf_multimodal

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from gemma_server.errors import ModelLoadError
 from gemma_server.weights.blocks import Blocks
 from gemma_server.weights.files import INCOMPLETE, require_file
-from gemma_server.weights.gguf_blocks import unpack_blocks
+from gemma_server.weights.gguf.blocks import unpack_blocks
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)

@@ -15,8 +15,8 @@ from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import RELEASED, GemmaConfig, Shape
 from gemma_server.weights.architecture import config_of_family, count_layers
 from gemma_server.weights.files import INCOMPLETE, PICKLED, PICKLED_WEIGHTS, read_json
+from gemma_server.weights.hugging_face.container import INDEX, SafetensorsDir, StoredTensor
 from gemma_server.weights.numbers import Numbers
-from gemma_server.weights.safetensors_dir import INDEX, SafetensorsDir, StoredTensor
 from gemma_server.weights.source import EMBEDDING, Rows
 
 _TABLE = "embed_tokens.weight"

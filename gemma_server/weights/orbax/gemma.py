@@ -23,7 +23,7 @@ import tensorstore as ts
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import Shape, config_for
 from gemma_server.weights.arrays import Array
-from gemma_server.weights.orbax_arrays import nbytes, open_arrays, refuse_other_dtypes
+from gemma_server.weights.orbax.container import nbytes, open_arrays, refuse_other_dtypes
 from gemma_server.weights.source import EMBEDDING, Rows
 
 _TABLE = "embedder/input_embedding"

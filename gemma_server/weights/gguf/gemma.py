@@ -12,8 +12,8 @@ from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig, Shape
 from gemma_server.weights.architecture import FAMILIES, config_of_family, count_layers
 from gemma_server.weights.arrays import Array
-from gemma_server.weights.gguf_blocks import EXACT_IN_BLOCKS
-from gemma_server.weights.gguf_file import GgufFile
+from gemma_server.weights.gguf.blocks import EXACT_IN_BLOCKS
+from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.numbers import Numbers
 from gemma_server.weights.source import EMBEDDING, Rows
 

@@ -1,0 +1,1 @@
+"""GGUF: the file, its blocks, and the Gemma in it."""

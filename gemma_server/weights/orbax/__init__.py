@@ -1,0 +1,1 @@
+"""Orbax directories: their arrays, and the Gemma in them."""
