@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from gemma_server.engine.fake import fake_pieces
 from gemma_server.model.config import GemmaConfig
-from gemma_server.text.tokenizer import model_from_pieces
+from gemma_server.text.sentencepiece_model import model_from_pieces
 from gemma_server.weights.blocks import Blocks, pack
 from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.source import WeightSource, load_leaves
@@ -217,7 +217,7 @@ def quantised(blocks: Blocks, shape: tuple[int, int] | None = None) -> Any:
     """The blocks on the device; without a shape they have no filling."""
     import jax.numpy as jnp
 
-    from gemma_server.model.quantised import Quantised
+    from gemma_server.model.quantized import Quantised
 
     values, scales = pack(blocks)
     return Quantised(jnp.asarray(values), jnp.asarray(scales), shape or blocks.values.shape)

@@ -9,7 +9,7 @@ from gemma_server.api.timing import Stages, timed
 from gemma_server.api.truncation import Fitting
 from gemma_server.errors import InvalidRequest, RequestError
 from gemma_server.serving.model import LoadedModel
-from gemma_server.text.chat import Message, Role, encode_chat
+from gemma_server.text.chat_template import Message, Role, encode_chat
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 4096  # of one message

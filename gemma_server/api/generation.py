@@ -19,7 +19,7 @@ from gemma_server.engine.request import (
     Token,
 )
 from gemma_server.errors import DeadlineExceeded
-from gemma_server.text.stream import TextStream
+from gemma_server.text.detokenizer import TextStream
 from gemma_server.text.tokenizer import Tokenizer
 
 _LOOK_UP_S = 0.2  # how often a waiting handler looks whether its client is still there

@@ -88,7 +88,7 @@ def command(
 
 
 def _encode(tokenizer: "Tokenizer", prompt: str, chat: bool, system: str | None) -> tuple[int, ...]:
-    from gemma_server.text.chat import Message, encode_chat
+    from gemma_server.text.chat_template import Message, encode_chat
 
     if not chat and system is None:
         return tuple(tokenizer.encode(prompt))

@@ -12,9 +12,11 @@ import time
 
 from gemma_server.engine.plan import Chunk, Plan, Row, StepResult
 from gemma_server.engine.request import Logprobs, SamplingOptions, Token
-from gemma_server.text.tokenizer import TURN_MARKERS, PieceType, Tokenizer, model_from_pieces
+from gemma_server.text.family import GEMMA
+from gemma_server.text.sentencepiece_model import PieceType, model_from_pieces
+from gemma_server.text.tokenizer import Tokenizer
 
-_SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", *TURN_MARKERS)
+_SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", GEMMA.start_of_turn, GEMMA.end_of_turn)
 _EOS = 1
 _DOT = len(_SPECIAL) + ord(".")
 _VOCAB = len(_SPECIAL) + 257

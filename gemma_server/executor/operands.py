@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gemma_server.engine.plan import Chunk, Row
 from gemma_server.engine.request import MAX_BANS, MAX_BIAS, SamplingOptions
-from gemma_server.model.adjustment import Adjustment
+from gemma_server.model.penalties import Adjustment
 from gemma_server.model.sampling import Sampling
 
 ROW_WORDS = 2  # slot and position

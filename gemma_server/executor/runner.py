@@ -29,8 +29,8 @@ from gemma_server.executor.results import PendingTokens
 from gemma_server.executor.variants import Kind
 from gemma_server.model.cache import Cache, empty_cache
 from gemma_server.model.config import GemmaConfig
+from gemma_server.model.logprobs import score_words, scored, unscored
 from gemma_server.model.sampling import Adjusted, Choose, always, never, sample
-from gemma_server.model.scores import score_words, scored, unscored
 from gemma_server.model.transformer import Params, Transformer, abstract_params
 
 CHUNKS = (8, 32, 128, 256)  # prompt tokens of the prefill programs; the last is the largest plan

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from gemma_server.model import kernels
-from gemma_server.model.quantised import Quantised, blank, product
+from gemma_server.model.quantized import Quantised, blank, product
 
 Matrix = jax.Array | Quantised  # [out, in]
 

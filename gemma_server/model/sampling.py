@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gemma_server.model.adjustment import Adjustment
+from gemma_server.model.penalties import Adjustment
 
 NOT_FINITE = -1  # instead of a token id, where a row's logits hold NaN or infinity
 _CANDIDATES = 512  # of a row, among which its top is looked for first

@@ -8,7 +8,7 @@
 // order. So each number that comes out has the same bits whatever the rows beside it and the
 // number of threads.
 //
-// Weights lie as gemma_server/model/quantised.py packs them: 16 output rows are a group, and
+// Weights lie as gemma_server/model/quantized.py packs them: 16 output rows are a group, and
 // within a block their values take turns in pairs along k: [group][block][k/2][16][2]. One load
 // then brings pairs for 8 output rows, and the pair of x that goes with them is broadcast.
 

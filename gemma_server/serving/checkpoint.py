@@ -6,7 +6,8 @@ from pathlib import Path
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
-from gemma_server.text.tokenizer import Tokenizer, model_from_pieces
+from gemma_server.text.sentencepiece_model import model_from_pieces
+from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.text.tokenizer_json import model_from_json
 from gemma_server.weights.files import INCOMPLETE, read_file
 from gemma_server.weights.gguf.gemma import GgufWeights

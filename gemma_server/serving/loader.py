@@ -247,7 +247,7 @@ def _on_device(loaded: Array | Packed, shape: tuple[int, ...]) -> Any:
     """A leaf as the programs take it."""
     import jax
 
-    from gemma_server.model.quantised import Quantised
+    from gemma_server.model.quantized import Quantised
 
     if isinstance(loaded, Packed):
         values, scales = jax.device_put(tuple(loaded), may_alias=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.text.tokenizer import PieceType, model_from_pieces
+from gemma_server.text.sentencepiece_model import PieceType, model_from_pieces
 
 _TAB_BYTE = "<0x09>"
 _IMAGE = "<image_soft_token>"  # where it comes last, it often has no embedding

@@ -17,7 +17,7 @@ from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest, RequestError
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import LoadedModel, ServedModel
-from gemma_server.text.chat import Message, encode_chat
+from gemma_server.text.chat_template import Message, encode_chat
 from gemma_server.web.body import read_for
 from gemma_server.web.client import caller
 from gemma_server.web.ollama_answers import (

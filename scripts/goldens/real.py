@@ -16,7 +16,8 @@ from transformers import (
     Gemma3TextConfig,
 )
 
-from gemma_server.text.tokenizer import Tokenizer, model_from_pieces
+from gemma_server.text.sentencepiece_model import model_from_pieces
+from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.weights.demo import demo_checkpoint
 from scripts.goldens.files import GOLDENS, Record
 from tests.tiny import GGUF_NORMS

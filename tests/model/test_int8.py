@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gemma_server.model.config import BLOCK
-from gemma_server.model.quantised import Quantised, product
+from gemma_server.model.quantized import Quantised, product
 from gemma_server.native.library import register
 from gemma_server.weights.blocks import LARGEST, Blocks, quantise
 from gemma_server.weights.orbax.gemma import OrbaxWeights

@@ -32,7 +32,7 @@ def _sampling(rows: int, **columns: Any) -> Any:
 
 
 def _adjustment(rows: int, entries: int = 4, **columns: Any) -> Any:
-    from gemma_server.model.adjustment import Adjustment
+    from gemma_server.model.penalties import Adjustment
 
     make: Any = Adjustment
     defaults = {"repetition": 1.0, "frequency": 0.0, "presence": 0.0, "window": -1, "answer": 0}

@@ -11,7 +11,7 @@ import pytest
 
 from gemma_server.model import kernels
 from gemma_server.model.config import BLOCK, GROUP
-from gemma_server.model.quantised import Quantised, product
+from gemma_server.model.quantized import Quantised, product
 from gemma_server.native.library import load
 from gemma_server.weights.blocks import Blocks
 from tests.tiny import quantised

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gemma_server.text.tokenizer import Tokenizer, model_from_pieces
+from gemma_server.text.sentencepiece_model import model_from_pieces
+from gemma_server.text.tokenizer import Tokenizer
 from tests.hf import write_hf
 from tests.oracle import gemma as oracle
 from tests.oracle.gemma import PRESETS

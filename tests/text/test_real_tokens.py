@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma_server.settings import default_cache_dir
-from gemma_server.text.stream import TextStream
-from gemma_server.text.tokenizer import TURN_MARKERS, Tokenizer, model_from_pieces
+from gemma_server.text.detokenizer import TextStream
+from gemma_server.text.family import GEMMA
+from gemma_server.text.sentencepiece_model import model_from_pieces
+from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.weights.demo import demo_checkpoint
 from gemma_server.weights.gguf.gemma import GgufWeights
 
@@ -28,6 +30,7 @@ Encode = Callable[[str, bool], list[int]]  # of a text; whether control tokens i
 Family = Callable[[random.Random], Iterator[str]]
 
 REPOSITORY = Path(__file__).parents[2]
+TURNS = (GEMMA.start_of_turn, GEMMA.end_of_turn)
 UNUSED = 5  # SentencePiece's type for a piece that no text becomes
 
 # Where llama.cpp and Google's SentencePiece part, and we side with SentencePiece:
@@ -133,7 +136,7 @@ def test_turn_markers_are_llama_cpp_s_control_tokens(
     ]
     chats = {}
     for _ in range(300):
-        parts = (rng.choice(TURN_MARKERS) + rng.choice(texts) for _ in range(rng.randint(1, 4)))
+        parts = (rng.choice(TURNS) + rng.choice(texts) for _ in range(rng.randint(1, 4)))
         chat = rng.choice(["", "\n", rng.choice(texts)]) + "".join(parts)
         chats[chat] = tokenizer.encode(chat)
     assert _wrong(chats, llama, special=True) == []
@@ -150,7 +153,7 @@ def _texts() -> st.SearchStrategy[str]:
     """Any Unicode text, with what could be taken for a special token thrown in."""
     fragment = st.text(max_size=20) | st.sampled_from(LOOKALIKES + HTML + SPACES + EMOJI)
     text = st.lists(fragment, max_size=8).map("".join).map(_without_markers)
-    return text.filter(lambda text: not any(marker in text for marker in TURN_MARKERS))
+    return text.filter(lambda text: not any(marker in text for marker in TURNS))
 
 
 @settings(max_examples=1000, deadline=None)
@@ -356,6 +359,6 @@ def _vocabulary(rng: random.Random, vocabulary: list[str]) -> Iterator[str]:
 
 
 def _without_markers(text: str) -> str:
-    for marker in TURN_MARKERS:
+    for marker in TURNS:
         text = text.replace(marker, "")
     return text

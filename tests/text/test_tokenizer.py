@@ -6,12 +6,9 @@ from hypothesis import strategies as st
 
 from gemma_server.engine.fake import fake_pieces, fake_tokenizer
 from gemma_server.errors import InvalidRequest, ModelLoadError
-from gemma_server.text.tokenizer import (
-    CODE_MARKERS,
-    TURN_MARKERS,
-    Tokenizer,
-    model_from_pieces,
-)
+from gemma_server.text.family import GEMMA
+from gemma_server.text.sentencepiece_model import model_from_pieces
+from gemma_server.text.tokenizer import Tokenizer
 
 TOKENIZER = fake_tokenizer()
 FIRST_BYTE = 6
@@ -34,7 +31,7 @@ def test_a_literal_text_never_holds_a_marker() -> None:
     """Also when the model has markers as pieces that any text may spell, as Google's own has."""
     pieces, scores, types = fake_pieces()
     spelled = [
-        USER_DEFINED if piece in TURN_MARKERS else kind
+        USER_DEFINED if piece in (GEMMA.start_of_turn, GEMMA.end_of_turn) else kind
         for piece, kind in zip(pieces, types, strict=True)
     ]
     for tokenizer in (TOKENIZER, Tokenizer(model_from_pieces(pieces, scores, spelled))):
@@ -46,10 +43,10 @@ def test_a_literal_text_never_holds_a_marker() -> None:
 
 def test_code_gemma_has_markers_of_its_own_and_ends_at_them() -> None:
     pieces, scores, types = fake_pieces()
-    extra = len(CODE_MARKERS)
+    extra = len(GEMMA.other_ends)
     coder = Tokenizer(
         model_from_pieces(
-            [*pieces, *CODE_MARKERS], scores + [0.0] * extra, types + [USER_DEFINED] * extra
+            [*pieces, *GEMMA.other_ends], scores + [0.0] * extra, types + [USER_DEFINED] * extra
         )
     )
     first = len(pieces)

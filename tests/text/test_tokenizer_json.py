@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.settings import default_cache_dir
-from gemma_server.text.tokenizer import Tokenizer, model_from_pieces
+from gemma_server.text.sentencepiece_model import model_from_pieces
+from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.text.tokenizer_json import model_from_json
 from gemma_server.weights.demo import demo_checkpoint
 from gemma_server.weights.gguf.gemma import GgufWeights

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gemma_server.engine.fake import fake_tokenizer
-from gemma_server.text.chat import Message, encode_chat
+from gemma_server.text.chat_template import Message, encode_chat
 from tests.web.conftest import Serve, Sidecar, assert_error, assert_error_form
 from tests.web.dialects import ROUTES, ask, parts_of, text_of
 

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_server.text.stream import TextStream
+from gemma_server.text.detokenizer import TextStream
 
 
 def run(pieces: list[bytes], stops: list[str]) -> tuple[list[str], bool]:

@@ -8,7 +8,7 @@ import pytest
 
 from gemma_server.engine.fake import fake_tokenizer
 from gemma_server.errors import InvalidRequest
-from gemma_server.text.chat import Message, encode_chat
+from gemma_server.text.chat_template import Message, encode_chat
 
 TOKENIZER = fake_tokenizer()
 NAMES = {
