@@ -27,10 +27,10 @@ import numpy.typing as npt
 
 from gemma_server.cli.report import format_table
 from gemma_server.model.config import RELEASED, GemmaConfig
-from tests.hf import hf_config, hf_tensors
-from tests.layouts import stacked
-from tests.oracle.gemma import OracleConfig
-from tests.tiny import finish_gguf, gguf_tensors, gguf_writer, write_orbax, write_tokenizer
+from testing.hugging_face import hf_config, hf_tensors
+from testing.layouts import stacked
+from testing.oracle.gemma import OracleConfig
+from testing.tiny import finish_gguf, gguf_tensors, gguf_writer, write_orbax, write_tokenizer
 
 ROWS = {row.name: row for row in RELEASED}
 PER_WEIGHT, FIXED_MB = 1.3, 400

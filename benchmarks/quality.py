@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality [--dtype float32 bfloat16] [--llama]
 
-The demo model reads the texts of tests/goldens on jax's default device, in each type asked for,
+The demo model reads the texts of testing/goldens on jax's default device, in each type asked for,
 outside the engine. The goldens are the library's log-probabilities of the same weights (see
 scripts/goldens). Over all scored positions:
 
@@ -28,7 +28,7 @@ import numpy as np
 from gemma_server.cli.report import format_table
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
-from tests.quality import LENGTH, Golden, Quality, Scorer, compare, quality, read_goldens
+from testing.quality import LENGTH, Golden, Quality, Scorer, compare, quality, read_goldens
 
 DTYPES = ("float32", "bfloat16", "int8")
 LLAMA, LLAMA_TOP = "llama.cpp", 512

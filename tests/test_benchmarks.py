@@ -15,7 +15,7 @@ from benchmarks.hugging_face import VARIANTS
 from benchmarks.load import Answer, Rate
 from benchmarks.servers import serving
 from benchmarks.sides import OURS, THEIRS, both_sides, stream
-from tests.server.sidecar import serve_with_runner
+from testing.server import serve_with_runner
 
 ROOT = Path(__file__).parent.parent
 SIDE = both_sides(Path("model.gguf"))[0]

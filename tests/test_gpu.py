@@ -3,7 +3,7 @@
 import pytest
 
 from gemma_server.engine.request import SamplingOptions
-from tests.real import load_real_model
+from testing.real import load_real_model
 
 pytestmark = pytest.mark.gpu
 

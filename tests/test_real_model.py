@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from gemma_server.engine.request import Cancelled, SamplingOptions, Token
-from tests.real import RealModel, load_real_model
+from testing.real import RealModel, load_real_model
 
 pytestmark = pytest.mark.real_model
 

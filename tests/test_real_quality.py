@@ -10,8 +10,8 @@ import pytest
 from gemma_server.engine.request import Request, SamplingOptions
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
-from tests.oracle import gemma as oracle
-from tests.quality import (
+from testing.oracle import gemma as oracle
+from testing.quality import (
     Golden,
     Scorer,
     compare,
@@ -19,7 +19,7 @@ from tests.quality import (
     log_softmax,
     read_goldens,
 )
-from tests.real import REAL, RealModel, flat_weights, load_real_model
+from testing.real import REAL, RealModel, flat_weights, load_real_model
 
 pytestmark = pytest.mark.real_model
 

@@ -1,1 +1,1 @@
-"""Makes tests/goldens with the Hugging Face library: `python -m scripts.goldens --help`."""
+"""Makes testing/goldens with the Hugging Face library: `python -m scripts.goldens --help`."""

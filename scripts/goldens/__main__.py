@@ -1,4 +1,4 @@
-"""Makes tests/goldens: numbers and strings of the Hugging Face library, which tests compare with.
+"""Makes testing/goldens: numbers and strings of the Hugging Face library, which tests compare with.
 
 Run by hand, in a Python that has torch, not in the project's own; it takes some minutes:
 
@@ -37,7 +37,7 @@ def main() -> None:
         "real": make_real,
         "chat": make_chat,
     }
-    parser = argparse.ArgumentParser(description="makes tests/goldens")
+    parser = argparse.ArgumentParser(description="makes testing/goldens")
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
     parser.add_argument("--cache-dir", type=Path, default=Path("build/goldens"))
     parser.add_argument("--gemma2-template", type=Path, metavar="FILE")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-GOLDENS = Path(__file__).parents[2] / "tests" / "goldens"
+GOLDENS = Path(__file__).parents[2] / "testing" / "goldens"
 
 Record = dict[str, Any]
 

@@ -20,7 +20,7 @@ from gemma_server.text.sentencepiece_model import model_from_pieces
 from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.weights.demo import demo_checkpoint
 from scripts.goldens.files import GOLDENS, Record
-from tests.tiny import GGUF_NORMS
+from testing.tiny import GGUF_NORMS
 
 TOP = 64  # ids kept of each scored position
 ALL_POSITIONS_UP_TO = 200  # tokens; of longer texts every 8th position, and the last 48

@@ -18,15 +18,15 @@ from transformers import (
 )
 
 from scripts.goldens.files import GOLDENS, Record, write_json
-from tests.hf import (
+from testing.hugging_face import (
     hf_config,
     hf_multimodal_config,
     hf_tensors,
     write_hf,
     write_hf_multimodal,
 )
-from tests.oracle import gemma as oracle
-from tests.tiny import tiny_weights
+from testing.oracle import gemma as oracle
+from testing.tiny import tiny_weights
 
 FAMILY_SEED, FAMILY_TOKENS = 20, 45
 ORACLE_TOLERANCE = 2e-4  # what rounding in f32 may make of logits that spread over several units
@@ -48,7 +48,7 @@ def make_families(_: argparse.Namespace) -> Record:
     np.savez_compressed(GOLDENS / "families.npz", allow_pickle=False, **arrays)
     return {
         "dtype": "float32, eager attention, CPU",
-        "weights": "tests.tiny.tiny_weights(name), seed 0",
+        "weights": "testing.tiny.tiny_weights(name), seed 0",
         "ids": f"numpy default_rng({FAMILY_SEED} + preset's number).integers(0, vocab)",
         "most_from_oracle": differences,
     }
@@ -104,7 +104,7 @@ def check_epsilon(name: str, ids: npt.NDArray[Any]) -> None:
 def check_files(
     name: str, weights: Any, ids: npt.NDArray[Any], logits: npt.NDArray[np.float32]
 ) -> None:
-    """What tests.hf writes, the library loads, to the same bits."""
+    """What testing.hugging_face writes, the library loads, to the same bits."""
     for shards in (1, 3):
         with tempfile.TemporaryDirectory() as folder:
             write_hf(Path(folder), name, weights, shards=shards)

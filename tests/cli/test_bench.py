@@ -19,7 +19,7 @@ from gemma_server.engine.step_log import Step, StepLog
 from gemma_server.errors import GenerationFailed, UsageError
 from gemma_server.executor.compile_counter import Compilations
 from gemma_server.serving.model import LoadedModel
-from tests.tiny import tiny_config, tiny_weights, write_gguf
+from testing.tiny import tiny_config, tiny_weights, write_gguf
 
 STEP_S = 0.002
 WEIGHT_BYTES, TOKEN_BYTES = 1_000_000, 100

@@ -13,9 +13,9 @@ from gemma_server.cli.convert import lossless_dtype
 from gemma_server.cli.main import main
 from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
 from gemma_server.weights.source import load_leaves
-from tests.hf import write_hf
-from tests.oracle.gemma import PRESETS
-from tests.tiny import tiny_weights, write_gguf, write_orbax, write_tokenizer
+from testing.hugging_face import write_hf
+from testing.oracle.gemma import PRESETS
+from testing.tiny import tiny_weights, write_gguf, write_orbax, write_tokenizer
 
 NAME = "gemma2"
 

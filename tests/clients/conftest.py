@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server.sidecar import SERVE, Server, serve_slowly
+from testing.server import SERVE, Server, serve_slowly
 
 
 @pytest.fixture(scope="package")

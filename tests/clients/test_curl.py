@@ -6,8 +6,9 @@ import subprocess
 
 import pytest
 
-from tests.server.sidecar import LONG, Server
-from tests.web.conftest import parse_json, sse_events, wait_until
+from testing.answers import parse_json, sse_events
+from testing.server import LONG, Server
+from testing.waiting import wait_until
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gemma_server.web.openapi import OPERATIONS
-from tests.server.sidecar import SERVE, Server
+from testing.server import SERVE, Server
 
 pytestmark = pytest.mark.slow
 

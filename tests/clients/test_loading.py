@@ -9,10 +9,11 @@ import ollama
 import openai
 import pytest
 
+from testing.answers import parse_json
+from testing.server import Server, free_port, listens, serve_when
+from testing.waiting import wait_until
 from tests.clients.test_curl import GENERATE, curl_command
 from tests.clients.test_ollama_python import connect
-from tests.server.sidecar import Server, free_port, listens, serve_when
-from tests.web.conftest import parse_json, wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import httpx
 import ollama
 import pytest
 
-from tests.server.sidecar import LONG, Server
-from tests.web.conftest import wait_until
+from testing.server import LONG, Server
+from testing.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,8 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.server.sidecar import LONG, Server
-from tests.web.conftest import wait_until
+from testing.server import LONG, Server
+from testing.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ from gemma_server.engine.engine import Engine
 from gemma_server.engine.request import Handle, Logprobs, PromptLogprobs, Request, Token
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.weights.orbax.gemma import OrbaxWeights
-from tests.oracle import gemma as oracle
-from tests.tiny import load_params, tiny_config, tiny_weights, write_orbax
+from testing.oracle import gemma as oracle
+from testing.tiny import load_params, tiny_config, tiny_weights, write_orbax
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,8 @@ import pytest
 
 from gemma_server.engine.fake import FakeRunner
 from gemma_server.errors import GenerationFailed, NotReady
+from testing.waiting import wait_until
 from tests.engine.test_engine import make_engine, make_request, read_all
-from tests.web.conftest import wait_until
 
 
 class Device(FakeRunner):

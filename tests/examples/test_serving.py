@@ -9,9 +9,9 @@ import pytest
 
 import trained
 from classifier import Classifier
+from testing.server import Server, run
 from tests.examples.test_image_classifier import FOLDER, SMALL, random_bodies, random_parameters
 from tests.frames.peer import RAW, Peer, packed
-from tests.server.sidecar import Server, run
 
 pytestmark = pytest.mark.slow
 SERVE = (str(FOLDER / "serve.py"), "--port", "0")

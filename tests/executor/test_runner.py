@@ -18,7 +18,7 @@ from gemma_server.engine.request import (
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.executor.dispatch_policy import ON_CPU, ON_GPU, Pace
 from gemma_server.weights.orbax.gemma import OrbaxWeights
-from tests.tiny import load_params, tiny_config, tiny_weights, write_orbax
+from testing.tiny import load_params, tiny_config, tiny_weights, write_orbax
 
 pytestmark = pytest.mark.slow
 

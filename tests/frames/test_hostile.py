@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from gemma_server.api.document import MAX_BODY_BYTES
 from gemma_server.frames import connection, server
+from testing.waiting import wait_until
 from tests.frames.conftest import Lane, Open
 from tests.frames.peer import ECHO, FAILED, RAW, Peer, packed, request
-from tests.web.conftest import wait_until
 
 VALID = (
     packed(ECHO, b"echo"),

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gemma_server.frames import session, worker_pool
+from testing.waiting import wait_until
 from tests.frames.conftest import Lane, Open
 from tests.frames.peer import (
     ECHO,
@@ -22,7 +23,6 @@ from tests.frames.peer import (
     packed,
     request,
 )
-from tests.web.conftest import wait_until
 
 
 @pytest.mark.parametrize("vector", VECTORS["exchanges"], ids=lambda vector: vector["name"])

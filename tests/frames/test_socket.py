@@ -9,8 +9,9 @@ import pytest
 
 from gemma_server.frames.gemma import GemmaService
 from gemma_server.frames.server import FrameServer
+from testing.waiting import wait_until
 from tests.frames.peer import Peer
-from tests.web.conftest import Serve, wait_until
+from tests.web.conftest import Serve
 
 
 @pytest.mark.parametrize("name", ["socket", "s"])

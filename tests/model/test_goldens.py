@@ -8,9 +8,9 @@ import numpy.typing as npt
 import pytest
 
 from gemma_server.weights.gguf.gemma import GgufWeights
-from tests.oracle import gemma as oracle
-from tests.quality import GOLDENS
-from tests.tiny import load_params, tiny_config, tiny_weights, write_gguf
+from testing.oracle import gemma as oracle
+from testing.quality import GOLDENS
+from testing.tiny import load_params, tiny_config, tiny_weights, write_gguf
 
 # Logits spread over some 12 units; rounding in f32 moves them by 8e-5 at most, in the library as in
 # our transformer. Any wrong window, cap, base or norm moves them by far more than this.
@@ -35,7 +35,7 @@ def test_the_oracle_agrees_with_the_library(name: str) -> None:
 @pytest.mark.parametrize("chunk", [45, 7], ids=["in one pass", "in chunks"])
 @presets
 def test_the_transformer_agrees_with_the_library(name: str, chunk: int, tmp_path: Path) -> None:
-    from tests.model.forward import Model
+    from testing.forward import Model
 
     source = GgufWeights(write_gguf(tmp_path / "model.gguf", name, tiny_weights(name)))
     params: dict[str, Any] = load_params(source, tiny_config(name))

@@ -12,9 +12,9 @@ from gemma_server.model.quantized import Quantised, product
 from gemma_server.native.library import register
 from gemma_server.weights.blocks import LARGEST, Blocks, quantise
 from gemma_server.weights.orbax.gemma import OrbaxWeights
-from tests.model.forward import Model, text_of
-from tests.oracle import gemma as oracle
-from tests.tiny import load_params, quantised, tiny_config, tiny_weights, write_orbax
+from testing.forward import Model, text_of
+from testing.oracle import gemma as oracle
+from testing.tiny import load_params, quantised, tiny_config, tiny_weights, write_orbax
 
 pytestmark = pytest.mark.slow
 

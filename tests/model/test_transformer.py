@@ -8,9 +8,9 @@ import pytest
 
 from gemma_server.weights.gguf.gemma import GgufWeights
 from gemma_server.weights.orbax.gemma import OrbaxWeights
-from tests.model.forward import BLOCK, LENGTH, Model, text_of
-from tests.oracle import gemma as oracle
-from tests.tiny import load_params, tiny_config, tiny_weights, write_gguf, write_orbax
+from testing.forward import BLOCK, LENGTH, Model, text_of
+from testing.oracle import gemma as oracle
+from testing.tiny import load_params, tiny_config, tiny_weights, write_gguf, write_orbax
 
 pytestmark = pytest.mark.slow
 

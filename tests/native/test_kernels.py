@@ -14,7 +14,7 @@ from gemma_server.model.config import BLOCK, GROUP
 from gemma_server.model.quantized import Quantised, product
 from gemma_server.native.library import load
 from gemma_server.weights.blocks import Blocks
-from tests.tiny import quantised
+from testing.tiny import quantised
 
 pytestmark = pytest.mark.slow
 

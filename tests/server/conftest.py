@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.sidecar import SERVE, Server, listens, serve_slowly
-from tests.web.conftest import wait_until
+from testing.server import SERVE, Server, listens, serve_slowly
+from testing.waiting import wait_until
 
 Start = Callable[..., Server]
 

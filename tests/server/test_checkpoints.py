@@ -8,13 +8,11 @@ import pytest
 
 from gemma_server.text.sentencepiece_model import model_from_pieces
 from gemma_server.text.tokenizer import Tokenizer
-from tests.hf import write_hf
-from tests.oracle import gemma as oracle
-from tests.oracle.gemma import PRESETS
-from tests.server.conftest import Start
-from tests.server.sidecar import run
-from tests.text.test_tokenizer_json import as_json
-from tests.tiny import (
+from testing.hugging_face import write_hf
+from testing.oracle import gemma as oracle
+from testing.oracle.gemma import PRESETS
+from testing.server import run
+from testing.tiny import (
     Weights,
     tiny_pieces,
     tiny_weights,
@@ -22,6 +20,8 @@ from tests.tiny import (
     write_orbax,
     write_tokenizer,
 )
+from tests.server.conftest import Start
+from tests.text.test_tokenizer_json import as_json
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
+from testing.server import SERVE, Server, ask, raw_answer, serve_with_runner
+from testing.waiting import wait_until
 from tests.server.conftest import Start
-from tests.server.sidecar import SERVE, Server, ask, raw_answer, serve_with_runner
-from tests.web.conftest import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.server.conftest import Start
-from tests.server.sidecar import (
+from testing.answers import error_inside
+from testing.server import (
     LONG,
     Server,
     ask,
@@ -22,7 +22,8 @@ from tests.server.sidecar import (
     serve_slowly,
     serve_with_runner,
 )
-from tests.web.conftest import error_inside, wait_until
+from testing.waiting import wait_until
+from tests.server.conftest import Start
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from testing.server import LONG, SERVE, run, serve_slowly, serve_when
+from testing.waiting import wait_until
 from tests.frames.peer import ECHO, PIECE, Peer, packed
 from tests.server.conftest import Start
-from tests.server.sidecar import LONG, SERVE, run, serve_slowly, serve_when
-from tests.web.conftest import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from testing.server import SERVE, free_port, serve_slowly, serve_when
 from tests.server.conftest import Start
-from tests.server.sidecar import SERVE, free_port, serve_slowly, serve_when
 
 pytestmark = pytest.mark.slow
 

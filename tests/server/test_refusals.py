@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.sidecar import (
+from testing.server import (
     SERVE,
     assert_refused,
     run,

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.conftest import Start
-from tests.server.sidecar import (
+from testing.server import (
     POST_ECHO,
     SERVE,
     Answer,
@@ -18,6 +17,7 @@ from tests.server.sidecar import (
     raw_answer,
     serve_with_runner,
 )
+from tests.server.conftest import Start
 
 pytestmark = pytest.mark.slow
 

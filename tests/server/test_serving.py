@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.conftest import Start
-from tests.server.sidecar import (
+from testing.answers import error_inside
+from testing.server import (
     POST_ECHO,
     READY,
     Server,
@@ -23,7 +23,8 @@ from tests.server.sidecar import (
     send,
     serve_slowly,
 )
-from tests.web.conftest import error_inside, wait_until
+from testing.waiting import wait_until
+from tests.server.conftest import Start
 
 pytestmark = pytest.mark.slow
 

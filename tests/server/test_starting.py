@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.conftest import Start
-from tests.server.sidecar import (
+from testing.server import (
     BY_HAND,
     GUNICORN,
     READY,
@@ -24,7 +23,8 @@ from tests.server.sidecar import (
     run,
     serve_with_runner,
 )
-from tests.web.conftest import wait_until
+from testing.waiting import wait_until
+from tests.server.conftest import Start
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from testing.server import SERVE, is_our_server, serve_slowly, serve_with_runner
+from testing.waiting import wait_until
 from tests.server.conftest import Start
-from tests.server.sidecar import SERVE, is_our_server, serve_slowly, serve_with_runner
-from tests.web.conftest import wait_until
 
 pytestmark = pytest.mark.slow
 

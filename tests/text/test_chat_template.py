@@ -1,7 +1,6 @@
 """The chat template against the official ones, rendered once by scripts/goldens."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from gemma_server.engine.fake import fake_tokenizer
 from gemma_server.errors import InvalidRequest
 from gemma_server.text.chat_template import Message, encode_chat
+from testing.quality import GOLDENS
 
 TOKENIZER = fake_tokenizer()
 NAMES = {
@@ -18,10 +18,10 @@ NAMES = {
 }
 OF_TEXT = [
     golden
-    for golden in json.loads((Path(__file__).parent.parent / "goldens" / "chat.json").read_text())
+    for golden in json.loads((GOLDENS / "chat.json").read_text())
     if all(isinstance(message["content"], str) for message in golden["messages"])
 ]
-GOLDENS = [golden for golden in OF_TEXT if golden["add_generation_prompt"]]
+CHATS = [golden for golden in OF_TEXT if golden["add_generation_prompt"]]
 CLOSED = [
     golden
     for golden in OF_TEXT
@@ -41,7 +41,7 @@ def _shown(ids: list[int]) -> str:
     return text.decode()
 
 
-@pytest.mark.parametrize("golden", GOLDENS, ids=lambda golden: f"{golden['family']}")
+@pytest.mark.parametrize("golden", CHATS, ids=lambda golden: f"{golden['family']}")
 def test_messages_are_rendered_as_the_official_template_does(golden: dict[str, Any]) -> None:
     messages = [Message(message["role"], message["content"]) for message in golden["messages"]]
     ids = encode_chat(TOKENIZER, messages)
@@ -60,8 +60,8 @@ def test_an_open_turn_is_the_template_s_without_its_end(golden: dict[str, Any]) 
 
 
 def test_there_are_goldens_of_every_family() -> None:
-    assert {golden["family"] for golden in GOLDENS} == {"gemma1", "gemma2", "gemma3"}
-    assert len(GOLDENS) > 40
+    assert {golden["family"] for golden in CHATS} == {"gemma1", "gemma2", "gemma3"}
+    assert len(CHATS) > 40
     assert {golden["family"] for golden in CLOSED} == {"gemma1", "gemma2", "gemma3"}
 
 

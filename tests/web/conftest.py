@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,19 +20,8 @@ from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.settings import Settings, variable_name
 from gemma_server.web.app import make_app
-
-ERROR_TYPES = {
-    "authentication_error",
-    "invalid_request_error",
-    "not_found_error",
-    "permission_error",
-    "rate_limit_error",
-    "server_error",
-    "timeout_error",
-    "unavailable_error",
-}
-STAGES = {f"{stage}_ms" for stage in ("parse", "tokenize", "queue", "prefill", "decode", "compile")}
-ERROR_FIELDS = {"type", "message", "param", "code", "request_id"}
+from testing.answers import parse_metrics
+from testing.waiting import wait_until
 
 
 class WatchedRunner(FakeRunner):
@@ -133,64 +121,3 @@ def serve() -> Iterator[Serve]:
 def sidecar(serve: Serve) -> Sidecar:
     """The sidecar for tests that leave nothing behind."""
     return serve()
-
-
-def wait_until(holds: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    """Look until `holds` does."""
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.002)
-
-
-def parse_json(text: str | bytes) -> Any:
-    """JSON as the standard has it: without NaN and Infinity."""
-
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is no JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def parse_metrics(exposition: str) -> dict[str, float]:
-    """Prometheus' text form, by series."""
-    lines = [line for line in exposition.splitlines() if not line.startswith("#")]
-    return {series: float(value) for series, value in (line.rsplit(" ", 1) for line in lines)}
-
-
-def error_inside(document: Any, request_id: str | None) -> dict[str, Any]:
-    """What is in `document`, which has the one form of an error, whatever the error."""
-    assert list(document) == ["error"]
-    error: dict[str, Any] = document["error"]
-    numbers = {"prompt_tokens", "limit"} if error["code"] == "context_length_exceeded" else set()
-    assert set(error) == ERROR_FIELDS | numbers
-    assert error["type"] in ERROR_TYPES
-    assert isinstance(error["message"], str)
-    assert error["message"]
-    assert isinstance(error["code"], str)
-    assert error["param"] is None or isinstance(error["param"], str)
-    assert error["request_id"] == request_id
-    return error
-
-
-def assert_error_form(response: TestResponse) -> dict[str, Any]:
-    """The answer is an error in the one form; returns the inside."""
-    assert response.mimetype == "application/json"
-    return error_inside(parse_json(response.data), response.headers["X-Request-Id"])
-
-
-def assert_error(
-    response: TestResponse, status: int, code: str, param: str | None = None
-) -> dict[str, Any]:
-    """The answer is this error, in the one form; returns the inside."""
-    error = assert_error_form(response)
-    assert (response.status_code, error["code"], error["param"]) == (status, code, param)
-    return error
-
-
-def sse_events(body: bytes) -> list[Any]:
-    """The documents of a whole stream, without the `[DONE]` that must end it."""
-    *events, done, rest = body.decode().split("\n\n")
-    assert (done, rest) == ("data: [DONE]", "")
-    assert all(event.startswith("data: ") for event in events)
-    return [parse_json(event.removeprefix("data: ")) for event in events]

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from tests.web.conftest import Sidecar, parse_json, sse_events
+from testing.answers import parse_json, sse_events
+from tests.web.conftest import Sidecar
 
 PROMPT: dict[str, Any] = {"model": "fake", "prompt": "hello", "temperature": 0}
 GENERATE: dict[str, Any] = {

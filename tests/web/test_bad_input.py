@@ -10,14 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.web.conftest import (
-    Serve,
-    Sidecar,
-    assert_error,
-    assert_error_form,
-    parse_json,
-    sse_events,
-)
+from testing.answers import assert_error, assert_error_form, parse_json, sse_events
+from tests.web.conftest import Serve, Sidecar
 
 MIB = 1 << 20
 HUGE = "1" + "0" * 4000  # as long as json.loads takes

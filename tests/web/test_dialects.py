@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from gemma_server.api import job
-from tests.web.conftest import Serve, Sidecar, assert_error, parse_json, wait_until
+from testing.answers import assert_error, parse_json
+from testing.waiting import wait_until
+from tests.web.conftest import Serve, Sidecar
 from tests.web.dialects import ask, each_route, parts_of, text_of
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from gemma_server.engine.fake import fake_tokenizer
 from gemma_server.text.chat_template import Message, encode_chat
-from tests.web.conftest import Serve, Sidecar, assert_error, assert_error_form
+from testing.answers import assert_error, assert_error_form
+from tests.web.conftest import Serve, Sidecar
 from tests.web.dialects import ROUTES, ask, parts_of, text_of
 
 

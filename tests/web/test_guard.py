@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.web.conftest import Serve, Sidecar, assert_error
+from testing.answers import assert_error
+from tests.web.conftest import Serve, Sidecar
 
 LOCAL = [
     *("localhost", "localhost:20200", "LOCALHOST", "foo.localhost", "foo.localhost:1"),

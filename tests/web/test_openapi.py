@@ -14,7 +14,8 @@ from gemma_server.settings import load_settings
 from gemma_server.web import openapi
 from gemma_server.web.app import make_app
 from gemma_server.web.openapi import document
-from tests.web.conftest import Sidecar, parse_json
+from testing.answers import parse_json
+from tests.web.conftest import Sidecar
 
 MIN_CASES = 2000
 _REF = "#/components/schemas/"

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.web.conftest import Serve, Sidecar, assert_error, assert_error_form, parse_json
+from testing.answers import assert_error, assert_error_form, parse_json
+from tests.web.conftest import Serve, Sidecar
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import pytest
 from werkzeug.test import TestResponse
 
 from gemma_server.engine.request import SamplingOptions
-from tests.web.conftest import STAGES, Serve, Sidecar, assert_error, wait_until
+from testing.answers import STAGES, assert_error
+from testing.waiting import wait_until
+from tests.web.conftest import Serve, Sidecar
 
 
 def test_a_string_answers_a_string_with_usage_and_timings(sidecar: Sidecar) -> None:

@@ -5,16 +5,9 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from tests.web.conftest import (
-    STAGES,
-    Serve,
-    Sidecar,
-    assert_error,
-    error_inside,
-    parse_json,
-    sse_events,
-    wait_until,
-)
+from testing.answers import STAGES, assert_error, error_inside, parse_json, sse_events
+from testing.waiting import wait_until
+from tests.web.conftest import Serve, Sidecar
 
 
 def _broken_stream(response: TestResponse) -> tuple[str, dict[str, Any]]:

@@ -11,8 +11,8 @@ from gemma_server.model.config import BLOCK
 from gemma_server.weights.blocks import Blocks
 from gemma_server.weights.gguf.blocks import EXACT_IN_BLOCKS
 from gemma_server.weights.gguf.container import GgufFile
-from tests.oracle.ggml import BLOCKS, decode
-from tests.tiny import read_tensor
+from testing.oracle.ggml import BLOCKS, decode
+from testing.tiny import read_tensor
 
 Bytes = npt.NDArray[np.uint8]
 

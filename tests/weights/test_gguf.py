@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from gemma_server.errors import ModelLoadError
 from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.gguf.gemma import GgufWeights
-from tests.oracle.gemma import PRESETS
-from tests.tiny import read_tensor, tiny_weights, write_gguf
+from testing.oracle.gemma import PRESETS
+from testing.tiny import read_tensor, tiny_weights, write_gguf
 
 NAME = "gemma3"
 

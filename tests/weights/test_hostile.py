@@ -25,8 +25,8 @@ from gemma_server.errors import ModelLoadError
 from gemma_server.serving.checkpoint import open_checkpoint
 from gemma_server.weights.open import open_weights
 from gemma_server.weights.source import load_leaves
-from tests.hf import write_hf
-from tests.tiny import tiny_config, tiny_weights, write_gguf, write_orbax, write_tokenizer
+from testing.hugging_face import write_hf
+from testing.tiny import tiny_config, tiny_weights, write_gguf, write_orbax, write_tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -16,10 +16,11 @@ from gemma_server.weights.hugging_face.container import SafetensorsDir
 from gemma_server.weights.hugging_face.gemma import HuggingFaceWeights
 from gemma_server.weights.open import open_weights
 from gemma_server.weights.source import check, load_leaves
-from tests import layouts
-from tests.hf import EXTRA_ROWS, write_hf, write_hf_multimodal
-from tests.oracle.gemma import PRESETS
-from tests.tiny import Weights, tiny_config, tiny_weights, write_gguf, write_orbax
+from testing import layouts
+from testing.hugging_face import EXTRA_ROWS, write_hf, write_hf_multimodal
+from testing.oracle.gemma import PRESETS
+from testing.quality import GOLDENS
+from testing.tiny import Weights, tiny_config, tiny_weights, write_gguf, write_orbax
 
 pytestmark = pytest.mark.slow
 
@@ -147,7 +148,7 @@ def test_the_architecture_is_read_from_a_hugging_face_config(tmp_path: Path, nam
 
 
 # What `save_pretrained` of today's transformers wrote: scripts/goldens.
-SAVED = json.loads((Path(__file__).parent.parent / "goldens" / "hf_layouts.json").read_text())
+SAVED = json.loads((GOLDENS / "hf_layouts.json").read_text())
 
 
 @pytest.mark.parametrize("saved", SAVED)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.web.conftest import error_inside, parse_json, parse_metrics, wait_until
+from testing.answers import error_inside, parse_json, parse_metrics
+from testing.waiting import wait_until
 
 READY = re.compile(
     r"gemma-server ready: (?:http://127\.0\.0\.1:(\d+)|unix:(\S+)) "

@@ -13,8 +13,8 @@ from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.settings import Settings, default_cache_dir, load_settings
 from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.weights.gguf.container import GgufFile
-from tests.oracle.gemma import OracleConfig
-from tests.tiny import GGUF_NORMS, read_tensor
+from testing.oracle.gemma import OracleConfig
+from testing.tiny import GGUF_NORMS, read_tensor
 
 REAL = OracleConfig(
     layers=18,

@@ -13,7 +13,7 @@ from gemma_server.text.sentencepiece_model import model_from_pieces
 from gemma_server.weights.blocks import Blocks, pack
 from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.source import WeightSource, load_leaves
-from tests.oracle.gemma import PRESETS, OracleConfig, random_weights
+from testing.oracle.gemma import PRESETS, OracleConfig, random_weights
 
 # Kaggle's names of a layer's norms -> llama.cpp's.
 GGUF_NORMS = {

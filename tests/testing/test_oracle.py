@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from tests.oracle import gemma
-from tests.oracle.gemma import PRESETS, OracleConfig
+from testing.oracle import gemma
+from testing.oracle.gemma import PRESETS, OracleConfig
 
 ALL = pytest.mark.parametrize("name", sorted(PRESETS))
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.tiny import Weights
+from testing.tiny import Weights
 
 Tree = dict[str, Any]
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tests.oracle.gemma import PRESETS, OracleConfig
-from tests.tiny import Weights, out_in_matrices
+from testing.oracle.gemma import PRESETS, OracleConfig
+from testing.tiny import Weights, out_in_matrices
 
 Tensors = dict[str, npt.NDArray[Any]]
 

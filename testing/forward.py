@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from gemma_server.model.cache import empty_cache
 from gemma_server.model.transformer import Transformer
-from tests.oracle import gemma as oracle
-from tests.tiny import tiny_config
+from testing.oracle import gemma as oracle
+from testing.tiny import tiny_config
 
 BLOCK = 16  # cached positions per turn of the attention loop
 LENGTH = 4 * BLOCK
