@@ -11,7 +11,7 @@ from gemma_server.api.job import Caller, Job, Usage
 from gemma_server.api.logprobs import TextLogprobs, TextOffsets
 from gemma_server.api.native.prompt import last_part, prompt_job, whole_answer
 from gemma_server.api.openai.tokens import TokenizeBody, token_ids
-from gemma_server.api.schema import ModelBody, PromptBody, PromptText, TopLogprobs
+from gemma_server.api.schemas import ModelBody, PromptBody, PromptText, TopLogprobs
 from gemma_server.api.timing import timed
 from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest

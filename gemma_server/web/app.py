@@ -11,7 +11,11 @@ from flask.json.provider import DefaultJSONProvider
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import ServedModel
 from gemma_server.settings import Settings, is_loopback
-from gemma_server.web import errors, native, ollama, openai, openapi, ops
+from gemma_server.api import status as ops
+from gemma_server.api.native import handlers as native
+from gemma_server.api.ollama import handlers as ollama
+from gemma_server.api.openai import handlers as openai
+from gemma_server.web import errors, openapi
 from gemma_server.web.body import discard_body
 from gemma_server.web.guard import Guard
 from gemma_server.web.timing import server_timing

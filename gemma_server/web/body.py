@@ -15,7 +15,7 @@ from werkzeug.exceptions import (
 
 from gemma_server.api.document import MAX_BODY_BYTES, Schema, check, parse
 from gemma_server.api.generation import ClientGone
-from gemma_server.api.schema import ModelBody
+from gemma_server.api.schemas import ModelBody
 from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.web.timing import timed
 

@@ -10,13 +10,18 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from gemma_server import __version__
-from gemma_server.api import schema
+from gemma_server.api import schemas as schema
 from gemma_server.api.native import prompt
 from gemma_server.api.ollama import schema as ollama_schema
 from gemma_server.api.openai import schema as openai_schema
 from gemma_server.api.openai import tokens
 from gemma_server.serving.model import Readiness
-from gemma_server.web import native, ollama, ollama_answers, openai, openai_answers, ops
+from gemma_server.api import status as ops
+from gemma_server.api.native import handlers as native
+from gemma_server.api.ollama import answers as ollama_answers
+from gemma_server.api.ollama import handlers as ollama
+from gemma_server.api.openai import answers as openai_answers
+from gemma_server.api.openai import handlers as openai
 from gemma_server.web.errors import ErrorBody, OllamaErrorBody
 
 _JSON, _EVENTS, _LINES = "application/json", "text/event-stream", "application/x-ndjson"

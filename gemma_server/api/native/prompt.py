@@ -3,7 +3,7 @@
 from typing_extensions import TypedDict
 
 from gemma_server.api.job import Caller, Job, Usage
-from gemma_server.api.schema import PromptBody, as_list
+from gemma_server.api.schemas import PromptBody, as_list
 from gemma_server.api.timing import Stages, timed
 from gemma_server.engine.request import FinishReason, Request
 from gemma_server.errors import InvalidRequest, RequestError

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from gemma_server.api.chat import Messages
-from gemma_server.api.schema import (
+from gemma_server.api.schemas import (
     ForeignBody,
     MinP,
     ModelBody,

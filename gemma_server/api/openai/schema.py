@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from gemma_server.api.chat import ChatMessage
-from gemma_server.api.schema import (
+from gemma_server.api.schemas import (
     MAX_PROMPTS,
     ForeignBody,
     MinP,

@@ -2,7 +2,7 @@
 
 from typing_extensions import TypedDict
 
-from gemma_server.api.schema import ForeignBody, ModelBody
+from gemma_server.api.schemas import ForeignBody, ModelBody
 from gemma_server.serving.model import LoadedModel
 
 

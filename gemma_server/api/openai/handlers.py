@@ -17,7 +17,7 @@ from gemma_server.api.openai.schema import (
     DetokenizeBody,
 )
 from gemma_server.api.openai.tokens import TokenIds, TokenizeBody, token_ids
-from gemma_server.api.schema import MAX_PROMPTS, as_list, check_tokens, seed_of
+from gemma_server.api.schemas import MAX_PROMPTS, as_list, check_tokens, seed_of
 from gemma_server.api.truncation import Fitting
 from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest, RequestError
@@ -25,7 +25,7 @@ from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.web.body import read_for
 from gemma_server.web.client import caller
-from gemma_server.web.openai_answers import (
+from gemma_server.api.openai.answers import (
     ChatCompletion,
     ChatForm,
     EventWriter,

@@ -15,7 +15,7 @@ from gemma_server.api.native.prompt import (
     prompt_job,
     whole_answer,
 )
-from gemma_server.api.schema import EchoBody, PromptBody
+from gemma_server.api.schemas import EchoBody, PromptBody
 from gemma_server.errors import InvalidRequest, RequestError
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import ServedModel

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from gemma_server.api.chat import encode_messages
 from gemma_server.api.job import Job
 from gemma_server.api.ollama.schema import ChatBody, GenerateBody, OllamaBody, ShowBody
-from gemma_server.api.schema import as_list, check_tokens
+from gemma_server.api.schemas import as_list, check_tokens
 from gemma_server.api.truncation import Fitting
 from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest, RequestError
@@ -20,7 +20,7 @@ from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.text.chat_template import Message, encode_chat
 from gemma_server.web.body import read_for
 from gemma_server.web.client import caller
-from gemma_server.web.ollama_answers import (
+from gemma_server.api.ollama.answers import (
     ChatForm,
     Chatted,
     Generated,
