@@ -4,16 +4,24 @@
     ├── UsageError                 settings or arguments that cannot work        exit code 2
     ├── ModelLoadError             the model could not be loaded                 exit code 3
     └── RequestError               one request failed; the server is fine
-        ├── InvalidRequest         something in it is wrong, `param` names it    400
+        ├── InvalidRequest         a field of it is wrong: `param`               400
+        ├── PromptRefused          no prompt can be like that                    400
+        │   ├── InvalidText
+        │   ├── EmptyPrompt
         │   └── ContextLengthExceeded
+        ├── BatchTooLarge          more prompts at once than can ever be taken   400
         ├── ModelNotFound          another model was asked for                   404
-        ├── Overloaded             the waiting line is full                      429
+        ├── Overloaded             the queue is full, or another limit is met    429
+        │   └── QueueFull
         ├── NotReady               the model is loading, or the server drains    503
         ├── DeadlineExceeded       the client's own time limit ran out           504
         └── GenerationFailed       the model or the device failed                500
 
-Which status a `RequestError` gets is another table (`api/errors.py`), not this file's.
+Below the api an error has facts: numbers and limits. Which field or flag they are about, and which
+status they get, the api says (`api/errors.py`).
 """
+
+from typing import Literal
 
 
 class GemmaServerError(Exception):
@@ -33,31 +41,62 @@ class RequestError(GemmaServerError):
 
     code = "error"
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
-        self.param = param
 
 
 class InvalidRequest(RequestError):
-    """The request itself is wrong; `param` names the field."""
+    """The request itself is wrong; `param` names the field, if it is one field's fault."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value"):
-        super().__init__(message, param=param)
+        super().__init__(message)
+        self.param = param
         self.code = code
 
 
-class ContextLengthExceeded(InvalidRequest):
+class PromptRefused(RequestError):
+    """No prompt can be like that."""
+
+    code = "invalid_value"
+
+
+class InvalidText(PromptRefused):
+    """The text is not valid Unicode: a lone surrogate is at `position`, in characters."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(
+            f"the text has a lone surrogate at character {position}: not valid Unicode"
+        )
+        self.position = position
+
+
+class EmptyPrompt(PromptRefused):
+    """There is no token in it."""
+
+    def __init__(self) -> None:
+        super().__init__("the prompt is empty")
+
+
+class ContextLengthExceeded(PromptRefused):
     """The prompt does not fit the context: `prompt_tokens` tokens, room for `limit`."""
 
-    def __init__(self, prompt_tokens: int, limit: int, *, param: str = "prompt") -> None:
-        super().__init__(
-            f"the prompt has {prompt_tokens} tokens, and this server takes at most {limit}; "
-            "shorten it, or start the server with a larger --context-length",
-            param=param,
-            code="context_length_exceeded",
-        )
+    code = "context_length_exceeded"
+
+    def __init__(self, prompt_tokens: int, limit: int) -> None:
+        super().__init__(f"the prompt has {prompt_tokens} tokens, and at most {limit} fit")
         self.prompt_tokens = prompt_tokens
+        self.limit = limit
+
+
+class BatchTooLarge(RequestError):
+    """So many `requests` at once can never be taken: slots and queue have room for `limit`."""
+
+    code = "invalid_value"
+
+    def __init__(self, requests: int, limit: int) -> None:
+        super().__init__(f"{requests} prompts at once, and at most {limit} can be taken")
+        self.requests = requests
         self.limit = limit
 
 
@@ -67,17 +106,34 @@ class ModelNotFound(RequestError):
     code = "model_not_found"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"model {name[:100]!r} not found", param="model")
+        super().__init__(f"model {name[:100]!r} not found")
 
 
 class Overloaded(RequestError):
-    """The waiting line is full; try again in about `retry_after_s` seconds."""
+    """There is no room now; try again in about `retry_after_s` seconds."""
 
     code = "overloaded"
 
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class QueueFull(Overloaded):
+    """`queued` requests or prompt tokens wait, `more` would come, and `limit` are allowed."""
+
+    def __init__(
+        self,
+        unit: Literal["requests", "tokens"],
+        *,
+        queued: int,
+        more: int,
+        limit: int,
+        retry_after_s: int,
+    ) -> None:
+        super().__init__(f"{queued} {unit} are queued of {limit}", retry_after_s=retry_after_s)
+        self.unit = unit
+        self.queued, self.more, self.limit = queued, more, limit
 
 
 class NotReady(RequestError):
@@ -90,7 +146,7 @@ class NotReady(RequestError):
 
 
 class DeadlineExceeded(RequestError):
-    """The time that the client allowed (`X-Request-Timeout-Ms`) ran out."""
+    """The time that the client allowed ran out."""
 
     code = "deadline"
 

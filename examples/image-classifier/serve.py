@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 from gunicorn.app.wsgiapp import run
 
-from gemma_server.api.job import Caller
+from gemma_server.api.caller import Caller
 from gemma_server.errors import NotReady
 from gemma_server.frames.codec import FINISHED
 from gemma_server.frames.service import Op, Part

@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gemma_server.api.errors import prompt_in
 from gemma_server.api.timing import Stages, timed
-from gemma_server.api.truncation import Fitting
-from gemma_server.errors import InvalidRequest, RequestError
+from gemma_server.api.truncation import Truncation
+from gemma_server.errors import InvalidRequest
 from gemma_server.serving.model import LoadedModel
 from gemma_server.text.chat_template import Message, Role, encode_chat
 
@@ -48,7 +49,7 @@ Messages = Annotated[list[ChatMessage], Field(max_length=MAX_MESSAGES)]
 def encode_messages(
     loaded: LoadedModel,
     messages: Sequence[ChatMessage],
-    fitting: Fitting,
+    truncation: Truncation,
     stages: Stages,
     *,
     goes_on: bool,
@@ -59,18 +60,14 @@ def encode_messages(
     Raises:
         InvalidRequest: one of them cannot be; `param` says which. Or they are too long.
     """
-    with timed(stages, "tokenize"):
+    with timed(stages, "tokenize"), prompt_in("messages"):
         plain = [_plain(index, message) for index, message in enumerate(messages)]
-        try:
-            ids = fitting.items(
-                plain,
-                lambda messages: encode_chat(loaded.tokenizer, messages, goes_on=goes_on),
-                keep=lambda message: message.role == "system",
-            )
-            loaded.engine.check_prompt(len(ids))
-        except RequestError as error:
-            error.param = "messages"
-            raise
+        ids = truncation.items(
+            plain,
+            lambda messages: encode_chat(loaded.tokenizer, messages, goes_on=goes_on),
+            keep=lambda message: message.role == "system",
+        )
+        loaded.engine.check_prompt(len(ids))
     return ids
 
 

@@ -1,10 +1,14 @@
-"""What clients are told of an error: the number HTTP has for it, and the facts."""
+"""What clients are told of an error: its status in HTTP's numbers, its fields, its form."""
 
-from typing import NotRequired
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
 from gemma_server.errors import (
+    BatchTooLarge,
     ContextLengthExceeded,
     DeadlineExceeded,
     GenerationFailed,
@@ -12,11 +16,25 @@ from gemma_server.errors import (
     ModelNotFound,
     NotReady,
     Overloaded,
+    PromptRefused,
+    QueueFull,
     RequestError,
 )
 
+CLIENT_CLOSED = 499  # nginx's number
+_STATUS: tuple[tuple[type[RequestError], int, str], ...] = (
+    (InvalidRequest, 400, "invalid_request_error"),
+    (PromptRefused, 400, "invalid_request_error"),
+    (BatchTooLarge, 400, "invalid_request_error"),
+    (ModelNotFound, 404, "not_found_error"),
+    (Overloaded, 429, "rate_limit_error"),
+    (NotReady, 503, "unavailable_error"),
+    (DeadlineExceeded, 504, "timeout_error"),
+    (GenerationFailed, 500, "server_error"),
+)
 
-class ErrorFacts(TypedDict):
+
+class ErrorBody(TypedDict):
     """What went wrong."""
 
     type: str
@@ -28,36 +46,70 @@ class ErrorFacts(TypedDict):
     limit: NotRequired[int]  # tokens
 
 
-_STATUS: dict[type[RequestError], tuple[int, str]] = {
-    InvalidRequest: (400, "invalid_request_error"),
-    ContextLengthExceeded: (400, "invalid_request_error"),
-    ModelNotFound: (404, "not_found_error"),
-    Overloaded: (429, "rate_limit_error"),
-    NotReady: (503, "unavailable_error"),
-    DeadlineExceeded: (504, "timeout_error"),
-    GenerationFailed: (500, "server_error"),
-}
-CLIENT_GONE = 499  # nginx's number
+class ErrorAnswer(TypedDict):
+    """Every error's form."""
+
+    error: ErrorBody
+
+
+class OllamaErrorAnswer(TypedDict):
+    """Every error's form on Ollama's routes: the message alone."""
+
+    error: str
+
+
+@dataclass(frozen=True)
+class ErrorForm:
+    """How a dialect writes errors."""
+
+    type: Any  # of the document, for its schema
+    write: Callable[[ErrorBody], Mapping[str, Any]]
+
+
+STANDARD = ErrorForm(ErrorAnswer, lambda body: {"error": body})
+OLLAMA = ErrorForm(OllamaErrorAnswer, lambda body: {"error": body["message"]})
+
+
+class InvalidPrompt(InvalidRequest):
+    """A prompt that was refused, and the field that it came in."""
+
+    def __init__(self, refusal: PromptRefused, param: str) -> None:
+        super().__init__(_message(refusal), param=param, code=refusal.code)
+        self.refusal = refusal
+
+
+@contextmanager
+def prompt_in(param: str) -> Iterator[None]:
+    """What is refused in this block came in the field `param`.
+
+    Raises:
+        InvalidPrompt: in place of `PromptRefused`.
+    """
+    try:
+        yield
+    except PromptRefused as refusal:
+        raise InvalidPrompt(refusal, param) from None
 
 
 def status_of(error: RequestError) -> int:
     """The HTTP status."""
-    return _STATUS[type(error)][0]
+    return _row(error)[0]
 
 
-def facts(error: RequestError, request_id: str) -> ErrorFacts:
-    """One of our own errors."""
-    _, kind = _STATUS[type(error)]
-    found = error_facts(kind, error.message, error.code, request_id, error.param)
-    if isinstance(error, ContextLengthExceeded):
-        found["prompt_tokens"], found["limit"] = error.prompt_tokens, error.limit
-    return found
+def error_body(error: RequestError, request_id: str) -> ErrorBody:
+    """What is told of one of our own errors."""
+    param = error.param if isinstance(error, InvalidRequest) else _PARAMS.get(type(error))
+    body = make_error_body(_row(error)[1], _message(error), error.code, request_id, param)
+    refusal = error.refusal if isinstance(error, InvalidPrompt) else error
+    if isinstance(refusal, ContextLengthExceeded):
+        body["prompt_tokens"], body["limit"] = refusal.prompt_tokens, refusal.limit
+    return body
 
 
-def error_facts(
+def make_error_body(
     kind: str, message: str, code: str | None, request_id: str, param: str | None = None
-) -> ErrorFacts:
-    """Any error."""
+) -> ErrorBody:
+    """What is told of any error."""
     return {
         "type": kind,
         "message": message,
@@ -65,3 +117,34 @@ def error_facts(
         "code": code,
         "request_id": request_id,
     }
+
+
+_PARAMS: dict[type[RequestError], str] = {ModelNotFound: "model", BatchTooLarge: "prompt"}
+
+
+def _row(error: RequestError) -> tuple[int, str]:
+    return next((status, kind) for base, status, kind in _STATUS if isinstance(error, base))
+
+
+def _message(error: RequestError) -> str:
+    """With the flag that sets the limit, where an operator could change it."""
+    match error:
+        case ContextLengthExceeded():
+            return (
+                f"the prompt has {error.prompt_tokens} tokens, and this server takes at most "
+                f"{error.limit}; shorten it, or start the server with a larger --context-length"
+            )
+        case BatchTooLarge():
+            return (
+                f"{error.requests} prompts at once, and this server takes at most {error.limit} "
+                "(--slots and --max-queue)"
+            )
+        case QueueFull(unit="requests"):
+            waiting = f"{error.queued} requests are waiting (--max-queue {error.limit})"
+            return f"the server is busy: {waiting}"
+        case QueueFull():
+            return (
+                f"the server is busy: {error.queued} prompt tokens are waiting, and {error.more} "
+                f"more would exceed --max-queue-tokens {error.limit}"
+            )
+    return error.message

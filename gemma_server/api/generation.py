@@ -25,7 +25,7 @@ from gemma_server.text.tokenizer import Tokenizer
 _LOOK_UP_S = 0.2  # how often a waiting handler looks whether its client is still there
 
 
-class ClientGone(Exception):
+class Disconnected(Exception):
     """Whoever asked has closed the connection: there is nobody to answer."""
 
 
@@ -41,7 +41,7 @@ class Piece:
     prompt: tuple[Logprobs, ...] = ()  # of all prompt tokens but the first
 
     @property
-    def is_beat(self) -> bool:
+    def is_keepalive(self) -> bool:
         """It only says that nothing has come for a while."""
         return not (self.text or self.tokens or self.prompt)
 
@@ -73,15 +73,15 @@ class Generation:
         handle: Handle,
         stops: Sequence[str] = (),
         *,
-        client_gone: Callable[[], bool] = lambda: False,
+        disconnected: Callable[[], bool] = lambda: False,
         deadline: float | None = None,
-        beat_s: float = math.inf,
+        keepalive_s: float = math.inf,
     ) -> None:
         self._engine, self._handle = engine, handle
         self._stream = TextStream(tokenizer.piece_bytes, stops)
-        self._client_gone = client_gone
+        self._disconnected = disconnected
         self._deadline = deadline  # on the monotonic clock
-        self._beat_s = beat_s  # after so many seconds without text comes an empty piece
+        self._keepalive_s = keepalive_s  # after so many seconds without text, an empty piece
         self._unshown: deque[tuple[int, Token]] = deque()  # and where in the text each begins
         self._shown = 0  # characters
         self._prompt_logprobs: list[Logprobs] = []
@@ -95,11 +95,11 @@ class Generation:
         return self._completion
 
     def pieces(self) -> Iterator[Piece]:
-        """The answer as it comes; an empty piece whenever nothing has come for `beat_s`.
+        """The answer as it comes; an empty piece whenever nothing has come for `keepalive_s`.
 
         Raises:
             RequestError: the engine failed, or the deadline passed.
-            ClientGone: `client_gone` said so while waiting.
+            Disconnected: `disconnected` said so while waiting.
         """
         shown: list[Piece] = []
         try:
@@ -169,9 +169,9 @@ class Generation:
         return Piece(text, tuple(tokens))
 
     def _next_event(self) -> Token | Finished | None:
-        """The next event; None when none has come for as long as a beat."""
-        beat = time.monotonic() + self._beat_s
-        while time.monotonic() < beat:
+        """The next event; None when none has come for as long as `keepalive_s`."""
+        until = time.monotonic() + self._keepalive_s
+        while time.monotonic() < until:
             self._look_up()
             match self._handle.next_event(self._patience()):
                 case Token() | Finished() as event:
@@ -181,7 +181,7 @@ class Generation:
                 case Failed(error):
                     raise error.with_traceback(None)  # one error may end many requests
                 case Cancelled():  # by nobody but ourselves
-                    raise ClientGone
+                    raise Disconnected
         return None
 
     def _patience(self) -> float:
@@ -190,7 +190,7 @@ class Generation:
         return min(_LOOK_UP_S, max(0.0, self._deadline - time.monotonic()))
 
     def _look_up(self) -> None:
-        if self._client_gone():
-            raise ClientGone
+        if self._disconnected():
+            raise Disconnected
         if self._deadline is not None and time.monotonic() >= self._deadline:
             raise DeadlineExceeded("the time allowed for this request is over")

@@ -1,21 +1,21 @@
 """All the generations that one request asks for: queued together, given up together."""
 
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import NotRequired
 
 from typing_extensions import TypedDict
 
+from gemma_server.api.caller import Caller
 from gemma_server.api.generation import Completion, Generation, Piece
-from gemma_server.api.timing import Stages, milliseconds
-from gemma_server.api.truncation import Fitting
+from gemma_server.api.timing import milliseconds
+from gemma_server.api.truncation import Truncation
 from gemma_server.engine.request import Request, Timings
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import LoadedModel
 
-BEAT_S = 5.0  # a stream without text says so often that it is alive
+KEEPALIVE_S = 5.0  # a stream without text says so often that it is alive
 
 Arrival = tuple[int, Piece]  # which generation, and what came
 
@@ -35,16 +35,6 @@ class Costs(TypedDict):
     truncated_tokens: NotRequired[int]
 
 
-@dataclass(frozen=True)
-class Caller:
-    """Who waits for the answer."""
-
-    gone: Callable[[], bool] = lambda: False
-    deadline: float | None = None  # on the monotonic clock
-    stages: Stages = field(default_factory=dict)  # where the request's time went so far
-    on_job: Callable[[Callable[[], None]], None] = lambda cancel: None  # is given how to end it
-
-
 class Job:
     """The generations of one request, in its order.
 
@@ -62,9 +52,9 @@ class Job:
         stops: Sequence[str],
         metrics: Metrics,
         caller: Caller,
-        fitting: Fitting | None = None,
+        truncation: Truncation | None = None,
     ) -> None:
-        self._truncated = None if fitting is None or fitting.room is None else fitting.dropped
+        self._truncation = truncation
         self._metrics, self._compilations = metrics, loaded.compilations
         self._compiled_s = loaded.compilations.seconds
         self._generations = [
@@ -73,14 +63,14 @@ class Job:
                 loaded.tokenizer,
                 handle,
                 stops,
-                client_gone=caller.gone,
+                disconnected=caller.disconnected,
                 deadline=caller.deadline,
-                beat_s=BEAT_S,
+                keepalive_s=KEEPALIVE_S,
             )
             for handle in loaded.engine.submit(requests, caller.deadline)
         ]
-        self._note = caller.stages
-        caller.on_job(self.cancel)
+        self._stages = caller.stages
+        caller.on_job(self)
 
     @property
     def completions(self) -> list[Completion]:
@@ -102,13 +92,12 @@ class Job:
         """What comes, as it comes, side by side; when one fails, the others are given up.
 
         Raises:
-            RequestError, ClientGone: as `Generation.pieces`.
+            RequestError, Disconnected: as `Generation.pieces`.
         """
         if len(self._generations) == 1:
             yield from ((0, piece) for piece in self._generations[0].pieces())
         else:
             yield from self._merged()
-        self.timings()
         for done in self.completions:
             self._metrics.completed(done.prompt_tokens, done.completion_tokens, done.timings)
 
@@ -123,18 +112,17 @@ class Job:
 
     def costs(self) -> Costs:
         """Timings, and what was dropped, if that was allowed."""
-        if self._truncated is None:
-            return {"timings": self.timings()}
-        return {"timings": self.timings(), "truncated_tokens": self._truncated}
+        costs: Costs = {"timings": self.timings()}
+        if self._truncation is not None and self._truncation.room is not None:
+            costs["truncated_tokens"] = self._truncation.dropped
+        return costs
 
     def timings(self) -> dict[str, float]:
-        """Milliseconds up to now; of several generations, which run side by side, the longest of
-        each stage."""
+        """Milliseconds of each stage up to now, those before the job included; of several
+        generations, which run side by side, the longest of each stage."""
         timings = [generation.timings for generation in self._generations]
-        self._note |= _stages(timings)
         compile_s = self._compilations.seconds - self._compiled_s
-        self._note["compile_ms"] = milliseconds(compile_s)
-        return dict(self._note)
+        return {**self._stages, **_stages(timings), "compile_ms": milliseconds(compile_s)}
 
     def _merged(self) -> Iterator[Arrival]:
         # A thread each, so that each frees its slot the moment its own stop string is there.

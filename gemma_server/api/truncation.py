@@ -11,14 +11,14 @@ Item = TypeVar("Item")
 
 
 @dataclass
-class Fitting:
+class Truncation:
     """Drops the oldest part of what does not fit, and counts the tokens dropped."""
 
     room: int | None  # tokens of a prompt; None: nothing may be dropped
     dropped: int = 0
 
     @classmethod
-    def of(cls, loaded: LoadedModel, steps: int, *, truncate: bool) -> "Fitting":
+    def of(cls, loaded: LoadedModel, steps: int, *, truncate: bool) -> "Truncation":
         """Leaves room for `steps` tokens of answer, but for no more than half of the context."""
         length = loaded.engine.context_length
         answer = max(1, min(steps, length // 2))  # a prompt never fills the context

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from gemma_server.engine.plan import PendingStep, Plan, Runner
 from gemma_server.engine.request import Handle, Request
 from gemma_server.engine.scheduler import Scheduler
-from gemma_server.errors import GenerationFailed, InvalidRequest, NotReady, RequestError
+from gemma_server.errors import BatchTooLarge, GenerationFailed, NotReady, RequestError
 
 
 class _Visit:
@@ -82,24 +82,20 @@ class Engine:
         self._thread.start()
 
     def check_prompt(self, tokens: int) -> None:
-        """Raise `InvalidRequest` when no prompt of so many tokens can ever be taken."""
+        """Raise `PromptRefused` when no prompt of so many tokens can ever be taken."""
         self._scheduler.check_prompt(tokens)
 
     def submit(self, requests: list[Request], deadline: float | None = None) -> list[Handle]:
         """Queue the requests, all or none of them; `deadline` is on the monotonic clock.
 
         Raises:
-            InvalidRequest, Overloaded, DeadlineExceeded: as `Scheduler.submit`; or there are more
-                requests than can ever be taken at once.
+            PromptRefused, QueueFull, DeadlineExceeded: as `Scheduler.submit`.
+            BatchTooLarge: there are more requests than can ever be taken at once.
             GenerationFailed, NotReady: the engine is dead, or has stopped.
         """
         limits = self._scheduler.limits
         if len(requests) > limits.slots + limits.max_queue:
-            raise InvalidRequest(
-                f"{len(requests)} prompts at once, and this server takes at most "
-                f"{limits.slots + limits.max_queue} (--slots and --max-queue)",
-                param="prompt",
-            )
+            raise BatchTooLarge(len(requests), limits.slots + limits.max_queue)
         with self._changed:
             if self._refusal is not None:
                 raise self._refusal.with_traceback(None)

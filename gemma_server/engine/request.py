@@ -64,6 +64,17 @@ class Request:
     top_logprobs: int | None = None  # 0 ... MAX_TOP_LOGPROBS; None: no logprobs at all
     prompt_logprobs: bool = False  # needs top_logprobs
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what a slot has no room for; who asks has to prevent it."""
+        if len(self.sampling.bias) > MAX_BIAS:
+            raise ValueError(f"at most {MAX_BIAS} tokens can have a bias")
+        if self.min_tokens > 0 and len(self.stop_ids) > MAX_BANS:
+            raise ValueError(f"min_tokens goes with at most {MAX_BANS} stop tokens")
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
+            raise ValueError(f"at most {MAX_TOP_LOGPROBS} logprobs a token")
+        if self.prompt_logprobs and self.top_logprobs is None:
+            raise ValueError("prompt_logprobs needs top_logprobs")
+
 
 @dataclass(frozen=True)
 class Logprobs:

@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from gemma_server.engine.estimates import Rates
 from gemma_server.engine.plan import Chunk, Plan, Row, StepResult
 from gemma_server.engine.request import (
-    MAX_BANS,
-    MAX_BIAS,
-    MAX_TOP_LOGPROBS,
     Cancelled,
     Event,
     Failed,
@@ -26,9 +23,9 @@ from gemma_server.engine.request import (
 from gemma_server.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
+    EmptyPrompt,
     GenerationFailed,
-    InvalidRequest,
-    Overloaded,
+    QueueFull,
     RequestError,
 )
 
@@ -48,20 +45,6 @@ class Limits:
     def longest_prompt(self) -> int:
         """A prompt must leave room for one token of answer."""
         return self.context_length - 1
-
-    def check(self, request: Request) -> None:
-        """Raise `InvalidRequest` for what the runner has no room for."""
-        if len(request.sampling.bias) > MAX_BIAS:
-            raise InvalidRequest(f"at most {MAX_BIAS} tokens can have a bias", param="logit_bias")
-        if request.min_tokens > 0 and len(request.stop_ids) > MAX_BANS:
-            what = f"min_tokens goes with at most {MAX_BANS} stop tokens"
-            raise InvalidRequest(what, param="min_tokens")
-        top = request.top_logprobs
-        if top is not None and not 0 <= top <= MAX_TOP_LOGPROBS:
-            what = f"at most {MAX_TOP_LOGPROBS} logprobs a token"
-            raise InvalidRequest(what, param="top_logprobs")
-        if request.prompt_logprobs and top is None:
-            raise InvalidRequest("prompt_logprobs needs top_logprobs", param="prompt_logprobs")
 
 
 @dataclass(eq=False)
@@ -133,13 +116,11 @@ class Scheduler:
         """Put a request at the end of the waiting line; `deadline` is by the scheduler's clock.
 
         Raises:
-            InvalidRequest: an empty prompt, or one that does not fit the context; or more options
-                than the runner has room for.
-            Overloaded: the line is full.
+            EmptyPrompt, ContextLengthExceeded: no prompt can be like that.
+            QueueFull: there is no room in the queue.
             DeadlineExceeded: the first token cannot come in time, as requests go now.
         """
         self.check_prompt(len(request.token_ids))
-        self.limits.check(request)
         self._refuse_when_full(len(request.token_ids))
         self._refuse_when_late(len(request.token_ids), deadline)
         handle = Handle(request, Stamps(submitted=self._clock()))
@@ -149,9 +130,9 @@ class Scheduler:
         return handle
 
     def check_prompt(self, tokens: int) -> None:
-        """Raise `InvalidRequest` when no prompt of so many tokens can ever be taken."""
+        """Raise `PromptRefused` when no prompt of so many tokens can ever be taken."""
         if tokens == 0:
-            raise InvalidRequest("the prompt is empty", param="prompt")
+            raise EmptyPrompt
         if tokens > self.limits.longest_prompt:
             raise ContextLengthExceeded(tokens, self.limits.longest_prompt)
 
@@ -210,16 +191,24 @@ class Scheduler:
             return  # it gets a slot with the next plan
         line = list(self._waiting)[free:]
         line_tokens = sum(len(task.request.token_ids) for task in line)
-        if len(line) >= limits.max_queue:
-            what = f"{len(line)} requests are waiting (--max-queue {limits.max_queue})"
-        elif line_tokens + prompt_tokens > limits.max_queue_tokens:
-            what = f"{line_tokens} prompt tokens are waiting, and {prompt_tokens} more "
-            what += f"would exceed --max-queue-tokens {limits.max_queue_tokens}"
-        else:
-            return
         rounds = (len(line) + 1) / limits.slots
         retry_after_s = min(120, max(1, math.ceil(rounds * self._rates.held_s)))
-        raise Overloaded(f"the server is busy: {what}", retry_after_s=retry_after_s)
+        if len(line) >= limits.max_queue:
+            raise QueueFull(
+                "requests",
+                queued=len(line),
+                more=1,
+                limit=limits.max_queue,
+                retry_after_s=retry_after_s,
+            )
+        if line_tokens + prompt_tokens > limits.max_queue_tokens:
+            raise QueueFull(
+                "tokens",
+                queued=line_tokens,
+                more=prompt_tokens,
+                limit=limits.max_queue_tokens,
+                retry_after_s=retry_after_s,
+            )
 
     def _refuse_when_late(self, prompt_tokens: int, deadline: float | None) -> None:
         """Prompts are read one after the other; how long answers get, nobody knows."""

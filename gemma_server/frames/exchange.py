@@ -5,11 +5,12 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from gemma_server.api.errors import CLIENT_GONE, ErrorFacts, error_facts, facts, status_of
-from gemma_server.api.generation import ClientGone
-from gemma_server.api.job import Caller
+from gemma_server.api.caller import Caller, Running
+from gemma_server.api.errors import CLIENT_CLOSED, ErrorBody, error_body, make_error_body, status_of
+from gemma_server.api.generation import Disconnected
 from gemma_server.errors import NotReady, Overloaded, RequestError
 from gemma_server.frames.codec import FAILED, FINISHED, RAW, BrokenFraming, frame
 from gemma_server.frames.service import Part
@@ -32,29 +33,32 @@ class Exchange:
         self._send, self._over = send, over
         self._lock = threading.Lock()
         self._cancelled = False
-        self._cancel_job: Callable[[], None] = lambda: None
+        self._job: Running | None = None
+        self._request_id = _new_id()
 
     def cancel(self) -> None:
         """The client gives up: the slot is free at once. Any thread may call this."""
         with self._lock:
             self._cancelled = True
-            cancel_job = self._cancel_job
-        cancel_job()
+            job = self._job
+        if job is not None:
+            job.cancel()
 
     def run(self, answer: Callable[[Caller], Iterator[Part]], deadline: float | None) -> None:
         """Send the answer to a request, piece by piece."""
         try:
             self._check()
-            for kind, document in answer(self._caller(deadline)):
-                whole = json_frame(kind, self.name, document)
-                if kind == FINISHED:
-                    self._check()
-                    break
-                self._send(whole)
-            else:
-                raise AssertionError("the answer has no end")
+            with ExitStack() as held:
+                for kind, document in answer(self._caller(held, deadline)):
+                    whole = json_frame(kind, self.name, document)
+                    if kind == FINISHED:
+                        self._check()
+                        break
+                    self._send(whole)
+                else:
+                    raise AssertionError("the answer has no end")
         except Exception as error:
-            self.status, whole = failure(error, self.name)
+            self.status, whole = failure(error, self.name, request_id=self._request_id)
         self._over(self)
         self._send(whole)
 
@@ -62,26 +66,27 @@ class Exchange:
         """Send the answer to a raw frame."""
         try:
             self._check()
-            whole = frame(RAW, answer(self._caller(None)))
+            with ExitStack() as held:
+                whole = frame(RAW, answer(self._caller(held, None)))
         except Exception as error:
-            self.status, whole = failure(error, None, about=RAW)
+            self.status, whole = failure(error, None, about=RAW, request_id=self._request_id)
         self._over(self)
         self._send(whole)
 
     def _check(self) -> None:
         if self._cancelled:
-            raise ClientGone
+            raise Disconnected
 
-    def _caller(self, deadline: float | None) -> Caller:
-        return Caller(lambda: self._cancelled, deadline, on_job=self._began)
+    def _caller(self, held: ExitStack, deadline: float | None) -> Caller:
+        return Caller(self._request_id, held, lambda: self._cancelled, deadline, on_job=self._began)
 
-    def _began(self, cancel_job: Callable[[], None]) -> None:
+    def _began(self, job: Running) -> None:
         """The job is queued: from now on it is what there is to cancel."""
         with self._lock:
-            self._cancel_job = cancel_job
+            self._job = job
             cancelled = self._cancelled
         if cancelled:
-            cancel_job()
+            job.cancel()
 
 
 class Failure(NamedTuple):
@@ -91,9 +96,11 @@ class Failure(NamedTuple):
     frame: bytes
 
 
-def failure(error: Exception, name: Id | None, about: int | None = None) -> Failure:
+def failure(
+    error: Exception, name: Id | None, about: int | None = None, request_id: str | None = None
+) -> Failure:
     """Tell of an error; without an id, of what type the frame at fault was."""
-    status, found = _told(error)
+    status, found = _told(error, request_id or _new_id())
     document: dict[str, Any] = {"status": status, "error": found}
     if about is not None:
         document["about"] = about
@@ -108,17 +115,20 @@ def json_frame(kind: int, name: Id | None, document: Mapping[str, Any]) -> bytes
     return frame(kind, _encode(tagged).encode("utf-8", errors="replace"))
 
 
-def _told(error: Exception) -> tuple[int, ErrorFacts]:
-    request_id = os.urandom(16).hex()
+def _new_id() -> str:
+    return os.urandom(16).hex()
+
+
+def _told(error: Exception, request_id: str) -> tuple[int, ErrorBody]:
     match error:
         case RequestError():
-            return status_of(error), facts(error, request_id)
-        case ClientGone():
+            return status_of(error), error_body(error, request_id)
+        case Disconnected():
             message = "the request was cancelled"
-            return CLIENT_GONE, error_facts("client_closed", message, "cancelled", request_id)
+            return CLIENT_CLOSED, make_error_body("client_closed", message, "cancelled", request_id)
         case BrokenFraming():
             kind = "invalid_request_error"
-            return 400, error_facts(kind, str(error), error.code, request_id)
+            return 400, make_error_body(kind, str(error), error.code, request_id)
     logger.error("request %s failed", request_id, exc_info=error)
     message = "an error inside the server; its log has the details under this request id"
-    return 500, error_facts("server_error", message, "internal", request_id)
+    return 500, make_error_body("server_error", message, "internal", request_id)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from gemma_server.api.job import Caller
+from gemma_server.api.caller import Caller
 
 Part = tuple[int, Mapping[str, Any]]  # a frame's type, and its JSON but for the id
 Op = Callable[[dict[str, Any], Caller], Iterator[Part]]
@@ -14,7 +14,7 @@ class Service(Protocol):
 
     Raises:
         RequestError: what the client is told.
-        ClientGone: the caller gave up.
+        Disconnected: the caller gave up.
     """
 
     @property

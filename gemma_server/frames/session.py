@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from gemma_server.api.caller import Caller
 from gemma_server.api.document import parse
-from gemma_server.api.job import Caller
 from gemma_server.errors import InvalidRequest, Overloaded, RequestError
 from gemma_server.frames.codec import RAW, REQUEST, BrokenFraming, body_of, kind_of
 from gemma_server.frames.exchange import Exchange, Id, failure

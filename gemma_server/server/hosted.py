@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gemma_server.engine.engine import Engine
-from gemma_server.frames.gemma import GemmaService
+from gemma_server.frames.operations import OperationService
 from gemma_server.frames.service import Service
 from gemma_server.server.progress import report_progress
-from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import LoadedModel, ServedModel
+from gemma_server.serving.models import Models
 from gemma_server.settings import Settings
 
 OnDeath = Callable[[BaseException], None]
@@ -76,9 +76,9 @@ class Hosted(Protocol):
 class HostedGemma:
     """A Gemma model, its engine, and what frames mean to it."""
 
-    def __init__(self, settings: Settings, model: ServedModel, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, model: ServedModel, models: Models) -> None:
         self.settings = settings
-        self.service = GemmaService(model, metrics, settings.max_steps)
+        self.service = OperationService(models)
         self.example: str | None = '{"prompt": "The capital of France is", "sampling_steps": 16}'
         self._model = model
 

@@ -20,6 +20,7 @@ from typing import Any
 from flask import Flask
 from gunicorn.http import errors as http_errors
 
+from gemma_server.api.errors import STANDARD, make_error_body
 from gemma_server.console import say
 from gemma_server.errors import ModelLoadError, UsageError
 from gemma_server.frames.server import FrameServer
@@ -28,11 +29,10 @@ from gemma_server.server.addresses import check_socket
 from gemma_server.server.hosted import Hosted, HostedGemma
 from gemma_server.server.http.worker import HttpWorker
 from gemma_server.server.ready_line import announce
-from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import ServedModel
+from gemma_server.serving.models import Models
 from gemma_server.settings import load_settings
 from gemma_server.web.app import make_app
-from gemma_server.web.errors import error_body
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +58,9 @@ def create_app() -> Flask:
         raise UsageError("start gunicorn with -c python:gemma_server.server.gunicorn_conf")
     settings = load_settings()
     model = ServedModel(settings.model_name or "gemma")
-    metrics = Metrics(model)
-    app = make_app(model, settings, metrics)
-    app.extensions["hosted"] = HostedGemma(settings, model, metrics)
+    models = Models(model)
+    app = make_app(models, settings)
+    app.extensions["hosted"] = HostedGemma(settings, model, models)
     return app
 
 
@@ -140,7 +140,7 @@ class ModelWorker(HttpWorker):
             logger.error("request failed", exc_info=exc)
         request_id = os.urandom(16).hex()
         code = reason.lower().replace(" ", "_")
-        body = json.dumps(error_body(kind, message, code, request_id)).encode()
+        body = json.dumps(STANDARD.write(make_error_body(kind, message, code, request_id))).encode()
         head = (
             f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nX-Request-Id: {request_id}\r\n\r\n"

@@ -16,7 +16,7 @@ from gemma_server.errors import ModelLoadError
 from gemma_server.executor.compile_counter import Compilations
 from gemma_server.model.config import GemmaConfig
 from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
-from gemma_server.serving.model import Facts, LoadedModel, ServedModel, byte_rate
+from gemma_server.serving.model import LoadedModel, ModelInfo, ServedModel, byte_rate
 from gemma_server.settings import Settings
 from gemma_server.weights.architecture import family_of
 from gemma_server.weights.arrays import Array
@@ -63,6 +63,7 @@ def _load_fake(
         device="no device",
         load_s=0.0,
         compilations=Compilations(),
+        max_steps=settings.max_steps,
     )
 
 
@@ -128,13 +129,14 @@ def _load_gemma(
         compilations=compilations,
         weight_bytes=runner.weight_bytes,
         token_bytes=runner.token_bytes,
-        facts=_facts(checkpoint),
+        max_steps=settings.max_steps,
+        info=_info(checkpoint),
     )
 
 
-def _facts(checkpoint: Checkpoint) -> Facts:
+def _info(checkpoint: Checkpoint) -> ModelInfo:
     config, stored = checkpoint.config, checkpoint.weights.stored
-    return Facts(
+    return ModelInfo(
         family=family_of(config),
         format=checkpoint.weights.format,
         stored_as=max(stored, key=lambda kind: stored[kind]),

@@ -8,7 +8,7 @@ from typing import Literal
 from typing_extensions import TypedDict
 
 from gemma_server.engine.engine import Engine
-from gemma_server.errors import ModelNotFound, NotReady
+from gemma_server.errors import NotReady
 from gemma_server.executor.compile_counter import Compilations
 from gemma_server.text.tokenizer import Tokenizer
 
@@ -16,7 +16,7 @@ Status = Literal["loading", "ready", "draining"]
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelInfo:
     """What the routes that list models tell of it."""
 
     family: str = "fake"
@@ -44,7 +44,8 @@ class LoadedModel:
     compilations: Compilations  # since the start
     weight_bytes: int = 0  # on the device
     token_bytes: int = 0  # of cache on the device, for each token in a slot
-    facts: Facts = Facts()
+    max_steps: int | None = None  # most tokens that a request may ask for
+    info: ModelInfo = ModelInfo()
     ready_at: float = field(default_factory=time.time)  # seconds since 1970
 
 
@@ -103,20 +104,6 @@ class ServedModel:
             "progress": self.progress,
             "model": self.name,
         }
-
-    def find(self, name: str | None) -> LoadedModel:
-        """The model, if it takes requests and this is its name; Ollama's users may add `:latest`.
-
-        No name is the one there is.
-
-        Raises:
-            NotReady: it is loading or draining.
-            ModelNotFound: it has another name.
-        """
-        loaded = self.require_ready()
-        if name is not None and name not in (loaded.name, f"{loaded.name}:latest"):
-            raise ModelNotFound(name)
-        return loaded
 
     def require_ready(self) -> LoadedModel:
         """The model, if it takes requests.

@@ -33,7 +33,7 @@ def encode_chat(
     With `goes_on` the last message is the model's, and its turn stays open instead.
 
     Raises:
-        InvalidRequest: a message is not valid Unicode.
+        InvalidText: a message is not valid Unicode.
     """
     start, end = tokenizer.start_of_turn_id, tokenizer.end_of_turn_id
     newline = tokenizer.encode_literal("\n")

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import sentencepiece
 
-from gemma_server.errors import InvalidRequest, ModelLoadError
+from gemma_server.errors import InvalidText, ModelLoadError
 from gemma_server.text.family import GEMMA, Family
 from gemma_server.text.sentencepiece_model import read_model
 
@@ -40,7 +40,7 @@ class Tokenizer:
         `<bos>` in the text stays text.
 
         Raises:
-            InvalidRequest: the text is not valid Unicode (a lone surrogate).
+            InvalidText: the text is not valid Unicode (a lone surrogate).
         """
         ids = [self.bos_id]
         for part in self._split.split(text):
@@ -52,15 +52,12 @@ class Tokenizer:
         """The text's ids alone; whatever it says, no marker among them.
 
         Raises:
-            InvalidRequest: the text is not valid Unicode (a lone surrogate).
+            InvalidText: the text is not valid Unicode (a lone surrogate).
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise InvalidRequest(
-                f"the text has a lone surrogate at character {error.start}: not valid Unicode",
-                param="prompt",
-            ) from None
+            raise InvalidText(error.start) from None
         ids: list[int] = self._pieces.EncodeAsIds(text)
         return ids
 

@@ -1,4 +1,4 @@
-"""The Flask app: routes, guards and errors around one handed-in model."""
+"""The Flask app: all operations as routes, with guards around and errors behind them."""
 
 import json
 import os
@@ -8,16 +8,12 @@ from typing import Any
 from flask import Flask, Response, g, request
 from flask.json.provider import DefaultJSONProvider
 
-from gemma_server.serving.metrics import Metrics
-from gemma_server.serving.model import ServedModel
+from gemma_server.serving.models import Models
 from gemma_server.settings import Settings, is_loopback
-from gemma_server.api import status as ops
-from gemma_server.api.native import handlers as native
-from gemma_server.api.ollama import handlers as ollama
-from gemma_server.api.openai import handlers as openai
-from gemma_server.web import errors, openapi
+from gemma_server.web import errors
 from gemma_server.web.body import discard_body
 from gemma_server.web.guard import Guard
+from gemma_server.web.routes import add_routes
 from gemma_server.web.timing import server_timing
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -33,8 +29,8 @@ class _Json(DefaultJSONProvider):
         return self._encoder.encode(obj)
 
 
-def make_app(model: ServedModel, settings: Settings, metrics: Metrics) -> Flask:
-    """An app that serves `model`; the model may still be loading."""
+def make_app(models: Models, settings: Settings) -> Flask:
+    """An app that serves `models`, which may still be loading."""
     app = Flask(__name__, static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.json = _Json(app)
@@ -46,7 +42,7 @@ def make_app(model: ServedModel, settings: Settings, metrics: Metrics) -> Flask:
     @app.before_request
     def begin() -> None:
         given = request.environ.get("HTTP_X_REQUEST_ID", "")
-        g.timings = {"parse_ms": 0.0}
+        g.stages, g.job = {"parse_ms": 0.0}, None
         g.request_id = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
         guard.check()
 
@@ -57,13 +53,9 @@ def make_app(model: ServedModel, settings: Settings, metrics: Metrics) -> Flask:
         if not g.get("body_read"):
             discard_body()
         rule = request.url_rule
-        metrics.answered("unknown" if rule is None else rule.rule, response.status_code)
+        models.metrics.answered("unknown" if rule is None else rule.rule, response.status_code)
         return response
 
-    app.register_blueprint(native.blueprint(model, metrics, settings.max_steps))
-    app.register_blueprint(openai.blueprint(model, metrics, settings.max_steps))
-    app.register_blueprint(ollama.blueprint(model, metrics, settings.max_steps))
-    app.register_blueprint(openapi.blueprint())
-    app.register_blueprint(ops.blueprint(model, metrics))
+    add_routes(app, models)
     errors.register(app)
     return app

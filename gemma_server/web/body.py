@@ -1,7 +1,7 @@
 """Request bodies: read within a limit, parsed as JSON, checked by a schema."""
 
 import contextlib
-from typing import Any, TypeVar
+from typing import Any
 
 from flask import g, request
 from gunicorn.http.errors import ParseException
@@ -14,21 +14,18 @@ from werkzeug.exceptions import (
 )
 
 from gemma_server.api.document import MAX_BODY_BYTES, Schema, check, parse
-from gemma_server.api.generation import ClientGone
-from gemma_server.api.schemas import ModelBody
-from gemma_server.serving.model import LoadedModel, ServedModel
-from gemma_server.web.timing import timed
+from gemma_server.api.generation import Disconnected
+from gemma_server.api.timing import timed
 
 _UNSAID = ("", "application/x-www-form-urlencoded")
 _DISCARD_S = 0.2
-ForModel = TypeVar("ForModel", bound=ModelBody)
 
 
 def read_body(schema: type[Schema]) -> Schema:
     """The request's JSON body as `schema`.
 
     Raises:
-        ClientGone: the connection broke.
+        Disconnected: the connection broke.
         InvalidRequest: not JSON (`invalid_json`), a field that has no place here
             (`unknown_field`), or a value that cannot be (`invalid_value`).
         HTTPException: another content type than application/json, or a body that is too large
@@ -36,20 +33,8 @@ def read_body(schema: type[Schema]) -> Schema:
     """
     if not _is_json():
         raise UnsupportedMediaType("send the body as Content-Type: application/json")
-    with timed("parse"):
+    with timed(g.stages, "parse"):
         return check(schema, parse(_read_bytes()))
-
-
-def read_for(model: ServedModel, schema: type[ForModel]) -> tuple[ForModel, LoadedModel]:
-    """The body as `read_body` has it, and the model that it is for.
-
-    Raises:
-        NotReady: the model takes no requests; the body is not looked at.
-        ModelNotFound: it is for another one.
-    """
-    model.require_ready()
-    body = read_body(schema)
-    return body, model.find(body.model)
 
 
 def discard_body() -> None:
@@ -61,7 +46,7 @@ def discard_body() -> None:
     connection: Any = request.environ.get("gunicorn.socket")
     if hasattr(connection, "read_within"):  # TLS and test clients have other sockets, or none
         connection.read_within(_DISCARD_S)
-    with contextlib.suppress(HTTPException, ClientGone):
+    with contextlib.suppress(HTTPException, Disconnected):
         _read_bytes()
 
 
@@ -92,7 +77,7 @@ def _read_bytes() -> bytes:
     except BlockingIOError:  # the socket's time limit, on a blocking socket
         raise RequestTimeout("the body did not arrive in time") from None
     except OSError:
-        raise ClientGone from None
+        raise Disconnected from None
     except ParseException as error:  # gunicorn reads chunks only now
         raise BadRequest(f"the body is not well-formed HTTP: {error}"[:300]) from None
     if left == 0:

@@ -2,86 +2,59 @@
 
 import logging
 
-from flask import Flask, Response, g, has_request_context, json, request
-from typing_extensions import TypedDict
+from flask import Flask, Response, g, json, request
 from werkzeug.exceptions import HTTPException
 
-from gemma_server.api.errors import CLIENT_GONE, ErrorFacts, error_facts, facts, status_of
-from gemma_server.api.generation import ClientGone
+from gemma_server.api.errors import (
+    CLIENT_CLOSED,
+    OLLAMA,
+    STANDARD,
+    ErrorBody,
+    ErrorForm,
+    error_body,
+    make_error_body,
+    status_of,
+)
+from gemma_server.api.generation import Disconnected
 from gemma_server.errors import DeadlineExceeded, NotReady, Overloaded, RequestError
 
 logger = logging.getLogger(__name__)
 
-
-class ErrorBody(TypedDict):
-    """Every error's form."""
-
-    error: ErrorFacts
-
-
-class OllamaErrorBody(TypedDict):
-    """Every error's form on Ollama's routes: the message alone."""
-
-    error: str
-
-
+_OLLAMAS = "/api/"  # what its routes begin with
 _TYPE_OF_STATUS = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     500: "server_error",
 }
-# The official OpenAI clients try a failed request again, twice, unless they are told.
-_RETRY: dict[type[RequestError], str] = {
-    Overloaded: "true",
-    NotReady: "true",
-    DeadlineExceeded: "false",
-}
-
-
-def error_body(
-    kind: str,
-    message: str,
-    code: str | None,
-    request_id: str,
-    param: str | None = None,
-) -> ErrorBody | OllamaErrorBody:
-    """The JSON form of an error: an object inside, or, as Ollama's clients want it, the message."""
-    return _form(error_facts(kind, message, code, request_id, param))
-
-
-def body_of(error: RequestError) -> ErrorBody | OllamaErrorBody:
-    """The JSON form of one of our own errors."""
-    return _form(facts(error, g.request_id))
-
-
-def _form(found: ErrorFacts) -> ErrorBody | OllamaErrorBody:
-    if has_request_context() and request.path.startswith("/api/"):
-        return {"error": found["message"]}
-    return {"error": found}
 
 
 def register(app: Flask) -> None:
     """Answer every error of the app, Flask's own included, as JSON."""
     app.register_error_handler(RequestError, _request_error)
     app.register_error_handler(HTTPException, _http_error)
-    app.register_error_handler(ClientGone, _client_gone)
+    app.register_error_handler(Disconnected, _disconnected)
     app.register_error_handler(Exception, _bug)
 
 
-def _respond(
-    body: ErrorBody | OllamaErrorBody, status: int, headers: dict[str, str] | None = None
-) -> Response:
-    return Response(json.dumps(body), status, headers, mimetype="application/json")
+def _respond(body: ErrorBody, status: int, headers: dict[str, str] | None = None) -> Response:
+    document = json.dumps(_form().write(body))
+    return Response(document, status, headers, mimetype="application/json")
+
+
+def _form() -> ErrorForm:
+    """By the path alone: what no route has can be asked for in a dialect, too."""
+    return OLLAMA if request.path.startswith(_OLLAMAS) else STANDARD
 
 
 def _request_error(error: RequestError) -> Response:
+    # The official OpenAI clients try a failed request again, twice, unless they are told.
     headers = {}
-    if type(error) in _RETRY:
-        headers["X-Should-Retry"] = _RETRY[type(error)]
     if isinstance(error, Overloaded | NotReady):
-        headers["Retry-After"] = str(error.retry_after_s)
-    return _respond(body_of(error), status_of(error), headers)
+        headers = {"X-Should-Retry": "true", "Retry-After": str(error.retry_after_s)}
+    elif isinstance(error, DeadlineExceeded):
+        headers = {"X-Should-Retry": "false"}
+    return _respond(error_body(error, g.request_id), status_of(error), headers)
 
 
 def _http_error(error: HTTPException) -> Response:
@@ -93,15 +66,15 @@ def _http_error(error: HTTPException) -> Response:
         name: theirs[name] for name in ("Allow", "WWW-Authenticate") if name in theirs
     }
     message = error.description or error.name
-    return _respond(error_body(kind, message, code, g.request_id), status, headers)
+    return _respond(make_error_body(kind, message, code, g.request_id), status, headers)
 
 
-def _client_gone(error: ClientGone) -> Response:
-    body = error_body("client_closed", "the client went away", None, g.request_id)
-    return _respond(body, CLIENT_GONE)  # for the log and the metrics: nobody reads it
+def _disconnected(error: Disconnected) -> Response:
+    body = make_error_body("client_closed", "the client went away", None, g.request_id)
+    return _respond(body, CLIENT_CLOSED)  # for the log and the metrics: nobody reads it
 
 
 def _bug(error: Exception) -> Response:
     logger.exception("request %s failed", g.request_id)
     message = "an error inside the server; its log has the details under this request id"
-    return _respond(error_body("server_error", message, "internal", g.request_id), 500)
+    return _respond(make_error_body("server_error", message, "internal", g.request_id), 500)

@@ -1,18 +1,21 @@
-"""A job's answer as a stream, in whatever form a dialect writes it."""
+"""A job's answer as a stream of events or lines."""
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import chain
-from typing import Protocol
+from typing import Any
 
-from flask import Response, json, stream_with_context
+from flask import Response, g, json, stream_with_context
 
-from gemma_server.api.generation import ClientGone, Piece
-from gemma_server.api.job import Arrival, Job
+from gemma_server.api.errors import error_body
+from gemma_server.api.generation import Disconnected
+from gemma_server.api.job import Arrival
+from gemma_server.api.operation import EVENTS, Document, Operation, Stream
 from gemma_server.errors import RequestError
 
-DONE = b"data: [DONE]\n\n"
-PING = b": ping\n\n"
+_DONE = b"data: [DONE]\n\n"
+_PING = b": ping\n\n"  # a comment: no client takes it for text
 
 
 class BrokenBody(BrokenPipeError):
@@ -25,53 +28,54 @@ class BrokenBody(BrokenPipeError):
         super().__init__(errno.EPIPE, "the stream ends early")
 
 
-class Writer(Protocol):
-    """How a dialect puts an answer on the wire, part by part."""
+def stream(answer: Stream, operation: Operation[Any], held: ExitStack) -> Response:
+    """The streamed answer, behind which `held` is closed.
 
-    mimetype: str
-
-    def piece(self, index: int, piece: Piece) -> bytes:
-        """More text of one generation."""
-        ...
-
-    def ping(self) -> bytes:
-        """A sign of life that no client takes for text."""
-        ...
-
-    def end(self, job: Job) -> Iterator[bytes]:
-        """What comes behind the whole text of all generations."""
-        ...
-
-    def failure(self, error: RequestError) -> bytes:
-        """Why the stream ends early."""
-        ...
-
-
-def stream(job: Job, writer: Writer) -> Response:
-    """The streamed answer. The first piece is awaited: what fails before it has a status."""
+    The first piece is awaited: what fails before it has a status.
+    """
+    assert operation.stream is not None
+    job, content_type = answer.job, operation.stream.content_type
     pieces = job.pieces()
     first = [arrival] if (arrival := next(pieces, None)) is not None else []
-    job.timings()
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    body = stream_with_context(_body(job, chain(first, pieces), writer))
-    response = Response(body, mimetype=writer.mimetype, headers=headers)
+    body = _body(answer, operation, chain(first, pieces))
+    response = Response(
+        stream_with_context(body),
+        mimetype=content_type,
+        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+    )
+    response.call_on_close(held.pop_all().close)
     response.call_on_close(job.cancel)  # also when no part was ever asked for
     return response
 
 
-def event(document: Mapping[str, object]) -> bytes:
+def _body(
+    answer: Stream, operation: Operation[Any], arrivals: Iterator[Arrival]
+) -> Iterator[bytes]:
+    """The stream's parts; after a failure its reason, and then a broken body."""
+    assert operation.stream is not None
+    write = _event if operation.stream.content_type == EVENTS else _line
+    try:
+        for index, piece in arrivals:
+            if not piece.is_keepalive:
+                yield b"".join(map(write, answer.form.parts(index, piece)))
+            elif (part := answer.form.keepalive()) is not None:
+                yield write(part)
+            else:
+                yield _PING
+    except Disconnected:
+        raise BrokenBody from None
+    except RequestError as error:
+        yield write(operation.error_form.write(error_body(error, g.request_id)))
+        raise BrokenBody from error
+    end = b"".join(map(write, answer.form.end(answer.job)))
+    yield end + _DONE if write is _event else end
+
+
+def _event(document: Document) -> bytes:
     """A server-sent event: one line of JSON, and a blank line."""
     return b"data: " + json.dumps(document).encode() + b"\n\n"
 
 
-def _body(job: Job, arrivals: Iterator[Arrival], writer: Writer) -> Iterator[bytes]:
-    """The stream's parts; after a failure its reason, and then a broken body."""
-    try:
-        for index, piece in arrivals:
-            yield writer.ping() if piece.is_beat else writer.piece(index, piece)
-    except ClientGone:
-        raise BrokenBody from None
-    except RequestError as error:
-        yield writer.failure(error)
-        raise BrokenBody from error
-    yield from writer.end(job)
+def _line(document: Document) -> bytes:
+    """One JSON object, and the end of its line."""
+    return json.dumps(document).encode() + b"\n"

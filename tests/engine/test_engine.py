@@ -22,7 +22,7 @@ from gemma_server.engine.request import (
     Token,
 )
 from gemma_server.engine.scheduler import Limits, Scheduler
-from gemma_server.errors import GenerationFailed, InvalidRequest, Overloaded
+from gemma_server.errors import BatchTooLarge, GenerationFailed, Overloaded
 
 TOKENIZER = fake_tokenizer()
 [EOS] = TOKENIZER.stop_ids - {TOKENIZER.end_of_turn_id}
@@ -107,7 +107,7 @@ def test_cancelling_from_another_thread_frees_the_slot_quickly() -> None:
 
 def test_several_requests_are_queued_all_or_none() -> None:
     engine = make_engine(FakeRunner(1, step_s=0.01), slots=1, max_queue=2)
-    with pytest.raises(InvalidRequest, match="at most 3"):  # waiting would never help
+    with pytest.raises(BatchTooLarge, match="at most 3"):  # waiting would never help
         engine.submit([make_request("a") for _ in range(4)])
     [busy] = engine.submit([make_request("a" * 400)])
     assert isinstance(busy.next_event(5), Token)

@@ -13,7 +13,7 @@ from gemma_server.engine.fake import FakeRunner, FakeStep
 from gemma_server.engine.plan import Plan
 from gemma_server.engine.request import Cancelled, Event, Finished, Handle, Request, Token
 from gemma_server.engine.scheduler import Limits, Scheduler
-from gemma_server.errors import InvalidRequest, Overloaded
+from gemma_server.errors import Overloaded, PromptRefused
 
 STOP = 1  # the fake runner's <eos>
 CONTEXT = 32
@@ -91,7 +91,7 @@ def test_every_accepted_request_gets_its_answer_and_one_terminal_event(
         if action == "submit":
             try:
                 handles.append(pipeline.scheduler.submit(make_request(number, tokens)))
-            except (InvalidRequest, Overloaded):
+            except (PromptRefused, Overloaded):
                 continue
         elif action == "dispatch" and len(pipeline.in_flight) <= ahead:
             pipeline.dispatch()

@@ -20,8 +20,8 @@ from gemma_server.engine.request import (
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.errors import (
     ContextLengthExceeded,
+    EmptyPrompt,
     GenerationFailed,
-    InvalidRequest,
     Overloaded,
 )
 
@@ -137,7 +137,7 @@ def test_the_longest_prompt_leaves_room_for_one_token() -> None:
     with pytest.raises(ContextLengthExceeded) as error:
         scheduler.submit(make_request(prompt=16))
     assert (error.value.prompt_tokens, error.value.limit) == (16, 15)
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(EmptyPrompt):
         scheduler.submit(Request((), 1))
 
 
@@ -335,6 +335,6 @@ def test_stop_ids_are_banned_until_enough_tokens_are_planned() -> None:
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
-def test_what_the_runner_has_no_room_for_is_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(InvalidRequest):
-        make_scheduler().submit(replace(make_request(3), **wrong))  # type: ignore[arg-type]
+def test_there_is_no_request_for_what_a_slot_has_no_room_for(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"at most|needs"):
+        replace(make_request(3), **wrong)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gemma_server.frames.gemma import GemmaService
+from gemma_server.frames.operations import OperationService
 from gemma_server.frames.server import FrameServer
 from tests.frames.peer import Peer
 from tests.web.conftest import Serve, Sidecar, serve
@@ -37,10 +37,10 @@ def open_lane(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     made: list[Lane] = []
     deaths: list[BaseException] = []
 
-    def make(*, threads: int = 80, max_steps: int | None = None, **settings: Any) -> Lane:
+    def make(*, threads: int = 80, **settings: Any) -> Lane:
         sidecar = serve(**settings)
         path = tmp_path_factory.mktemp("frames") / "socket"
-        service = GemmaService(sidecar.model, sidecar.counters, max_steps)
+        service = OperationService(sidecar.models)
         server = FrameServer(path, service, deaths.append, threads=threads)
         server.start()
         made.append(Lane(path, server, sidecar))
@@ -51,6 +51,7 @@ def open_lane(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         lane.sidecar.runner.open.set()
         lane.server.stop(5.0)
         assert not lane.path.exists()
+        assert lane.sidecar.models.leases == 0
     assert deaths == []
 
 

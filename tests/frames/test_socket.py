@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gemma_server.frames.gemma import GemmaService
+from gemma_server.frames.operations import OperationService
 from gemma_server.frames.server import FrameServer
 from testing.waiting import wait_until
 from tests.frames.peer import Peer
@@ -27,7 +27,7 @@ def test_a_socket_that_is_there_takes_connections(
 
     monkeypatch.setattr(socket.socket, "listen", listen_late)
     sidecar, path, deaths = serve(), tmp_path / name, list[BaseException]()
-    service = GemmaService(sidecar.model, sidecar.counters, None)
+    service = OperationService(sidecar.models)
     with ThreadPoolExecutor(1) as pool:
         making = pool.submit(FrameServer, path, service, deaths.append, threads=1)
         wait_until(path.exists)

@@ -16,8 +16,8 @@ from gemma_server.engine.plan import Plan
 from gemma_server.engine.request import Request, SamplingOptions
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.executor.compile_counter import Compilations
-from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import LoadedModel, ServedModel
+from gemma_server.serving.models import Models
 from gemma_server.settings import Settings, variable_name
 from gemma_server.web.app import make_app
 from testing.answers import parse_metrics
@@ -47,7 +47,7 @@ class Sidecar:
 
     client: FlaskClient
     model: ServedModel
-    counters: Metrics
+    models: Models
     engine: Engine
     runner: WatchedRunner
     deaths: list[BaseException] = field(default_factory=list)
@@ -99,13 +99,18 @@ def serve() -> Iterator[Serve]:
         deaths: list[BaseException] = []
         engine = Engine(runner, Scheduler(limits), deaths.append)
         engine.start()
+        own = Settings(context_length=context_length, fake=True, **settings)
         model = ServedModel("fake")
         if not loading:
-            model.ready(LoadedModel("fake", fake_tokenizer(), engine, "none", 0.0, Compilations()))
-        own = Settings(context_length=context_length, fake=True, **settings)
-        counters = Metrics(model)
-        client = make_app(model, own, counters).test_client()
-        made.append(Sidecar(client, model, counters, engine, runner, deaths))
+            tokenizer, limit = fake_tokenizer(), own.max_steps
+            model.ready(
+                LoadedModel(
+                    *("fake", tokenizer, engine, "none", 0.0, Compilations()), max_steps=limit
+                )
+            )
+        models = Models(model)
+        client = make_app(models, own).test_client()
+        made.append(Sidecar(client, model, models, engine, runner, deaths))
         return made[-1]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -34,7 +34,7 @@ def test_no_chunk_has_a_key_for_errors(sidecar: Sidecar, path: str) -> None:
 def test_a_long_wait_has_signs_of_life(
     serve: Serve, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "BEAT_S", 0.1)
+    monkeypatch.setattr(job, "KEEPALIVE_S", 0.1)
     sidecar = serve(step_s=0.25)
     response = ask(sidecar, path, stream=True)
     parts = parts_of(response)

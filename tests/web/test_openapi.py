@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 
 from gemma_server.serving.loader import load_model
-from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import ServedModel
+from gemma_server.serving.models import Models
 from gemma_server.settings import load_settings
 from gemma_server.web import openapi
 from gemma_server.web.app import make_app
-from gemma_server.web.openapi import document
+from gemma_server.web.page import ROUTES
 from testing.answers import parse_json
 from tests.web.conftest import Sidecar
 
 MIN_CASES = 2000
+DESCRIBED = openapi.document(ROUTES)
 _REF = "#/components/schemas/"
 
 
@@ -28,14 +29,14 @@ def test_every_route_is_described_and_no_other(sidecar: Sidecar) -> None:
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
     found = sidecar.client.get("/openapi.json").json
-    assert found == document()
+    assert found == DESCRIBED
     assert {(path, method) for path, item in found["paths"].items() for method in item} == routes
 
 
 def test_the_page_names_every_field_of_bodies_and_answers(sidecar: Sidecar) -> None:
     page = sidecar.client.get("/docs").get_data(as_text=True)
     for schema in ("PromptBody", "CompletionBody", "GenerateBody", "PromptAnswer", "Tags"):
-        for name in document()["components"]["schemas"][schema]["properties"]:
+        for name in DESCRIBED["components"]["schemas"][schema]["properties"]:
             assert f"<code>{name}</code>" in page
 
 
@@ -52,16 +53,14 @@ def test_no_request_that_fits_the_schemas_or_almost_does_breaks_the_server_or_it
         status_code_conformance,
     )
 
-    closed = _with_closed_answers(document())
-    monkeypatch.setattr(openapi, "document", lambda: closed)
+    closed = _with_closed_answers(DESCRIBED)
+    monkeypatch.setattr(openapi, "document", lambda operations: closed)
     model, own = ServedModel("fake"), load_settings(fake=True)
     load_model(own, model, lambda error: None)
-    schema: Any = schemathesis.openapi.from_wsgi(
-        "/openapi.json", make_app(model, own, Metrics(model))
-    )
+    schema: Any = schemathesis.openapi.from_wsgi("/openapi.json", make_app(Models(model), own))
     is_a_part = {path: _part_validator(closed, path) for path in closed["paths"]}
     answers: Counter[tuple[str, bool]] = Counter()
-    streaming = {each.path for each in openapi.OPERATIONS if each.stream}
+    streaming = {each.path for each in ROUTES if each.stream}
     streamed: Counter[str] = Counter()
 
     def check(case: Any) -> None:

@@ -142,10 +142,10 @@ def test_metrics_work_while_loading_and_draining(serve: Serve) -> None:
 def test_a_bug_is_a_500_that_tells_nothing(
     sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fall_over() -> str:
+    def fall_over(**in_path: str) -> str:
         raise KeyError("a secret")
 
-    monkeypatch.setitem(sidecar.client.application.view_functions, "ops.healthz", fall_over)
+    monkeypatch.setitem(sidecar.client.application.view_functions, "health", fall_over)
     response = sidecar.client.get("/healthz")
     error = assert_error_form(response)
     assert (response.status_code, error["type"]) == (500, "server_error")

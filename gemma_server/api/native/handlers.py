@@ -1,30 +1,25 @@
-"""The sidecar's own routes: /prompt generates, /echo measures the hop."""
+"""The server's own operations: /prompt generates, /echo measures the hop, a frame scores."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from flask import Blueprint, Response, request
 from typing_extensions import TypedDict
 
+from gemma_server.api.caller import Caller
+from gemma_server.api.errors import prompt_in
 from gemma_server.api.generation import Piece
-from gemma_server.api.job import Job
-from gemma_server.api.native.prompt import (
-    PromptAnswer,
-    PromptPart,
-    last_part,
-    prompt_job,
-    whole_answer,
-)
-from gemma_server.api.schemas import EchoBody, PromptBody
-from gemma_server.errors import InvalidRequest, RequestError
-from gemma_server.serving.metrics import Metrics
-from gemma_server.serving.model import ServedModel
-from gemma_server.web.body import read_body, read_for
-from gemma_server.web.client import caller
-from gemma_server.web.errors import body_of
-from gemma_server.web.streaming import DONE, PING, event, stream
+from gemma_server.api.job import Job, Usage
+from gemma_server.api.logprobs import TextLogprobs, TextOffsets
+from gemma_server.api.native.schema import EchoBody, PromptBody, ScoreBody
+from gemma_server.api.operation import EVENTS, Document, Operation, Stream, StreamType
+from gemma_server.api.schemas import as_list
+from gemma_server.api.timing import Stages, timed
+from gemma_server.engine.request import FinishReason, Request
+from gemma_server.errors import InvalidRequest
+from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.models import Models
 
-DEPTHS = ("queue", "device")  # how far an echo goes, if not only through HTTP
+DEPTHS = ("queue", "device")  # how far an echo goes, if not only through what carries it
 
 
 class EchoAnswer(TypedDict):
@@ -33,50 +28,145 @@ class EchoAnswer(TypedDict):
     echo_prompt: Any
 
 
-def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Blueprint:
-    """The routes for one model."""
-    routes = Blueprint("native", __name__)
+class PromptAnswer(TypedDict):
+    """POST /prompt: a string answers a string, lists answer a list."""
 
-    @routes.post("/echo")
-    def echo() -> EchoAnswer:
-        body = read_body(EchoBody)
-        if request.query_string and (through := request.args.get("through")) is not None:
-            if through not in DEPTHS:
-                what = " or ".join(DEPTHS)
-                raise InvalidRequest(f"through: {through[:40]!r} is not {what}", param="through")
-            model.require_ready().engine.visit(device=through == "device")
-        return {"echo_prompt": body.prompt}
-
-    @routes.post("/prompt")
-    def prompt() -> Response | PromptAnswer:
-        body, loaded = read_for(model, PromptBody)
-        job = prompt_job(body, loaded, max_steps, metrics, caller())
-        if body.stream:
-            return stream(job, PromptWriter())
-        return whole_answer(body, job)
-
-    return routes
+    response: str | list[str]
+    finish_reason: FinishReason | list[FinishReason]
+    usage: Usage
+    timings: dict[str, float]  # milliseconds of each stage
 
 
-class PromptWriter:
-    """`{"response": "piece"}` events, then one that tells how it ended."""
+class PromptPart(TypedDict):
+    """More of a streamed text."""
 
-    mimetype = "text/event-stream"
+    response: str
 
-    def piece(self, index: int, piece: Piece) -> bytes:
+
+class Scores(TypedDict):
+    """How likely a text is, token by token."""
+
+    logprobs: TextLogprobs
+    usage: Usage
+    timings: dict[str, float]  # milliseconds of each stage
+
+
+def echo(body: EchoBody, models: Models, caller: Caller) -> EchoAnswer:
+    """What came, sent back; `through` says how far it goes before."""
+    through = caller.params.get("through")
+    if through is not None:
+        if through not in DEPTHS:
+            what = " or ".join(DEPTHS)
+            raise InvalidRequest(f"through: {through[:40]!r} is not {what}", param="through")
+        caller.hold(models.resolve(None)).engine.visit(device=through == "device")
+    return {"echo_prompt": body.prompt}
+
+
+def prompt(body: PromptBody, models: Models, caller: Caller) -> PromptAnswer | Stream:
+    """Continue a text, or several side by side."""
+    loaded = caller.hold(models.resolve(body.model))
+    if body.stream and not isinstance(body.prompt, str):
+        raise InvalidRequest("a list of prompts cannot be streamed", param="stream")
+    context_length = loaded.engine.context_length
+    steps = body.steps(limit=min(loaded.max_steps or context_length, context_length))
+    requests = _requests(body, steps, loaded, caller.stages)
+    job = Job(loaded, requests, as_list(body.stop), models.metrics, caller)
+    return Stream(job, PromptForm()) if body.stream else _whole(body, job)
+
+
+def score(body: ScoreBody, models: Models, caller: Caller) -> Scores:
+    """The logprobs of a text, whose first token has none."""
+    loaded = caller.hold(models.resolve(body.model))
+    with timed(caller.stages, "tokenize"), prompt_in("prompt"):
+        ids = tuple(loaded.tokenizer.encode(body.prompt))
+        loaded.engine.check_prompt(len(ids))
+    request = Request(ids, 0, top_logprobs=body.top_logprobs, prompt_logprobs=True)
+    job = Job(loaded, [request], (), models.metrics, caller)
+    [completion] = job.run()
+    scored = zip(ids, (None, *completion.prompt_logprobs), strict=True)
+    return {
+        "logprobs": TextOffsets(loaded.tokenizer).lists(list(scored)),
+        "usage": job.usage(),
+        "timings": job.timings(),
+    }
+
+
+class PromptForm:
+    """Text, and then one part that tells how it ended."""
+
+    def parts(self, index: int, piece: Piece) -> Iterator[Document]:
         """More text."""
-        part: PromptPart = {"response": piece.text}
-        return event(part) if piece.text else b""
+        if piece.text:
+            part: PromptPart = {"response": piece.text}
+            yield part
 
-    def ping(self) -> bytes:
-        """A comment."""
-        return PING
+    def keepalive(self) -> None:
+        """Nothing of its own."""
 
-    def end(self, job: Job) -> Iterator[bytes]:
+    def end(self, job: Job) -> Iterator[Document]:
         """How it ended, and what it took."""
-        yield event(last_part(job))
-        yield DONE
+        [completion] = job.completions
+        last: PromptAnswer = {
+            "response": "",
+            "finish_reason": completion.finish_reason,
+            "usage": job.usage(),
+            "timings": job.timings(),
+        }
+        yield last
 
-    def failure(self, error: RequestError) -> bytes:
-        """The error as any answer has it."""
-        return event(body_of(error))
+
+def _whole(body: PromptBody, job: Job) -> PromptAnswer:
+    """Wait for all of it."""
+    completions = job.run()
+    texts = [completion.text for completion in completions]
+    reasons = [completion.finish_reason for completion in completions]
+    single = isinstance(body.prompt, str)
+    return {
+        "response": texts[0] if single else texts,
+        "finish_reason": reasons[0] if single else reasons,
+        "usage": job.usage(),
+        "timings": job.timings(),
+    }
+
+
+def _requests(body: PromptBody, steps: int, loaded: LoadedModel, stages: Stages) -> list[Request]:
+    """Encode all prompts; an error names the prompt at fault."""
+    requests = []
+    for index, text in enumerate(body.prompts):
+        param = "prompt" if isinstance(body.prompt, str) else f"prompt[{index}]"
+        with timed(stages, "tokenize"), prompt_in(param):
+            ids = loaded.tokenizer.encode(text)
+            loaded.engine.check_prompt(len(ids))
+        requests.append(body.request(ids, steps, loaded.tokenizer.stop_ids))
+    return requests
+
+
+OPERATIONS: tuple[Operation[Any], ...] = (
+    Operation(
+        "prompt",
+        "Continue a text, or several",
+        prompt,
+        path="/prompt",
+        frame="generate",
+        body=PromptBody,
+        answer=PromptAnswer,
+        stream=StreamType(EVENTS, PromptPart | PromptAnswer),
+    ),
+    Operation(
+        "echo",
+        "Send back what came: the price of the hop",
+        echo,
+        path="/echo",
+        body=EchoBody,
+        answer=EchoAnswer,
+        query=(("through", DEPTHS),),
+    ),
+    Operation(
+        "score",
+        "How likely each token of a text is",
+        score,
+        frame="score",
+        body=ScoreBody,
+        answer=Scores,
+    ),
+)

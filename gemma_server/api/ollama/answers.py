@@ -1,20 +1,18 @@
 """What Ollama's routes answer to those who generate, whole and line by line."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
-from flask import json
 from typing_extensions import TypedDict
 
 from gemma_server.api.generation import Piece
 from gemma_server.api.job import Costs, Job
 from gemma_server.api.logprobs import TokenLogprob, entries
 from gemma_server.api.ollama.schema import OllamaBody
+from gemma_server.api.operation import Document
 from gemma_server.engine.request import FinishReason, Token
-from gemma_server.errors import RequestError
 from gemma_server.serving.model import LoadedModel
-from gemma_server.web.errors import body_of
 
 
 class Head(TypedDict):
@@ -188,31 +186,20 @@ def rfc3339(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def line(document: Mapping[str, object]) -> bytes:
-    """One JSON object, and the end of its line."""
-    return json.dumps(document).encode() + b"\n"
-
-
-class LineWriter:
-    """One JSON object a line, without blank lines: Ollama's clients parse every one."""
-
-    mimetype = "application/x-ndjson"
+class LineForm:
+    """One object a line: Ollama's clients parse every one."""
 
     def __init__(self, form: GenerateForm | ChatForm) -> None:
         self._form = form
 
-    def piece(self, index: int, piece: Piece) -> bytes:
+    def parts(self, index: int, piece: Piece) -> Iterator[Document]:
         """More text."""
-        return line(self._form.more(piece.text, piece.tokens))
+        yield self._form.more(piece.text, piece.tokens)
 
-    def ping(self) -> bytes:
+    def keepalive(self) -> Document:
         """Text without a character: there are no comments in JSON."""
-        return line(self._form.more(""))
+        return self._form.more("")
 
-    def end(self, job: Job) -> Iterator[bytes]:
+    def end(self, job: Job) -> Iterator[Document]:
         """The last object."""
-        yield line(self._form.last(job))
-
-    def failure(self, error: RequestError) -> bytes:
-        """The error as any answer has it."""
-        return line(body_of(error))
+        yield self._form.last(job)

@@ -4,22 +4,14 @@ The wire as ollama/ollama's `api/types.go` and ollama/ollama-python's `_types.py
 """
 
 from datetime import UTC, datetime
+from typing import Any
 
-from flask import Blueprint, Response, g
 from typing_extensions import TypedDict
 
+from gemma_server.api.caller import Caller
 from gemma_server.api.chat import encode_messages
+from gemma_server.api.errors import OLLAMA, prompt_in
 from gemma_server.api.job import Job
-from gemma_server.api.ollama.schema import ChatBody, GenerateBody, OllamaBody, ShowBody
-from gemma_server.api.schemas import as_list, check_tokens
-from gemma_server.api.truncation import Fitting
-from gemma_server.engine.request import Request
-from gemma_server.errors import InvalidRequest, RequestError
-from gemma_server.serving.metrics import Metrics
-from gemma_server.serving.model import LoadedModel, ServedModel
-from gemma_server.text.chat_template import Message, encode_chat
-from gemma_server.web.body import read_for
-from gemma_server.web.client import caller
 from gemma_server.api.ollama.answers import (
     ChatForm,
     Chatted,
@@ -28,14 +20,23 @@ from gemma_server.api.ollama.answers import (
     Idle,
     IdleChat,
     IdleText,
-    LineWriter,
+    LineForm,
+    MoreChat,
+    MoreText,
     head,
-    line,
     rfc3339,
     spoken,
 )
-from gemma_server.web.streaming import stream
-from gemma_server.web.timing import timed
+from gemma_server.api.ollama.schema import ChatBody, GenerateBody, OllamaBody, ShowBody
+from gemma_server.api.operation import LINES, Answer, Operation, Stream, StreamType
+from gemma_server.api.schemas import as_list, check_tokens
+from gemma_server.api.timing import Stages, timed
+from gemma_server.api.truncation import Truncation
+from gemma_server.engine.request import Request
+from gemma_server.errors import InvalidRequest
+from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.models import Models
+from gemma_server.text.chat_template import Message, encode_chat
 
 # Whose routes these are: clients look for the least that they work with (clients/compat has it).
 _OLLAMA_VERSION = "0.17.4"
@@ -107,101 +108,96 @@ class Version(TypedDict):
     version: str
 
 
-def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Blueprint:
-    """The routes for one model."""
-    routes = Blueprint("ollama", __name__)
-
-    @routes.post("/api/generate")
-    def generate() -> Response | Generated:
-        body, loaded = read_for(model, GenerateBody)
-        if not body.prompt:
-            loads: IdleText = {**_idle(body), "response": ""}
-            return _one_line(loads) if body.stream else loads
-        steps, fitting = _room(body, loaded)
-        ids = _encode(body, loaded, fitting)
-        job = _job(body, ids, steps, fitting, loaded)
-        form = GenerateForm(body, loaded, None if body.raw else ids)
-        if body.stream:
-            return stream(job, LineWriter(form))
-        [completion] = job.run()
-        return form.last(job, completion.text, completion.tokens)
-
-    @routes.post("/api/chat")
-    def chat() -> Response | Chatted:
-        body, loaded = read_for(model, ChatBody)
-        if not body.messages:
-            loads: IdleChat = {**_idle(body), "message": spoken("")}
-            return _one_line(loads) if body.stream else loads
-        steps, fitting = _room(body, loaded)
-        # As Ollama's template for Gemma 3 has it: what the model was made to say goes on.
-        goes_on = body.messages[-1].role == "assistant"
-        ids = encode_messages(loaded, body.messages, fitting, g.timings, goes_on=goes_on)
-        job = _job(body, ids, steps, fitting, loaded)
-        form = ChatForm(body, loaded)
-        if body.stream:
-            return stream(job, LineWriter(form))
-        [completion] = job.run()
-        return form.last(job, completion.text, completion.tokens)
-
-    @routes.get("/api/tags")
-    def tags() -> Tags:
-        return {"models": [_describe(model.require_ready())]}
-
-    @routes.get("/api/ps")
-    def running() -> RunningTags:
-        loaded = model.require_ready()
-        on_gpu = 0 if loaded.device == "CPU" else loaded.weight_bytes
-        tag: RunningTag = {
-            **_describe(loaded),
-            "size": loaded.weight_bytes,
-            "expires_at": _NEVER,
-            "size_vram": on_gpu,
-            "context_length": loaded.engine.context_length,
-        }
-        return {"models": [tag]}
-
-    @routes.post("/api/show")
-    def show() -> Description:
-        _, loaded = read_for(model, ShowBody)
-        return _show(loaded)
-
-    @routes.get("/api/version")
-    def version() -> Version:
-        return {"version": _OLLAMA_VERSION}
-
-    def _room(body: OllamaBody, loaded: LoadedModel) -> tuple[int, Fitting]:
-        steps = body.options.steps(loaded.engine.context_length, max_steps)
-        return steps, Fitting.of(loaded, steps, truncate=body.truncate)
-
-    def _job(
-        body: OllamaBody, ids: list[int], steps: int, fitting: Fitting, loaded: LoadedModel
-    ) -> Job:
-        options, stop_ids = body.options, loaded.tokenizer.stop_ids
-        wanted = body.wanted_logprobs
-        request = Request(tuple(ids), steps, options.sampling(), stop_ids, top_logprobs=wanted)
-        return Job(loaded, [request], as_list(options.stop), metrics, caller(), fitting)
-
-    return routes
+def generate(body: GenerateBody, models: Models, caller: Caller) -> Generated | Answer | Stream:
+    """Answer a prompt."""
+    loaded = caller.hold(models.resolve(body.model))
+    if not body.prompt:
+        loads: IdleText = {**_idle(body), "response": ""}
+        return _one_line(body, loads)
+    steps, truncation = _room(body, loaded)
+    ids = _encode(body, loaded, truncation, caller.stages)
+    job = _job(body, ids, steps, truncation, loaded, models, caller)
+    form = GenerateForm(body, loaded, None if body.raw else ids)
+    if body.stream:
+        return Stream(job, LineForm(form))
+    [completion] = job.run()
+    return form.last(job, completion.text, completion.tokens)
 
 
-def _encode(body: GenerateBody, loaded: LoadedModel, fitting: Fitting) -> list[int]:
+def chat(body: ChatBody, models: Models, caller: Caller) -> Chatted | Answer | Stream:
+    """Answer a chat."""
+    loaded = caller.hold(models.resolve(body.model))
+    if not body.messages:
+        loads: IdleChat = {**_idle(body), "message": spoken("")}
+        return _one_line(body, loads)
+    steps, truncation = _room(body, loaded)
+    # As Ollama's template for Gemma 3 has it: what the model was made to say goes on.
+    goes_on = body.messages[-1].role == "assistant"
+    ids = encode_messages(loaded, body.messages, truncation, caller.stages, goes_on=goes_on)
+    job = _job(body, ids, steps, truncation, loaded, models, caller)
+    form = ChatForm(body, loaded)
+    if body.stream:
+        return Stream(job, LineForm(form))
+    [completion] = job.run()
+    return form.last(job, completion.text, completion.tokens)
+
+
+def tags(body: None, models: Models, caller: Caller) -> Tags:
+    """All models that take requests."""
+    return {"models": list(map(_describe, models.available()))}
+
+
+def running(body: None, models: Models, caller: Caller) -> RunningTags:
+    """All models in memory."""
+    return {"models": list(map(_running, models.available()))}
+
+
+def show(body: ShowBody, models: Models, caller: Caller) -> Description:
+    """What a model is."""
+    return _show(caller.hold(models.resolve(body.model)))
+
+
+def version(body: None, models: Models, caller: Caller) -> Version:
+    """Whose routes these are."""
+    return {"version": _OLLAMA_VERSION}
+
+
+def _room(body: OllamaBody, loaded: LoadedModel) -> tuple[int, Truncation]:
+    steps = body.options.steps(loaded.engine.context_length, loaded.max_steps)
+    return steps, Truncation.of(loaded, steps, truncate=body.truncate)
+
+
+def _job(
+    body: OllamaBody,
+    ids: list[int],
+    steps: int,
+    truncation: Truncation,
+    loaded: LoadedModel,
+    models: Models,
+    caller: Caller,
+) -> Job:
+    options, stop_ids = body.options, loaded.tokenizer.stop_ids
+    wanted = body.wanted_logprobs
+    request = Request(tuple(ids), steps, options.sampling(), stop_ids, top_logprobs=wanted)
+    return Job(loaded, [request], as_list(options.stop), models.metrics, caller, truncation)
+
+
+def _encode(
+    body: GenerateBody, loaded: LoadedModel, truncation: Truncation, stages: Stages
+) -> list[int]:
     """The prompt's ids: raw, or a turn behind those of `context`."""
     tokenizer = loaded.tokenizer
-    try:
-        with timed("tokenize"):
-            if body.raw:
-                _check_raw(body)
-                ids = tokenizer.encode(body.prompt)
-            else:
-                system = [Message("system", body.system)] if body.system else []
-                ids = encode_chat(tokenizer, [*system, Message("user", body.prompt)])
+    with timed(stages, "tokenize"), prompt_in("prompt"):
+        if body.raw:
+            _check_raw(body)
+            ids = tokenizer.encode(body.prompt)
+        else:
+            system = [Message("system", body.system)] if body.system else []
+            ids = encode_chat(tokenizer, [*system, Message("user", body.prompt)])
         if body.context:
             ids = [*_ended(body.context, loaded), *ids[1:]]
-        ids = fitting.ids(ids)
+        ids = truncation.ids(ids)
         loaded.engine.check_prompt(len(ids))
-    except RequestError as error:
-        error.param = error.param or "prompt"
-        raise
     return ids
 
 
@@ -229,44 +225,115 @@ def _idle(body: OllamaBody) -> Idle:
     return {**head(body.model), "done": True, "done_reason": "load"}
 
 
-def _one_line(answer: IdleText | IdleChat) -> Response:
-    return Response(line(answer), mimetype=LineWriter.mimetype)
+def _one_line(body: OllamaBody, answer: IdleText | IdleChat) -> Answer:
+    """What is streamed as well as told in one."""
+    return Answer(answer, content_type=LINES if body.stream else None)
+
+
+def _running(loaded: LoadedModel) -> RunningTag:
+    return {
+        **_describe(loaded),
+        "size": loaded.weight_bytes,
+        "expires_at": _NEVER,
+        "size_vram": 0 if loaded.device == "CPU" else loaded.weight_bytes,
+        "context_length": loaded.engine.context_length,
+    }
 
 
 def _describe(loaded: LoadedModel) -> Tag:
-    facts = loaded.facts
+    info = loaded.info
     return {
         "name": loaded.name,
         "model": loaded.name,
         "modified_at": rfc3339(datetime.fromtimestamp(loaded.ready_at, UTC)),
-        "size": facts.file_bytes,
-        "digest": facts.digest,
+        "size": info.file_bytes,
+        "digest": info.digest,
         "details": _details(loaded),
     }
 
 
 def _details(loaded: LoadedModel) -> Details:
-    facts = loaded.facts
+    info = loaded.info
     return {
         "parent_model": "",
-        "format": facts.format.lower(),
-        "family": facts.family,
-        "families": [facts.family],
-        "parameter_size": f"{facts.parameters / 1e6:,.0f}M",
-        "quantization_level": facts.stored_as,
+        "format": info.format.lower(),
+        "family": info.family,
+        "families": [info.family],
+        "parameter_size": f"{info.parameters / 1e6:,.0f}M",
+        "quantization_level": info.stored_as,
     }
 
 
 def _show(loaded: LoadedModel) -> Description:
-    facts = loaded.facts
+    info = loaded.info
     return {
         "details": _details(loaded),
         "model_info": {
-            "general.architecture": facts.family,
-            "general.parameter_count": facts.parameters,
-            f"{facts.family}.context_length": facts.trained_context,
+            "general.architecture": info.family,
+            "general.parameter_count": info.parameters,
+            f"{info.family}.context_length": info.trained_context,
         },
         "capabilities": ["completion"],
         "template": _TEMPLATE,
         "modified_at": rfc3339(datetime.fromtimestamp(loaded.ready_at, UTC)),
     }
+
+
+OPERATIONS: tuple[Operation[Any], ...] = (
+    Operation(
+        "ollama_generate",
+        "Answer a prompt",
+        generate,
+        path="/api/generate",
+        body=GenerateBody,
+        answer=Generated,
+        stream=StreamType(LINES, MoreText | Generated),
+        error_form=OLLAMA,
+    ),
+    Operation(
+        "ollama_chat",
+        "Answer a chat",
+        chat,
+        path="/api/chat",
+        body=ChatBody,
+        answer=Chatted,
+        stream=StreamType(LINES, MoreChat | Chatted),
+        error_form=OLLAMA,
+    ),
+    Operation(
+        "ollama_show",
+        "What the model is",
+        show,
+        path="/api/show",
+        body=ShowBody,
+        answer=Description,
+        error_form=OLLAMA,
+    ),
+    Operation(
+        "ollama_tags",
+        "List the model",
+        tags,
+        method="GET",
+        path="/api/tags",
+        answer=Tags,
+        error_form=OLLAMA,
+    ),
+    Operation(
+        "ollama_ps",
+        "List the model in memory",
+        running,
+        method="GET",
+        path="/api/ps",
+        answer=RunningTags,
+        error_form=OLLAMA,
+    ),
+    Operation(
+        "ollama_version",
+        "The Ollama whose routes these are",
+        version,
+        method="GET",
+        path="/api/version",
+        answer=Version,
+        error_form=OLLAMA,
+    ),
+)

@@ -17,12 +17,10 @@ from gemma_server.api.logprobs import (
     entries,
     scored,
 )
-from gemma_server.api.openai.schema import CompletionBody
+from gemma_server.api.openai.schema import CompletionBody, OpenAIBody
+from gemma_server.api.operation import Document
 from gemma_server.engine.request import FinishReason, Logprobs, Token
-from gemma_server.errors import RequestError
 from gemma_server.serving.model import LoadedModel
-from gemma_server.web.errors import body_of
-from gemma_server.web.streaming import DONE, PING, event
 
 
 class PromptTokensDetails(TypedDict):
@@ -292,7 +290,7 @@ def _head(prefix: str, loaded: LoadedModel) -> Head:
         "id": f"{prefix}-{uuid.uuid4().hex}",
         "created": int(time.time()),
         "model": loaded.name,
-        "system_fingerprint": f"fp_{loaded.facts.digest[:12]}",
+        "system_fingerprint": f"fp_{loaded.info.digest[:12]}",
     }
 
 
@@ -308,43 +306,39 @@ def usage(job: Job, n: int) -> OpenAIUsage:
     }
 
 
-class EventWriter:
-    """Chunks as server-sent events. The one with a choice's finish_reason is its last, and usage
-    comes once: openai-go adds it up."""
+class ChunkForm:
+    """Chunks. The one with a choice's finish_reason is its last, and usage comes once: openai-go
+    adds it up."""
 
-    mimetype = "text/event-stream"
-
-    def __init__(self, form: ChatForm | TextForm, *, n: int, with_usage: bool) -> None:
-        self._form, self._n, self._with_usage = form, n, with_usage
+    def __init__(self, form: ChatForm | TextForm, body: OpenAIBody) -> None:
+        self._form, self._n = form, body.n
+        self._with_usage = body.stream_options.include_usage
         self._opened: set[int] = set()
 
-    def piece(self, index: int, piece: Piece) -> bytes:
+    def parts(self, index: int, piece: Piece) -> Iterator[Document]:
         """More text of one choice."""
-        opening = self._open(index, piece.prompt)
-        return opening if piece.prompt else opening + event(self._form.part(index, piece))
+        yield from self._open(index, piece.prompt)
+        if not piece.prompt:
+            yield self._form.part(index, piece)
 
-    def ping(self) -> bytes:
-        """A comment."""
-        return PING
+    def keepalive(self) -> None:
+        """Nothing of its own."""
 
-    def end(self, job: Job) -> Iterator[bytes]:
+    def end(self, job: Job) -> Iterator[Document]:
         """Why each choice ended, and what all of it took."""
         *others, last = enumerate(job.completions)
         for index, completion in others:
-            yield self._open(index) + event(self._form.ending(index, completion))
+            yield from self._open(index)
+            yield self._form.ending(index, completion)
         index, completion = last
-        yield self._open(index) + event({**self._form.ending(index, completion), **job.costs()})
+        yield from self._open(index)
+        yield {**self._form.ending(index, completion), **job.costs()}
         if self._with_usage:
-            yield event({**self._form.closing(), "usage": usage(job, self._n)})
-        yield DONE
+            yield {**self._form.closing(), "usage": usage(job, self._n)}
 
-    def failure(self, error: RequestError) -> bytes:
-        """The error as any answer has it."""
-        return event(body_of(error))
-
-    def _open(self, index: int, scores: Sequence[Logprobs] = ()) -> bytes:
-        if index in self._opened:
-            return b""
-        self._opened.add(index)
-        opening = self._form.opening(index, scores)
-        return b"" if opening is None else event(opening)
+    def _open(self, index: int, scores: Sequence[Logprobs] = ()) -> Iterator[Document]:
+        if index not in self._opened:
+            self._opened.add(index)
+            opening = self._form.opening(index, scores)
+            if opening is not None:
+                yield opening

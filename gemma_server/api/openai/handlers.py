@@ -4,36 +4,37 @@ What the official clients demand of the wire is told in their sources: openai/op
 `_streaming.py`, and openai/openai-go, `packages/ssestream`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from flask import Blueprint, Response, g
 from typing_extensions import TypedDict
 
+from gemma_server.api.caller import Caller
 from gemma_server.api.chat import encode_messages
+from gemma_server.api.errors import prompt_in
 from gemma_server.api.job import Job
+from gemma_server.api.openai.answers import (
+    AnyChatChunk,
+    AnyTextChunk,
+    ChatCompletion,
+    ChatForm,
+    ChunkForm,
+    TextCompletion,
+    TextForm,
+)
 from gemma_server.api.openai.schema import (
     ChatCompletionBody,
     CompletionBody,
     DetokenizeBody,
+    TokenizeBody,
 )
-from gemma_server.api.openai.tokens import TokenIds, TokenizeBody, token_ids
+from gemma_server.api.operation import EVENTS, Operation, Stream, StreamType
 from gemma_server.api.schemas import MAX_PROMPTS, as_list, check_tokens, seed_of
-from gemma_server.api.truncation import Fitting
-from gemma_server.engine.request import Request
-from gemma_server.errors import InvalidRequest, RequestError
-from gemma_server.serving.metrics import Metrics
-from gemma_server.serving.model import LoadedModel, ServedModel
-from gemma_server.web.body import read_for
-from gemma_server.web.client import caller
-from gemma_server.api.openai.answers import (
-    ChatCompletion,
-    ChatForm,
-    EventWriter,
-    TextCompletion,
-    TextForm,
-)
-from gemma_server.web.streaming import stream
-from gemma_server.web.timing import timed
+from gemma_server.api.timing import Stages, timed
+from gemma_server.api.truncation import Truncation
+from gemma_server.engine.request import MAX_BANS, Request
+from gemma_server.errors import InvalidRequest
+from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.models import Models
 
 
 class ModelCard(TypedDict):
@@ -53,73 +54,74 @@ class ModelCards(TypedDict):
     data: list[ModelCard]
 
 
+class TokenIds(TypedDict):
+    """POST /tokenize."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
 class TokensText(TypedDict):
     """POST /detokenize."""
 
     prompt: str
 
 
-def blueprint(model: ServedModel, metrics: Metrics, max_steps: int | None) -> Blueprint:
-    """The routes for one model."""
-    routes = Blueprint("openai", __name__)
+def chat(body: ChatCompletionBody, models: Models, caller: Caller) -> ChatCompletion | Stream:
+    """Answer a chat."""
+    loaded = caller.hold(models.resolve(body.model))
+    steps = body.steps(loaded.engine.context_length, loaded.max_steps)
+    truncation = Truncation.of(loaded, steps, truncate=body.truncate)
+    goes_on = body.goes_on
+    ids = encode_messages(loaded, body.messages, truncation, caller.stages, goes_on=goes_on)
+    requests = _requests(body, [ids], steps, loaded)
+    job = Job(loaded, requests, as_list(body.stop), models.metrics, caller, truncation)
+    form = ChatForm(loaded, with_logprobs=body.logprobs)
+    if body.stream:
+        return Stream(job, ChunkForm(form, body))
+    job.run()
+    return form.answer(job, body.n)
 
-    @routes.post("/v1/chat/completions")
-    def chat() -> Response | ChatCompletion:
-        body, loaded = read_for(model, ChatCompletionBody)
-        steps = body.steps(loaded.engine.context_length, max_steps)
-        fitting = Fitting.of(loaded, steps, truncate=body.truncate)
-        ids = encode_messages(loaded, body.messages, fitting, g.timings, goes_on=body.goes_on)
-        job = _job(body, [ids], steps, fitting, loaded)
-        form = ChatForm(loaded, with_logprobs=body.logprobs)
-        if body.stream:
-            return _stream(body, form, job)
-        job.run()
-        return form.answer(job, body.n)
 
-    @routes.post("/v1/completions")
-    def completions() -> Response | TextCompletion:
-        body, loaded = read_for(model, CompletionBody)
-        steps = body.steps(loaded.engine.context_length, max_steps)
-        fitting = Fitting.of(loaded, steps, truncate=body.truncate)
-        prompts = _encode(body, loaded, fitting)
-        job = _job(body, prompts, steps, fitting, loaded)
-        form = TextForm(loaded, prompts, body)
-        if body.stream:
-            return _stream(body, form, job)
-        job.run()
-        return form.answer(job, body.n)
+def completions(body: CompletionBody, models: Models, caller: Caller) -> TextCompletion | Stream:
+    """Continue texts."""
+    loaded = caller.hold(models.resolve(body.model))
+    steps = body.steps(loaded.engine.context_length, loaded.max_steps)
+    truncation = Truncation.of(loaded, steps, truncate=body.truncate)
+    prompts = _encode(body, loaded, truncation, caller.stages)
+    requests = _requests(body, prompts, steps, loaded)
+    job = Job(loaded, requests, as_list(body.stop), models.metrics, caller, truncation)
+    form = TextForm(loaded, prompts, body)
+    if body.stream:
+        return Stream(job, ChunkForm(form, body))
+    job.run()
+    return form.answer(job, body.n)
 
-    @routes.get("/v1/models")
-    def models() -> ModelCards:
-        return {"object": "list", "data": [_describe(model.require_ready())]}
 
-    @routes.get("/v1/models/<path:name>")
-    def one_model(name: str) -> ModelCard:
-        return _describe(model.find(name))
+def list_models(body: None, models: Models, caller: Caller) -> ModelCards:
+    """All models that take requests."""
+    return {"object": "list", "data": list(map(_card, models.available()))}
 
-    @routes.post("/tokenize")
-    def tokenize() -> TokenIds:
-        body, loaded = read_for(model, TokenizeBody)
-        with timed("tokenize"):
-            return token_ids(body, loaded)
 
-    @routes.post("/detokenize")
-    def detokenize() -> TokensText:
-        body, loaded = read_for(model, DetokenizeBody)
-        check_tokens(body.tokens, loaded.tokenizer.vocab_size, "tokens")
-        return {"prompt": loaded.tokenizer.decode(body.tokens)}
+def one_model(body: None, models: Models, caller: Caller) -> ModelCard:
+    """The model of the name in the path."""
+    return _card(caller.hold(models.resolve(caller.params["name"])))
 
-    def _job(
-        body: ChatCompletionBody | CompletionBody,
-        prompts: list[list[int]],
-        steps: int,
-        fitting: Fitting,
-        loaded: LoadedModel,
-    ) -> Job:
-        requests = _requests(body, prompts, steps, loaded)
-        return Job(loaded, requests, as_list(body.stop), metrics, caller(), fitting)
 
-    return routes
+def tokenize(body: TokenizeBody, models: Models, caller: Caller) -> TokenIds:
+    """The ids of a text's tokens."""
+    loaded = caller.hold(models.resolve(body.model))
+    with timed(caller.stages, "tokenize"), prompt_in("prompt"):
+        ids = loaded.tokenizer.encode(body.prompt)[0 if body.add_special_tokens else 1 :]
+    return {"tokens": ids, "count": len(ids), "max_model_len": loaded.engine.context_length}
+
+
+def detokenize(body: DetokenizeBody, models: Models, caller: Caller) -> TokensText:
+    """The text of tokens."""
+    loaded = caller.hold(models.resolve(body.model))
+    check_tokens(body.tokens, loaded.tokenizer.vocab_size, "tokens")
+    return {"prompt": loaded.tokenizer.decode(body.tokens)}
 
 
 def _requests(
@@ -136,6 +138,9 @@ def _requests(
         )
     vocab_size = loaded.tokenizer.vocab_size
     stops = body.stop_ids(loaded.tokenizer.stop_ids, vocab_size)
+    if body.min_tokens > 0 and len(stops) > MAX_BANS:
+        message = f"min_tokens goes with at most {MAX_BANS} stop tokens"
+        raise InvalidRequest(message, param="min_tokens")
     bias = body.bias(vocab_size)
     return [
         Request(
@@ -152,30 +157,23 @@ def _requests(
     ]
 
 
-def _encode(body: CompletionBody, loaded: LoadedModel, fitting: Fitting) -> list[list[int]]:
+def _encode(
+    body: CompletionBody, loaded: LoadedModel, truncation: Truncation, stages: Stages
+) -> list[list[int]]:
     """The ids of each prompt; an error names the prompt at fault."""
     encoded = []
     for index, prompt in enumerate(body.prompts):
-        try:
-            with timed("tokenize"):
-                ids = loaded.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-            check_tokens(ids, loaded.tokenizer.vocab_size, "prompt")
-            ids = fitting.ids(ids)
+        param = f"prompt[{index}]" if body.has_several_prompts else "prompt"
+        with timed(stages, "tokenize"), prompt_in(param):
+            ids = loaded.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+            check_tokens(ids, loaded.tokenizer.vocab_size, param)
+            ids = truncation.ids(ids)
             loaded.engine.check_prompt(len(ids))
-        except RequestError as error:
-            error.param = f"prompt[{index}]" if body.has_several_prompts else "prompt"
-            raise
         encoded.append(ids)
     return encoded
 
 
-def _stream(
-    body: ChatCompletionBody | CompletionBody, form: ChatForm | TextForm, job: Job
-) -> Response:
-    return stream(job, EventWriter(form, n=body.n, with_usage=body.stream_options.include_usage))
-
-
-def _describe(loaded: LoadedModel) -> ModelCard:
+def _card(loaded: LoadedModel) -> ModelCard:
     return {
         "id": loaded.name,
         "object": "model",
@@ -183,3 +181,58 @@ def _describe(loaded: LoadedModel) -> ModelCard:
         "owned_by": "google",
         "max_model_len": loaded.engine.context_length,
     }
+
+
+OPERATIONS: tuple[Operation[Any], ...] = (
+    Operation(
+        "openai_chat",
+        "Answer a chat",
+        chat,
+        path="/v1/chat/completions",
+        body=ChatCompletionBody,
+        answer=ChatCompletion,
+        stream=StreamType(EVENTS, AnyChatChunk),
+    ),
+    Operation(
+        "openai_completions",
+        "Continue texts",
+        completions,
+        path="/v1/completions",
+        body=CompletionBody,
+        answer=TextCompletion,
+        stream=StreamType(EVENTS, AnyTextChunk),
+    ),
+    Operation(
+        "openai_models",
+        "List the model",
+        list_models,
+        method="GET",
+        path="/v1/models",
+        answer=ModelCards,
+    ),
+    Operation(
+        "openai_model",
+        "The model, if it has this name",
+        one_model,
+        method="GET",
+        path="/v1/models/{name}",
+        answer=ModelCard,
+    ),
+    Operation(
+        "tokenize",
+        "A text's token ids",
+        tokenize,
+        path="/tokenize",
+        frame="tokenize",
+        body=TokenizeBody,
+        answer=TokenIds,
+    ),
+    Operation(
+        "detokenize",
+        "The text of token ids",
+        detokenize,
+        path="/detokenize",
+        body=DetokenizeBody,
+        answer=TokensText,
+    ),
+)

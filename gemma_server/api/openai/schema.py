@@ -232,6 +232,13 @@ class CompletionBody(OpenAIBody):
         return within(self.max_tokens, max_steps, "max_tokens")
 
 
+class TokenizeBody(ForeignBody, ModelBody):
+    """POST /tokenize, as vLLM has it."""
+
+    prompt: str
+    add_special_tokens: bool = True
+
+
 class DetokenizeBody(ForeignBody, ModelBody):
     """POST /detokenize, as vLLM has it."""
 

@@ -6,22 +6,12 @@ import socket
 import time
 from collections.abc import Callable
 
-from flask import g, request
+from flask import request
 
-from gemma_server.api.job import Caller
 from gemma_server.errors import InvalidRequest
 
 # The peer has closed its end. Only Linux tells this before something is sent.
 _HANGUP = getattr(select, "POLLRDHUP", select.POLLHUP)
-
-
-def caller() -> Caller:
-    """Whoever sent the request at hand.
-
-    Raises:
-        InvalidRequest: its time limit is none.
-    """
-    return Caller(gone_check(), deadline(), g.timings)
 
 
 def deadline() -> float | None:
@@ -41,7 +31,7 @@ def deadline() -> float | None:
     return time.monotonic() + int(header) / 1000
 
 
-def gone_check() -> Callable[[], bool]:
+def disconnect_check() -> Callable[[], bool]:
     """Tells whether the client has closed its connection, without reading from it.
 
     gunicorn hands the socket in; under a test client there is none. A client that half-closes
@@ -51,11 +41,11 @@ def gone_check() -> Callable[[], bool]:
     if connection is None:
         return lambda: False
 
-    def gone() -> bool:
+    def disconnected() -> bool:
         # Not by reading: bytes behind the request would hide its end. A poll object of its own,
         # since the prompts of a list ask from several threads.
         poller = select.poll()
         poller.register(connection, _HANGUP)
         return bool(poller.poll(0))
 
-    return gone
+    return disconnected

@@ -1,0 +1,82 @@
+"""What the server's own operations accept."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gemma_server.api.schemas import (
+    MAX_PROMPTS,
+    MinP,
+    ModelBody,
+    PromptText,
+    Stops,
+    Temperature,
+    TopK,
+    TopLogprobs,
+    TopP,
+    Whole,
+    seed_of,
+    within,
+)
+from gemma_server.engine.request import Request, SamplingOptions
+
+
+class PromptBody(ModelBody):
+    """POST /prompt. Unknown fields are refused by name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: PromptText | Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS)]
+    sampling_steps: Whole = Field(128, ge=1)
+    temperature: Temperature = 0.0
+    top_k: TopK = 0
+    top_p: TopP = 1.0
+    min_p: MinP = 0.0
+    seed: Annotated[Whole, Field(ge=0, lt=2**64)] | None = None
+    stop: Stops = Field([])
+    ignore_eos: bool = False
+    stream: bool = False
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts, one or several."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    def steps(self, limit: int) -> int:
+        """The most tokens to generate: what was asked for, or the default within the limit.
+
+        Raises:
+            InvalidRequest: more was asked for than `limit`.
+        """
+        if "sampling_steps" not in self.model_fields_set:
+            return min(self.sampling_steps, limit)
+        return within(self.sampling_steps, limit, "sampling_steps")
+
+    def request(self, token_ids: list[int], steps: int, stop_ids: frozenset[int]) -> Request:
+        """The engine's request for one encoded prompt."""
+        options = SamplingOptions(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            seed=seed_of(self.seed, 0),
+        )
+        stops = frozenset[int]() if self.ignore_eos else stop_ids
+        return Request(tuple(token_ids), steps, options, stops)
+
+
+class EchoBody(BaseModel):
+    """POST /echo: any JSON value, sent back as it came."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Any
+
+
+class ScoreBody(ModelBody):
+    """How likely the model finds a text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: PromptText
+    top_logprobs: TopLogprobs = 0

@@ -1,0 +1,79 @@
+"""What there is to ask for, said once: a row of types and a handler for each operation."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel
+
+from gemma_server.api.caller import Caller
+from gemma_server.api.errors import STANDARD, ErrorForm
+from gemma_server.api.generation import Piece
+from gemma_server.api.job import Job
+from gemma_server.serving.models import Models
+
+Document = Mapping[str, Any]  # as JSON has it
+Body = TypeVar("Body", bound=BaseModel | None)
+EVENTS: Literal["text/event-stream"] = "text/event-stream"
+LINES: Literal["application/x-ndjson"] = "application/x-ndjson"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer that is more than a document: text, or another status than 200."""
+
+    content: Document | str | bytes
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str | None = None  # of text
+
+
+class StreamForm(Protocol):
+    """How a dialect puts an answer into parts."""
+
+    def parts(self, index: int, piece: Piece) -> Iterable[Document]:
+        """More text of one generation."""
+        ...
+
+    def keepalive(self) -> Document | None:
+        """A part without text; None where the stream's content type has a sign of life itself."""
+        ...
+
+    def end(self, job: Job) -> Iterable[Document]:
+        """What comes behind the whole text of all generations."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An answer in parts, as they come."""
+
+    job: Job
+    form: StreamForm
+
+
+@dataclass(frozen=True)
+class StreamType:
+    """What a streamed answer is made of."""
+
+    content_type: Literal["text/event-stream", "application/x-ndjson"]
+    part: Any  # the type of each part's JSON
+
+
+@dataclass(frozen=True)
+class Operation(Generic[Body]):
+    """One operation, whatever carries it: HTTP by `method` and `path`, frames by `frame`."""
+
+    name: str
+    summary: str
+    handle: Callable[[Body, Models, Caller], Document | Answer | Stream]
+    method: Literal["GET", "POST"] = "POST"
+    path: str | None = None  # with {parameters}; None: HTTP has no such route
+    frame: str | None = None  # the operation's name among frames; None: they have none
+    body: type[Body] | None = None
+    answer: Any = None  # the type of the JSON; None: text
+    stream: StreamType | None = None
+    error_form: ErrorForm = STANDARD
+    text: tuple[str, ...] = ()  # content types
+    query: tuple[tuple[str, tuple[str, ...]], ...] = ()  # parameters, each with its values
+    unready: Any = None  # the type of what is no error, but the answer while the model loads

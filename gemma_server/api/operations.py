@@ -1,0 +1,17 @@
+"""Every operation of the server: Flask's routes, frames, the OpenAPI document and the docs' tests
+loop over this."""
+
+from typing import Any
+
+from gemma_server.api import status
+from gemma_server.api.native import handlers as native
+from gemma_server.api.ollama import handlers as ollama
+from gemma_server.api.openai import handlers as openai
+from gemma_server.api.operation import Operation
+
+OPERATIONS: tuple[Operation[Any], ...] = (
+    *native.OPERATIONS,
+    *openai.OPERATIONS,
+    *ollama.OPERATIONS,
+    *status.OPERATIONS,
+)

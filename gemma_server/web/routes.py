@@ -1,0 +1,71 @@
+"""Operations as Flask's routes."""
+
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from flask import Flask, Response, g, json, request
+
+from gemma_server.api.caller import Caller, Running
+from gemma_server.api.operation import Answer, Operation, Stream
+from gemma_server.api.schemas import ModelBody
+from gemma_server.serving.models import Models
+from gemma_server.web.body import read_body
+from gemma_server.web.page import ROUTES
+from gemma_server.web.peer import deadline, disconnect_check
+from gemma_server.web.streaming import stream
+
+_JSON = "application/json"
+
+
+def add_routes(app: Flask, models: Models) -> None:
+    """A route for each operation that has a path."""
+    for operation in ROUTES:
+        if operation.path is not None:
+            rule = operation.path.replace("{", "<path:").replace("}", ">")
+            view = partial(_answer, operation, models)
+            app.add_url_rule(rule, operation.name, view, methods=[operation.method])
+
+
+def _answer(operation: Operation[Any], models: Models, **in_path: str) -> Response:
+    """Have the operation's handler answer the request at hand."""
+    body = _read(operation, models)
+    with ExitStack() as held:
+        answer = operation.handle(body, models, _caller(operation, held, in_path))
+        if isinstance(answer, Stream):
+            return stream(answer, operation, held)
+        return _respond(answer if isinstance(answer, Answer) else Answer(answer))
+
+
+def _read(operation: Operation[Any], models: Models) -> Any:
+    """The request's body; not looked at if it is for a model, and none is ready."""
+    if operation.body is None:
+        return None
+    if issubclass(operation.body, ModelBody):
+        models.require_ready()
+    return read_body(operation.body)
+
+
+def _caller(operation: Operation[Any], held: ExitStack, in_path: dict[str, str]) -> Caller:
+    return Caller(
+        g.request_id,
+        held,
+        disconnect_check(),
+        deadline() if operation.stream is not None else None,
+        g.stages,
+        {**in_path, **request.args} if request.query_string else in_path,
+        _note_job,
+    )
+
+
+def _note_job(job: Running) -> None:
+    g.job = job  # its timings go into the answer's head
+
+
+def _respond(answer: Answer) -> Response:
+    content, content_type = answer.content, answer.content_type
+    if not isinstance(content, str | bytes):
+        content, content_type = json.dumps(content), content_type or _JSON
+        if content_type != _JSON:
+            content += "\n"  # a stream of one line
+    return Response(content, answer.status, answer.headers, content_type=content_type)
