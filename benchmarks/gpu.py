@@ -30,12 +30,12 @@ from typing import Any
 
 from benchmarks.servers import positive
 from gemma_server.cli.report import format_table
-from gemma_server.model.config import RELEASED, GemmaConfig
+from gemma_server.model.config import RELEASED, Preset
 
 ROOT = Path(__file__).parents[1]
 OURS, THEIRS = "gemma-server", "Hugging Face"
 BATCHES = (1, 8, 32, 128)
-TINY = GemmaConfig(
+TINY = Preset(
     name="tiny",
     layers=2,
     width=64,
@@ -74,7 +74,7 @@ def main() -> None:
     if arguments.side:
         from benchmarks.gpu_runner import measure
 
-        for figures in measure(MODELS[arguments.models[0]], arguments.batches):
+        for figures in measure(MODELS[arguments.models[0]].config(), arguments.batches):
             print(json.dumps(figures), flush=True)
         return
     pythons = {OURS: sys.executable, THEIRS: arguments.torch_python}
@@ -100,9 +100,7 @@ def compare(
     return found
 
 
-def side_command(
-    side: str, python: str, config: GemmaConfig, batches: Sequence[int]
-) -> tuple[str, ...]:
+def side_command(side: str, python: str, config: Preset, batches: Sequence[int]) -> tuple[str, ...]:
     """What measures one model on one side."""
     if side == OURS:
         what: tuple[str, ...] = ("benchmarks.gpu", "--side", "--models", config.name, "--batches")

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from gemma_server.engine.plan import Chunk, PendingStep, Plan, Row
-from gemma_server.engine.request import SamplingOptions
-from gemma_server.executor.compile_cache import Executables
+from gemma_server.engine.request import SamplingParams
+from gemma_server.executor.compile_cache import CompileCache
 from gemma_server.executor.dispatch_policy import ON_GPU
-from gemma_server.executor.runner import CHUNKS, JaxRunner, Name, Programs, row_counts
-from gemma_server.executor.variants import Kind
+from gemma_server.executor.programs import CHUNKS, Job, Name, Programs, row_counts
+from gemma_server.executor.runner import JaxRunner
+from gemma_server.executor.variants import GREEDY
 from gemma_server.model.config import GemmaConfig
 from gemma_server.model.transformer import Params, abstract_params
 
@@ -25,7 +26,7 @@ PROMPT, CONTEXT = 512, 1024
 BLOCKS, WARM_BLOCKS = 24, 4
 REPEATS = 5
 COPIED = 1 << 30
-_GREEDY = SamplingOptions()
+_GREEDY = SamplingParams()
 
 
 class _Wanted(Programs):
@@ -33,9 +34,9 @@ class _Wanted(Programs):
 
     names: frozenset[Name] = frozenset()
 
-    def jobs(self) -> Iterator[tuple[Name, Callable[..., Any], tuple[int, ...]]]:
+    def jobs(self) -> Iterator[Job]:
         """Those of the list that are wanted."""
-        return (job for job in super().jobs() if job[0] in self.names)
+        return (job for job in super().jobs() if job.name in self.names)
 
 
 def measure(
@@ -48,15 +49,13 @@ def measure(
     }
     params = random_params(config)
     weights = sum(int(leaf.nbytes) for leaf in jax.tree.leaves(params))
-    runner = make_runner(config, params, 1, ("prefill", CHUNKS[-1], Kind.GREEDY.name))
+    runner = make_runner(config, params, 1, ("prefill", CHUNKS[-1], str(GREEDY)))
     prefill_s = seconds_to_read(runner)
     yield about | {"prefill_s": prefill_s, "tok_s": PROMPT / prefill_s}
     for batch in batches:
         del runner  # its cache has to go before there is a larger one
         rows = next(rows for rows in row_counts(batch) if rows >= batch)
-        runner = make_runner(
-            config, params, batch, ("decode", rows, ON_GPU.steps, Kind.GREEDY.name)
-        )
+        runner = make_runner(config, params, batch, ("decode", rows, ON_GPU.steps, str(GREEDY)))
         step_s = seconds_per_step(runner, batch, blocks)
         seen = batch * cache_bytes(config, PROMPT + blocks * ON_GPU.steps // 2)
         speed = (weights + seen) / step_s / 1e9
@@ -70,10 +69,12 @@ def measure(
 
 def make_runner(config: GemmaConfig, params: Params, slots: int, name: Name) -> JaxRunner:
     """A runner of which only one program will be asked."""
-    programs = _Wanted(config, slots=slots, context_length=CONTEXT, dtype=jnp.bfloat16, pace=ON_GPU)
+    programs = _Wanted(
+        config, slots=slots, context_length=CONTEXT, dtype=jnp.bfloat16, policy=ON_GPU
+    )
     programs.names = frozenset({name})
     with TemporaryDirectory() as directory:
-        kept = Executables(Path(directory), programs.configuration)
+        kept = CompileCache(Path(directory), programs.configuration)
         programs.compile(lambda share: None, kept)
     return JaxRunner(programs, params)
 
@@ -88,9 +89,9 @@ def seconds_per_step(runner: JaxRunner, batch: int, blocks: int) -> float:
                 in_flight.popleft().read()
             began = time.perf_counter()
         position = PROMPT + max(block, 0) * ON_GPU.steps
-        rows = tuple(Row(0, slot, position, _GREEDY) for slot in range(batch))
-        in_flight.append(runner.dispatch(Plan(None, rows, ON_GPU.steps)))
-        if len(in_flight) > ON_GPU.ahead:
+        rows = tuple(Row(0, slot, position, _GREEDY, steps=ON_GPU.steps) for slot in range(batch))
+        in_flight.append(runner.dispatch(Plan(None, rows)))
+        if len(in_flight) >= ON_GPU.max_in_flight:
             in_flight.popleft().read()
     while in_flight:
         in_flight.popleft().read()
@@ -114,9 +115,11 @@ def seconds_to_read(runner: JaxRunner) -> float:
 
 def cache_bytes(config: GemmaConfig, position: int) -> int:
     """What one row at that position has to read of its cache, in bfloat16."""
-    windows = (config.layer_kind(layer).window for layer in range(config.layers))
-    seen = sum(min(window or position, position) for window in windows)
-    return seen * 2 * config.kv_heads * config.head_dim * 2
+    owners = (config.layers[index] for index in config.cached_layers)
+    return sum(
+        min(layer.window or position, position) * 2 * layer.kv_heads * layer.head_dim * 2
+        for layer in owners
+    )
 
 
 def random_params(config: GemmaConfig) -> Params:

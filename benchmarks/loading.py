@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_server.cli.report import format_table
-from gemma_server.model.config import RELEASED, GemmaConfig
+from gemma_server.model.config import RELEASED, Preset
 from testing.hugging_face import hf_config, hf_tensors
 from testing.layouts import stacked
 from testing.oracle.gemma import OracleConfig
@@ -36,7 +36,7 @@ ROWS = {row.name: row for row in RELEASED}
 PER_WEIGHT, FIXED_MB = 1.3, 400
 
 Flat = dict[str, dict[str, npt.NDArray[Any]]]
-Write = Callable[[Path, GemmaConfig, Flat], Path]
+Write = Callable[[Path, Preset, Flat], Path]
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def measure(
-    config: GemmaConfig, formats: Mapping[str, Write], dtypes: Sequence[str]
+    config: Preset, formats: Mapping[str, Write], dtypes: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Write a model of this size in each format, and load it in each dtype."""
     results = []
@@ -86,7 +86,7 @@ def _load(path: Path, dtype: str) -> dict[str, Any]:
     import jax
 
     from gemma_server.serving.checkpoint import open_checkpoint
-    from gemma_server.serving.loader import put_on_device
+    from gemma_server.serving.gemma import put_on_device
 
     jax.devices()
     began = time.monotonic()
@@ -105,7 +105,7 @@ def _load(path: Path, dtype: str) -> dict[str, Any]:
     }
 
 
-def _random(config: GemmaConfig) -> Flat:
+def _random(config: Preset) -> Flat:
     """Random bfloat16 weights in the flat layout."""
     rng = np.random.default_rng(0)
     n, k, h, d, f = config.heads, config.kv_heads, config.head_dim, config.width, config.hidden
@@ -136,9 +136,9 @@ def _random(config: GemmaConfig) -> Flat:
     return flat
 
 
-def _oracle(config: GemmaConfig) -> OracleConfig:
+def _oracle(config: Preset) -> OracleConfig:
     """The same architecture in the words of the tests' writers."""
-    kinds = [config.layer_kind(i) for i in range(config.layers)]
+    kinds = config.config().layers
     return OracleConfig(
         layers=config.layers,
         width=config.width,
@@ -158,19 +158,19 @@ def _oracle(config: GemmaConfig) -> OracleConfig:
     )
 
 
-def _family(config: GemmaConfig) -> str:
+def _family(config: Preset) -> str:
     return "gemma3" if config.qk_norm else "gemma2" if config.post_norms else "gemma1"
 
 
-def _write_orbax(path: Path, config: GemmaConfig, weights: Flat) -> Path:
+def _write_orbax(path: Path, config: Preset, weights: Flat) -> Path:
     return write_orbax(path, weights)
 
 
-def _write_stacked(path: Path, config: GemmaConfig, weights: Flat) -> Path:
+def _write_stacked(path: Path, config: Preset, weights: Flat) -> Path:
     return write_orbax(path, stacked(weights, config.global_every))
 
 
-def _write_hugging_face(path: Path, config: GemmaConfig, weights: Flat) -> Path:
+def _write_hugging_face(path: Path, config: Preset, weights: Flat) -> Path:
     from safetensors.numpy import save_file
 
     path.mkdir()
@@ -181,7 +181,7 @@ def _write_hugging_face(path: Path, config: GemmaConfig, weights: Flat) -> Path:
     return path
 
 
-def _write_gguf(path: Path, config: GemmaConfig, weights: Flat) -> Path:
+def _write_gguf(path: Path, config: Preset, weights: Flat) -> Path:
     """Matrices in Q8_0, as most people have them."""
     import gguf
     from gguf.quants import quantize
@@ -198,7 +198,7 @@ def _write_gguf(path: Path, config: GemmaConfig, weights: Flat) -> Path:
     return path
 
 
-def _convert(path: Path, config: GemmaConfig, weights: Flat) -> Path:
+def _convert(path: Path, config: Preset, weights: Flat) -> Path:
     source = _write_hugging_face(path.with_name("source"), config, weights)
     write_tokenizer(source / "tokenizer.model", config.vocab)
     command = [sys.executable, "-m", "gemma_server", "convert", str(source), str(path)]

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_server.model.cache import empty_cache
+from gemma_server.model.numerics import Numerics
 from gemma_server.model.transformer import Transformer
 from testing.oracle import gemma as oracle
 from testing.tiny import tiny_config
@@ -31,7 +32,7 @@ class Model:
         import jax
 
         config = tiny_config(name)
-        self._module: Any = Transformer(config, np.dtype(dtype), block, native)
+        self._module: Any = Transformer(config, Numerics(np.dtype(dtype), block, native))
         self._variables = {"params": params}
         self._cache = empty_cache(config, slots, LENGTH, np.dtype(dtype))
 

@@ -138,16 +138,17 @@ class Scorer:
     def __init__(self, checkpoint: Path, dtype: str = "float32") -> None:
         import jax.numpy as jnp
 
+        from gemma_server.model.numerics import Numerics
         from gemma_server.model.transformer import Transformer
         from gemma_server.native.library import register
         from gemma_server.serving.checkpoint import open_checkpoint
-        from gemma_server.serving.loader import put_on_device
+        from gemma_server.serving.gemma import put_on_device
         from gemma_server.settings import default_cache_dir
 
         opened = open_checkpoint(checkpoint)
         native = dtype == "int8" and register(default_cache_dir() / "native")
         self._config, self._dtype = opened.config, jnp.dtype(dtype)
-        self._module: Any = Transformer(self._config, self._dtype, BLOCK, native)
+        self._module: Any = Transformer(self._config, Numerics(self._dtype, BLOCK, native))
         self._params = put_on_device(opened, self._dtype, lambda done, total: None)
 
     @cached_property

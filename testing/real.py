@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gemma_server.engine.engine import Engine
-from gemma_server.engine.request import Finished, Handle, Request, SamplingOptions, Token
+from gemma_server.engine.request import Finished, Handle, Request, SamplingParams, Token
 from gemma_server.serving.loader import load_model
 from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.settings import Settings, default_cache_dir, load_settings
@@ -50,9 +50,9 @@ class RealModel:
     def engine(self) -> Engine:
         return self.loaded.engine
 
-    def submit(self, text: str, steps: int, sampling: SamplingOptions | None = None) -> Handle:
+    def submit(self, text: str, steps: int, sampling: SamplingParams | None = None) -> Handle:
         ids = tuple(self.tokenizer.encode(text))
-        options = sampling or SamplingOptions()
+        options = sampling or SamplingParams()
         [handle] = self.engine.submit([Request(ids, steps, options, self.tokenizer.stop_ids)])
         return handle
 
@@ -66,7 +66,7 @@ class RealModel:
                 assert isinstance(event, Finished), event
                 return ids
 
-    def generate(self, text: str, steps: int, sampling: SamplingOptions | None = None) -> str:
+    def generate(self, text: str, steps: int, sampling: SamplingParams | None = None) -> str:
         return self.tokenizer.decode(self.read(self.submit(text, steps, sampling)))
 
 

@@ -35,13 +35,13 @@ _START_S = 90.0  # a tiny real model compiles
 
 _PATCHED = """
 import functools, pathlib, time
-import gemma_server.serving.loader as build
-Real = build.FakeRunner
+import gemma_server.serving.loader as loader
+Real = loader.FakeRunner
 def when_allowed(path, *args, **options):
     while not pathlib.Path(path).exists():
         time.sleep(0.02)
     return Real(*args, **options)
-build.FakeRunner = {runner}
+loader.FakeRunner = {runner}
 from gemma_server.cli.main import main
 main()
 """

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_server.engine.fake import fake_pieces
-from gemma_server.model.config import GemmaConfig
+from gemma_server.model.config import GemmaConfig, Preset
 from gemma_server.text.sentencepiece_model import model_from_pieces
 from gemma_server.weights.blocks import Blocks, pack
 from gemma_server.weights.gguf.container import GgufFile
@@ -59,11 +59,16 @@ def write_tokenizer(path: Path, vocab: int) -> Path:
 
 
 def tiny_config(name: str, context_length: int = 512) -> GemmaConfig:
+    """The same architecture as the oracle's preset, layer by layer."""
+    return tiny_preset(name, context_length).config()
+
+
+def tiny_preset(name: str, context_length: int = 512) -> Preset:
     """The same architecture as the oracle's preset, in our words."""
     oracle = PRESETS[name]
     is_global = [window is None for window in oracle.windows]
     first_global = is_global.index(True)
-    return GemmaConfig(
+    return Preset(
         name=name,
         layers=oracle.layers,
         width=oracle.width,
@@ -213,11 +218,11 @@ def load_params(source: WeightSource, config: GemmaConfig) -> dict[str, Any]:
     return params
 
 
-def quantised(blocks: Blocks, shape: tuple[int, int] | None = None) -> Any:
+def quantized(blocks: Blocks, shape: tuple[int, int] | None = None) -> Any:
     """The blocks on the device; without a shape they have no filling."""
     import jax.numpy as jnp
 
-    from gemma_server.model.quantized import Quantised
+    from gemma_server.model.quantized import Quantized
 
     values, scales = pack(blocks)
-    return Quantised(jnp.asarray(values), jnp.asarray(scales), shape or blocks.values.shape)
+    return Quantized(jnp.asarray(values), jnp.asarray(scales), shape or blocks.values.shape)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gemma_server.engine.request import SamplingOptions
+from gemma_server.engine.request import SamplingParams
 from testing.real import load_real_model
 
 pytestmark = pytest.mark.gpu
@@ -16,7 +16,7 @@ def test_the_real_model_runs_in_bfloat16_and_makes_sense() -> None:
     assert real.loaded.device.startswith("GPU")
     assert real.generate("One, two, three, four,", 6).startswith(" five, six")
     before = real.loaded.compilations.programs
-    sampling = SamplingOptions(temperature=1.0, top_k=50, top_p=0.95, seed=7)
+    sampling = SamplingParams(temperature=1.0, top_k=50, top_p=0.95, seed=7)
     alone = real.generate("My favourite food is", 16, sampling)
     handles = [real.submit(f"Number {i} is", 16) for i in range(12)]
     assert real.generate("My favourite food is", 16, sampling) == alone

@@ -51,10 +51,11 @@ def test_the_report_joins_both_sides_and_ends_with_one_document(capsys: Any) -> 
 def test_our_side_measures_a_tiny_model() -> None:
     from benchmarks.gpu_runner import cache_bytes, measure
 
-    found = list(measure(TINY, [1, 3], blocks=1, copied=1 << 20))
+    found = list(measure(TINY.config(), [1, 3], blocks=1, copied=1 << 20))
     assert [figures.get("batch") for figures in found] == [None, 1, 3]
     assert all(figures["tok_s"] > 0 for figures in found)
-    assert cache_bytes(TINY, 500) == (500 + 64) * 2 * 32 * 2  # a global layer and a local one
+    # Of a global layer and a local one.
+    assert cache_bytes(TINY.config(), 500) == (500 + 64) * 2 * 32 * 2
 
 
 def test_the_script_is_shell() -> None:

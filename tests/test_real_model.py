@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gemma_server.engine.request import Cancelled, SamplingOptions, Token
+from gemma_server.engine.request import Cancelled, SamplingParams, Token
 from testing.real import RealModel, load_real_model
 
 pytestmark = pytest.mark.real_model
@@ -34,7 +34,7 @@ def test_32_clients_at_once_get_what_each_would_get_alone(
     real: RealModel, temperature: float
 ) -> None:
     """To the bit, so that no token is a matter of company: under the default settings."""
-    options = [SamplingOptions(temperature=temperature, seed=seed) for seed in range(len(PROMPTS))]
+    options = [SamplingParams(temperature=temperature, seed=seed) for seed in range(len(PROMPTS))]
     chosen = list(zip(PROMPTS, options, strict=True))
     alone = [real.read(real.submit(prompt, 20, how)) for prompt, how in chosen[:8]]
     handles = [real.submit(prompt, 20, how) for prompt, how in chosen]
@@ -44,14 +44,14 @@ def test_32_clients_at_once_get_what_each_would_get_alone(
 
 
 def test_a_seed_gives_the_same_text_in_any_company(real: RealModel) -> None:
-    sampling = SamplingOptions(temperature=1.0, top_k=50, top_p=0.95, seed=7)
+    sampling = SamplingParams(temperature=1.0, top_k=50, top_p=0.95, seed=7)
     alone = real.generate("My favourite food is", 16, sampling)
     crowd = [real.submit(prompt, 24) for prompt in PROMPTS[:2]]
     among = real.generate("My favourite food is", 16, sampling)
     for handle in crowd:
         real.read(handle)
     assert among == alone
-    other = SamplingOptions(temperature=1.0, top_k=50, top_p=0.95, seed=8)
+    other = SamplingParams(temperature=1.0, top_k=50, top_p=0.95, seed=8)
     assert real.generate("My favourite food is", 16, other) != alone
 
 
@@ -59,9 +59,9 @@ def test_nothing_compiles_after_ready(real: RealModel) -> None:
     before = real.loaded.compilations.programs
     assert before > 0
     kinds = [
-        SamplingOptions(),
-        SamplingOptions(temperature=0.7, seed=1),
-        SamplingOptions(temperature=1.0, top_k=5, top_p=0.5, min_p=0.1, seed=2),
+        SamplingParams(),
+        SamplingParams(temperature=0.7, seed=1),
+        SamplingParams(temperature=1.0, top_k=5, top_p=0.5, min_p=0.1, seed=2),
     ]
     for count in (1, 2, 3, 8, 11):
         handles = [

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_server.engine.request import Request, SamplingOptions
+from gemma_server.engine.request import Request, SamplingParams
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
 from testing.oracle import gemma as oracle
@@ -96,7 +96,7 @@ def test_greedy_texts_are_the_library_s(real: RealModel, goldens: list[Golden]) 
     """All at once through the engine, so that they share rows and chunks as clients' do."""
     steps = len(goldens[0].greedy)
     requests = [
-        Request(tuple(golden.tokens), steps, SamplingOptions(), frozenset()) for golden in goldens
+        Request(tuple(golden.tokens), steps, SamplingParams(), frozenset()) for golden in goldens
     ]
     handles = real.engine.submit(requests)
     for golden, handle in zip(goldens, handles, strict=True):

@@ -117,7 +117,7 @@ class Generation:
             self._ending.reason,
             len(self._handle.request.token_ids),
             self._ending.tokens,
-            self._handle.stamps.timings(),
+            self._handle.timestamps.timings(),
         )
 
     def run(self) -> Completion:
@@ -133,7 +133,7 @@ class Generation:
     @property
     def timings(self) -> Timings:
         """How long each stage has taken up to now."""
-        return self._handle.stamps.timings()
+        return self._handle.timestamps.timings()
 
     def _safe_pieces(self) -> Iterator[Piece]:
         tokens, prompt_told = 0, False

@@ -145,7 +145,7 @@ class Bench:
     def _prefill(self, tokens: int) -> float:
         [handle] = self._engine.submit([self._request(tokens, 1)])
         _wait(handle)
-        return tokens / handle.stamps.timings().prefill_s
+        return tokens / handle.timestamps.timings().prefill_s
 
     def _request(self, prompt_tokens: int, tokens: int) -> Request:
         ids = self._rng.choices(range(self._loaded.tokenizer.vocab_size), k=prompt_tokens)

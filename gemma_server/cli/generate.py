@@ -68,9 +68,9 @@ def command(
     # With as many slots as the server has: then its compiled programs serve here too.
     settings = read_settings(flags)
     from gemma_server.api.generation import Generation
-    from gemma_server.engine.request import Request, SamplingOptions, random_seed
+    from gemma_server.engine.request import Request, SamplingParams, random_seed
 
-    sampling = SamplingOptions(
+    sampling = SamplingParams(
         temperature, top_k, top_p, min_p, random_seed() if seed is None else seed
     )
     loaded = load(settings)

@@ -1,13 +1,13 @@
 """`gemma-server inspect`: what a checkpoint is and needs, told from its headers alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import click
 
 from gemma_server.cli.loading import open_or_fail
 from gemma_server.cli.options import tokenizer_option
-from gemma_server.model.config import GemmaConfig
+from gemma_server.model.config import GemmaConfig, LayerConfig
 from gemma_server.serving.checkpoint import Checkpoint
 from gemma_server.settings import Settings
 
@@ -26,9 +26,9 @@ def describe(checkpoint: Checkpoint) -> str:
             "model": f"{config.name}, {config.parameters / 1e6:,.0f} million parameters",
             "format": checkpoint.weights.format,
             "stored as": ", ".join(f"{kind} {_size(nbytes)}" for kind, nbytes in stored),
-            "layers": f"{config.layers} of width {config.width}, feed-forward {config.hidden}",
-            "heads": f"{config.heads} for queries, {config.kv_heads} for keys and values, "
-            f"of width {config.head_dim}",
+            "layers": f"{len(config.layers)} of width {config.width}, "
+            f"feed-forward {_each(layer.hidden for layer in config.layers)}",
+            "heads": _each(_heads(layer) for layer in config.layers),
             "context": _context(config),
             "tokenizer": _tokenizer(checkpoint),
             "weights take": _each_dtype(config.parameters, _WEIGHT_BYTES),
@@ -39,10 +39,21 @@ def describe(checkpoint: Checkpoint) -> str:
 
 def _context(config: GemmaConfig) -> str:
     text = f"{config.context_length:,} tokens"
-    if config.window is None:
+    windows = [layer.window for layer in config.layers if layer.window is not None]
+    if not windows:
         return text
-    local = f"{config.window:,} in local layers, 1 layer in {config.global_every} is global"
-    return f"{text}; {local}"
+    share = f"{len(windows)} of {len(config.layers)} layers are local"
+    return f"{text}; {share} and see {_each(f'{window:,}' for window in windows)}"
+
+
+def _heads(layer: LayerConfig) -> str:
+    counts = f"{layer.heads} for queries, {layer.kv_heads} for keys and values"
+    return f"{counts}, of width {layer.head_dim}"
+
+
+def _each(values: Iterable[object]) -> str:
+    """What differs from layer to layer, once each."""
+    return " or ".join(dict.fromkeys(map(str, values)))
 
 
 def _tokenizer(checkpoint: Checkpoint) -> str:

@@ -8,7 +8,8 @@ from gemma_server.cli import exits
 from gemma_server.errors import ModelLoadError
 from gemma_server.server.progress import report_progress
 from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
-from gemma_server.serving.loader import Wrap, load_model
+from gemma_server.serving.engines import Wrap
+from gemma_server.serving.loader import load_model
 from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.settings import Settings
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from gemma_server.engine.plan import PendingStep, Plan, Runner
 from gemma_server.engine.request import Handle, Request
 from gemma_server.engine.scheduler import Scheduler
+from gemma_server.engine.stats import EngineStats
 from gemma_server.errors import BatchTooLarge, GenerationFailed, NotReady, RequestError
 
 
-class _Visit:
+class _Probe:
     """Somebody who waits for the engine's thread to come by."""
 
     def __init__(self, *, device: bool) -> None:
@@ -27,8 +28,8 @@ class Engine:
     When the runner raises, every request fails, later ones are refused, and `on_death` is called
     with the exception: an engine that died is not restarted, its process is.
 
-    `ahead` is how many plans may be with the device beside the one whose result is awaited: with
-    one, the device goes on while the host looks at what it drew.
+    `max_in_flight` is how many plans may be with the device at once: with two, the device goes on
+    while the host looks at what the older one sampled.
     """
 
     def __init__(
@@ -37,19 +38,19 @@ class Engine:
         scheduler: Scheduler,
         on_death: Callable[[BaseException], None],
         *,
-        ahead: int = 0,
+        max_in_flight: int = 1,
     ) -> None:
         self._runner = runner
         self._scheduler = scheduler
         self._on_death = on_death
-        self._ahead = ahead
+        self._max_in_flight = max_in_flight
         self._in_flight: deque[tuple[Plan, PendingStep]] = deque()  # the thread's own
-        self._visits: deque[_Visit] = deque()
+        self._probes: deque[_Probe] = deque()
         self._changed = threading.Condition()  # guards the scheduler and the fields below
         self._refusal: RequestError | None = None
         self._stopping = False
         self._progress_at: float | None = None  # None while nothing is in flight
-        self.steps = 0
+        self._steps = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -57,25 +58,16 @@ class Engine:
         """The most tokens a prompt and its answer may have together."""
         return self._scheduler.limits.context_length
 
-    @property
-    def slots(self) -> int:
-        """How many requests are worked on at once."""
-        return self._scheduler.limits.slots
-
-    @property
-    def active(self) -> int:
-        """Slots at work."""
-        return self._scheduler.active
-
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for a slot."""
-        return self._scheduler.waiting
-
-    @property
-    def tokens_drawn(self) -> int:
-        """Tokens drawn for requests, those that ended an answer included."""
-        return self._scheduler.tokens_drawn
+    def stats(self) -> EngineStats:
+        """This moment's figures."""
+        scheduler = self._scheduler
+        return EngineStats(
+            slots=scheduler.limits.slots,
+            active=scheduler.active,
+            queued=scheduler.queued,
+            steps=self._steps,
+            tokens_sampled=scheduler.tokens_sampled,
+        )
 
     def start(self) -> None:
         """Start the engine's thread."""
@@ -115,21 +107,21 @@ class Engine:
         with self._changed:
             self._scheduler.cancel(handle)
 
-    def visit(self, *, device: bool) -> None:
+    def probe(self, *, device: bool) -> None:
         """Wait until the engine's thread comes by; with `device`, until that has answered it too.
 
         Raises:
             GenerationFailed, NotReady: the engine is dead, or has stopped.
         """
-        visit = _Visit(device=device)
+        probe = _Probe(device=device)
         with self._changed:
             if self._refusal is not None:
                 raise self._refusal.with_traceback(None)
-            self._visits.append(visit)
+            self._probes.append(probe)
             self._changed.notify()
-        visit.over.wait()
-        if visit.refusal is not None:
-            raise visit.refusal.with_traceback(None)
+        probe.over.wait()
+        if probe.refusal is not None:
+            raise probe.refusal.with_traceback(None)
 
     def step_age_s(self) -> float:
         """For how long the device has had work and ended no plan; 0 when it is idle."""
@@ -146,10 +138,10 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while (plan := self._next_plan()) is not None or self._in_flight or self._visits:
+            while (plan := self._next_plan()) is not None or self._in_flight or self._probes:
                 if plan is not None:
                     self._dispatch(plan)
-                if len(self._in_flight) > (self._ahead if plan is not None else 0):
+                if len(self._in_flight) >= (self._max_in_flight if plan is not None else 1):
                     self._commit_oldest()
                 self._receive()
         except BaseException as error:  # the device is in an unknown state: give up loudly
@@ -162,7 +154,7 @@ class Engine:
         with self._changed:
             while not self._stopping:
                 plan = self._scheduler.plan()
-                if plan is not None or self._in_flight or self._visits:
+                if plan is not None or self._in_flight or self._probes:
                     return plan
                 self._changed.wait()
             return None
@@ -176,26 +168,26 @@ class Engine:
         plan, pending = self._in_flight.popleft()
         result = pending.read()
         self._progress_at = time.monotonic() if self._in_flight else None
-        self.steps += plan.steps
+        self._steps += plan.steps
         with self._changed:
             self._scheduler.commit(plan, result)
 
     def _receive(self) -> None:
         """Let those go who wait for this thread."""
-        for visit in list(self._visits):
-            if visit.device:
+        for probe in list(self._probes):
+            if probe.device:
                 self._progress_at = time.monotonic()  # a device that hangs here hangs too
                 self._runner.touch()
                 self._progress_at = time.monotonic() if self._in_flight else None
             with self._changed:
-                if visit in self._visits:  # else it was refused meanwhile
-                    self._visits.remove(visit)
-                    visit.over.set()
+                if probe in self._probes:  # else it was refused meanwhile
+                    self._probes.remove(probe)
+                    probe.over.set()
 
     def _refuse(self, error: RequestError) -> None:
         self._refusal = error
         self._scheduler.fail_all(error)
-        while self._visits:
-            visit = self._visits.popleft()
-            visit.refusal = error
-            visit.over.set()
+        while self._probes:
+            probe = self._probes.popleft()
+            probe.refusal = error
+            probe.over.set()

@@ -9,7 +9,7 @@ _SHARE = 0.2  # of the newest in a running mean
 _CHUNKS = 32  # that are remembered: one that a stall made look quick is forgotten again
 
 
-class Rates:
+class ServiceEstimates:
     """What retries are advised by, and what deadlines are held against."""
 
     def __init__(self) -> None:
@@ -31,6 +31,6 @@ class Rates:
         """The device has read a full chunk of a prompt."""
         self._chunks_s.append(seconds)
 
-    def reading_s(self, chunks: int) -> float:
+    def prefill_s(self, chunks: int) -> float:
         """The least that so many full chunks take, one after the other; 0 if none was measured."""
         return chunks * min(self._chunks_s, default=0.0)

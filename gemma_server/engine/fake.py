@@ -10,8 +10,8 @@ was put into a slot, and it refuses plans that no real device could run.
 import math
 import time
 
-from gemma_server.engine.plan import Chunk, Plan, Row, StepResult
-from gemma_server.engine.request import Logprobs, SamplingOptions, Token
+from gemma_server.engine.plan import Chunk, Copy, Plan, Row, StepResult
+from gemma_server.engine.request import Logprobs, SamplingParams, Token
 from gemma_server.text.family import GEMMA
 from gemma_server.text.sentencepiece_model import PieceType, model_from_pieces
 from gemma_server.text.tokenizer import Tokenizer
@@ -54,15 +54,23 @@ class FakeRunner:
         if self._plans == self.fail_at:
             raise RuntimeError(f"told to fail at step {self.fail_at}")
         time.sleep(self.step_s * plan.steps)
+        for copy in plan.copies:
+            self._copy(copy)
         chunk, prompt = plan.prefill, tuple[Logprobs, ...]()
         first = self._prefill(chunk) if chunk is not None else None
         if chunk is not None:
             prompt = tuple(_logprobs(token, chunk.top_logprobs or 0) for token in chunk.scored)
-        rows = tuple(self._decode(row, plan) for row in plan.decode)
+        rows = tuple(self._decode(row) for row in plan.decode)
         return FakeStep(StepResult(first, rows, prompt))
 
     def touch(self) -> None:
         """There is no device."""
+
+    def _copy(self, copy: Copy) -> None:
+        cached = self._cached[copy.source]
+        if not 0 < copy.length <= len(cached):
+            raise AssertionError(f"slot {copy.source} has not cached {copy.length} positions")
+        self._cached[copy.target] = cached[: copy.length]
 
     def _prefill(self, chunk: Chunk) -> Token | None:
         cached = self._cached[chunk.slot]
@@ -76,17 +84,17 @@ class FakeRunner:
         self._banned_until[chunk.slot] = len(cached) + (_EOS in chunk.banned) * chunk.min_tokens
         return self._draw(chunk.slot, chunk.sampling, chunk.top_logprobs)
 
-    def _decode(self, row: Row, plan: Plan) -> tuple[Token, ...]:
+    def _decode(self, row: Row) -> tuple[Token, ...]:
         cached = self._cached[row.slot]
         if row.position != len(cached):
             raise AssertionError(f"slot {row.slot}: {row.position} is not the cache's end")
         drawn = []
-        for _ in range(plan.steps):
+        for _ in range(row.steps):
             cached.append(self._last[row.slot])
             drawn.append(self._draw(row.slot, row.sampling, row.top_logprobs))
         return tuple(drawn)
 
-    def _draw(self, slot: int, sampling: SamplingOptions, top: int | None) -> Token:
+    def _draw(self, slot: int, sampling: SamplingParams, top: int | None) -> Token:
         length = self._prompt_length[slot]
         source = 1 + len(self._cached[slot]) - length  # 0 is <bos>
         token = self._cached[slot][source] if source < length else _EOS

@@ -3,24 +3,33 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from gemma_server.engine.request import Logprobs, SamplingOptions, Token
+from gemma_server.engine.request import Logprobs, SamplingParams, Token
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Copy what `source` has cached at its first `length` positions into the slot `target`."""
+
+    source: int
+    target: int
+    length: int
 
 
 @dataclass(frozen=True)
 class Chunk:
     """Read `token_ids` into `slot` at positions offset, offset + 1, ...
 
-    `sampling` is None except in a prompt's last chunk, behind which the first token is drawn. That
-    chunk says for the whole answer how its tokens are drawn: `banned` ids not before `min_tokens`
-    others, and with the `top_logprobs` likeliest (None: no logprobs).
+    `sampling` is None except in a prompt's last chunk, behind which the first token is sampled.
+    That chunk says for the whole answer how its tokens are sampled: `banned` ids not before
+    `min_tokens` others, and with the `top_logprobs` likeliest (None: no logprobs).
     `scored` are the ids that follow each token within the prompt, if their logprobs are wanted.
     """
 
-    task: int
+    sequence: int
     slot: int
     offset: int
     token_ids: tuple[int, ...]
-    sampling: SamplingOptions | None
+    sampling: SamplingParams | None
     top_logprobs: int | None = None
     banned: tuple[int, ...] = ()
     min_tokens: int = 0
@@ -29,38 +38,44 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Row:
-    """Feed the slot's last drawn token at `position`, and draw what follows.
+    """Feed the slot's last sampled token at `position`, and sample the `steps` tokens that follow,
+    each fed at the position behind the one before.
 
     How is known from the prompt's last chunk; here it only helps to choose a program. `banned`
     says whether some ids still are.
     """
 
-    task: int
+    sequence: int
     slot: int
     position: int
-    sampling: SamplingOptions
+    sampling: SamplingParams
     top_logprobs: int | None = None
     banned: bool = False
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the device does next: at most one chunk of one prompt, then the rows, side by side.
-
-    Each row draws `steps` tokens, every one fed at the position behind the one before.
-    """
-
-    prefill: Chunk | None
-    decode: tuple[Row, ...]
     steps: int = 1
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """The tokens drawn: behind the prefill chunk (None if it was not the last), and by each row.
+class Plan:
+    """What the device does next: the copies, at most one chunk of one prompt, then the rows, side
+    by side."""
 
-    A negative id says that the row's logits were not finite. The device knows no ends: it draws
-    behind a stop token and behind the cache's end, too, and what it draws there means nothing.
+    prefill: Chunk | None
+    decode: tuple[Row, ...]
+    copies: tuple[Copy, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """How often the device runs the model for the rows; 1 if there are none."""
+        return max((row.steps for row in self.decode), default=1)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The tokens sampled: behind the prefill chunk (None if it was not the last), and by each row,
+    as many as its steps.
+
+    A negative id says that the row's logits were not finite. The device knows no ends: it samples
+    behind a stop token and behind the cache's end, too, and what it samples there means nothing.
     """
 
     prefill: Token | None
@@ -72,7 +87,7 @@ class PendingStep(Protocol):
     """A plan under way on the device."""
 
     def read(self) -> StepResult:
-        """Wait for the plan's end and return what it drew."""
+        """Wait for the plan's end and return what it sampled."""
         ...
 
 

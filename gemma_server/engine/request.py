@@ -21,7 +21,7 @@ def random_seed() -> int:
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
+class SamplingParams:
     """How to choose each token. Temperature 0 is the exact argmax; then the filters are inert.
 
     First `bias` is added to the logits, then the penalties apply to tokens that occur in the last
@@ -49,16 +49,16 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """Generate after `token_ids`, at most `max_tokens`, until one of `stop_ids` is drawn.
+    """Generate after `token_ids`, at most `max_new_tokens`, until one of `stop_ids` is sampled.
 
-    None of them can be drawn before `min_tokens` others have been. With 0 `max_tokens` the prompt
-    is read and nothing drawn. `top_logprobs` asks for each token's logprob and those of so many
-    likeliest ones, `prompt_logprobs` for the prompt's too.
+    None of them can be sampled before `min_tokens` others have been. With 0 `max_new_tokens` the
+    prompt is read and nothing sampled. `top_logprobs` asks for each token's logprob and those of
+    so many likeliest ones, `prompt_logprobs` for the prompt's too.
     """
 
     token_ids: tuple[int, ...]
-    max_tokens: int
-    sampling: SamplingOptions = SamplingOptions()
+    max_new_tokens: int
+    sampling: SamplingParams = SamplingParams()
     stop_ids: frozenset[int] = frozenset()
     min_tokens: int = 0
     top_logprobs: int | None = None  # 0 ... MAX_TOP_LOGPROBS; None: no logprobs at all
@@ -127,7 +127,7 @@ Event = PromptLogprobs | Token | Finished | Cancelled | Failed
 
 
 @dataclass
-class Stamps:
+class Timestamps:
     """When things happened to a request, in seconds of the monotonic clock."""
 
     submitted: float
@@ -157,7 +157,7 @@ class Handle:
     """One submitted request: its events come out of `next_event`, exactly one of them terminal."""
 
     request: Request
-    stamps: Stamps
+    timestamps: Timestamps
     _events: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
 
     def deliver(self, event: Event) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 from jaxlib.version import __version__ as jaxlib_version
@@ -21,27 +22,32 @@ import gemma_server
 
 logger = logging.getLogger(__name__)
 
-_SOURCES = Path(gemma_server.__file__).parent
-_ROOMS = ("model", "engine", "executor")
+KEPT = 16  # configurations, the last used ones
+_PACKAGE = Path(gemma_server.__file__).parent
+_ROOMS = ("model", "native", "engine", "executor")  # what programs are made of, and `errors`
 
 
-class Executables:
+class CompileCache:
     """The programs of one configuration, each in a file of `directory`.
 
     Reading one runs what is in it: the directory must be its user's alone. `configuration` tells
-    all that the programs depend on beside this package's code, jax, and the machine.
+    all that the programs depend on beside this package's code, its libraries, and the machine.
     """
 
     def __init__(self, directory: Path, configuration: str) -> None:
         self._directory = directory
-        parts = [configuration.encode(), *_code(), *_machine()]
+        code = (path.read_bytes() for path in sources())
+        parts = [configuration.encode(), *code, *map(str.encode, _machine())]
         self._key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
     def get(self, name: str, compile_it: Callable[[], Any]) -> Any:
         """The program of this name: from its file if it is there, else compiled and kept."""
         path = self._directory / f"{name}-{self._key}"
         try:
-            return deserialize_and_load(*pickle.loads(path.read_bytes()))
+            kept, operands, results = pickle.loads(path.read_bytes())
+            program = deserialize_and_load(kept, operands, results, execution_devices=[_device()])
+            os.utime(path)  # so that what is in use is not pruned
+            return program
         except FileNotFoundError:
             pass
         except Exception as error:  # whatever a damaged file leads to: it will be replaced
@@ -57,37 +63,59 @@ class Executables:
             with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:
                 file.write(data)
             os.replace(file.name, path)
+            self._prune()
         except OSError as error:
             logger.warning("%s cannot be kept: %s", path, error.strerror)
 
+    def _prune(self) -> None:
+        """Remove the programs of all configurations but the last used ones, and what starts that
+        were cut short left behind."""
+        used: dict[str, float] = {}
+        files = [(path, path.stat().st_mtime) for path in self._directory.iterdir()]
+        for path, moment in files:
+            key = path.name.rpartition("-")[2]
+            used[key] = max(moment, used.get(key, 0.0))
+        last = sorted(used, key=lambda key: used[key])[-KEPT:]
+        for path, _ in files:
+            if path.name.rpartition("-")[2] not in last:
+                path.unlink(missing_ok=True)
 
-def _code() -> list[bytes]:
-    sources = [
-        *_SOURCES.glob("model/*.py"),
-        *_SOURCES.glob("engine/*.py"),
-        *_SOURCES.glob("executor/*.py"),
+
+def sources() -> list[Path]:
+    """The files of this package that decide what a program computes."""
+    found = [
+        path
+        for room in _ROOMS
+        for path in (_PACKAGE / room).iterdir()
+        if path.suffix in (".py", ".cc", ".h")
     ]
-    return [path.read_bytes() for path in sorted(sources)]
+    return sorted([*found, _PACKAGE / "errors.py"])
 
 
-def _machine() -> list[bytes]:
-    """What XLA compiles for: its own version and flags, the device, the CPU and its threads."""
-    device = jax.devices()[0]
+def _device() -> jax.Device:
+    """The one that programs run on."""
+    return jax.devices()[0]
+
+
+def _machine() -> list[str]:
+    """What XLA compiles for, and with: libraries, flags, devices, the CPU and its threads."""
+    device = _device()
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text()
     except OSError:
         cpuinfo = ""
     features = sorted({line for line in cpuinfo.splitlines() if line.startswith(("flags", "Feat"))})
-    named = (
+    return [
         jax.__version__,
         jaxlib_version,
+        flax.__version__,
         os.environ.get("XLA_FLAGS", ""),
         device.platform,
         device.device_kind,
+        str(jax.device_count()),
         _cpus(),
         *features,
-    )
-    return [name.encode() for name in named]
+    ]
 
 
 def _cpus() -> str:

@@ -1,25 +1,46 @@
-"""Counts what XLA compiles, so that "nothing compiles after ready" can be watched."""
+"""Counts what XLA compiles for one model, so that "nothing compiles after ready" can be watched."""
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
+_thread = threading.local()
 
 
-@dataclass
-class Compilations:
-    """What was compiled since `watch`; none without a device."""
+class CompileCounter:
+    """What was compiled in the blocks of `blamed`; none without a device.
 
-    programs: int = 0
-    seconds: float = 0.0
+    jax tells of a compilation in the thread that waits for it.
+    """
 
-    def watch(self) -> "Compilations":
-        """Begin to count."""
-        import jax.monitoring
+    def __init__(self) -> None:
+        self.programs = 0
+        self.seconds = 0.0
 
-        jax.monitoring.register_event_duration_secs_listener(self._on_event)
-        return self
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """What this thread compiles in the block counts here, and nowhere else."""
+        _listen()
+        before = getattr(_thread, "counter", None)
+        _thread.counter = self
+        try:
+            yield
+        finally:
+            _thread.counter = before
 
-    def _on_event(self, event: str, duration_secs: float, **_: str | int) -> None:
-        if event == _EVENT:
-            self.programs += 1
-            self.seconds += duration_secs
+
+@cache
+def _listen() -> None:
+    """Once a process: jax has no way to end a listener."""
+    import jax.monitoring
+
+    jax.monitoring.register_event_duration_secs_listener(_on_event)
+
+
+def _on_event(event: str, duration_secs: float, **_: str | int) -> None:
+    counter: CompileCounter | None = getattr(_thread, "counter", None)
+    if event == _EVENT and counter is not None:
+        counter.programs += 1
+        counter.seconds += duration_secs

@@ -1,7 +1,7 @@
 """What a dispatch uploads: one array of words. On a GPU each small array more is a copy more.
 
-How a slot samples comes with its prompt's last chunk and stays on the device; decode names slots
-and positions only.
+How a slot samples comes with its prompt's last chunk and stays on the device; decode names slots,
+positions and steps only.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,19 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from gemma_server.engine.plan import Chunk, Row
-from gemma_server.engine.request import MAX_BANS, MAX_BIAS, SamplingOptions
-from gemma_server.model.penalties import Adjustment
+from gemma_server.engine.plan import Chunk, Copy, Row
+from gemma_server.engine.request import MAX_BANS, MAX_BIAS, SamplingParams
+from gemma_server.model.penalties import Penalties
 from gemma_server.model.sampling import Sampling
 
-ROW_WORDS = 2  # slot and position
+ROW_WORDS = 3  # slot, position, steps
+COPY_WORDS = 3  # source, target, length
 _ALWAYS = np.iinfo(np.int32).max
 _TABLE = MAX_BIAS + MAX_BANS
-_CHUNK = 5  # words of a chunk beside its settings and tokens
+_CHUNK = 5  # words of a chunk beside its parameters and tokens
 
-# A slot's settings as the host writes them.
-_SETTINGS = np.dtype(
+# A slot's parameters as the host writes them.
+_PARAMS = np.dtype(
     [
         ("temperature", np.float32),
         ("top_k", np.int32),
@@ -40,21 +41,21 @@ _SETTINGS = np.dtype(
         ("bias_until", np.int32, _TABLE),
     ]
 )
-SETTINGS_WORDS = _SETTINGS.itemsize // 4
+PARAM_WORDS = _PARAMS.itemsize // 4
 
 
-class Settings(NamedTuple):
+class SlotParams(NamedTuple):
     """The same as the programs see them, of several rows."""
 
     how: Sampling
-    adjustment: Adjustment
+    penalties: Penalties
     logprobs: jax.Array  # [B] bool: wanted
 
 
-def pack_settings(chunk: Chunk) -> npt.NDArray[np.int32]:
-    """How to go on behind a prompt's last chunk: [SETTINGS_WORDS]."""
-    how, answer = chunk.sampling or SamplingOptions(), chunk.offset + len(chunk.token_ids)
-    packed = np.zeros((), _SETTINGS)
+def pack_params(chunk: Chunk) -> npt.NDArray[np.int32]:
+    """How to go on behind a prompt's last chunk: [PARAM_WORDS]."""
+    how, answer = chunk.sampling or SamplingParams(), chunk.offset + len(chunk.token_ids)
+    packed = np.zeros((), _PARAMS)
     packed["temperature"], packed["min_p"] = how.temperature, how.min_p
     packed["top_k"], packed["top_p"] = how.top_k, how.top_p
     packed["seed"] = divmod(how.seed, 1 << 32)
@@ -70,25 +71,30 @@ def pack_settings(chunk: Chunk) -> npt.NDArray[np.int32]:
     return packed.reshape(1).view(np.int32)
 
 
-def unpack_settings(packed: jax.Array) -> Settings:
-    """What `pack_settings` was given: [B, SETTINGS_WORDS] i32, in a program."""
+def unpack_params(packed: jax.Array) -> SlotParams:
+    """What `pack_params` was given: [B, PARAM_WORDS] i32, in a program."""
 
     def column(name: str) -> Any:
-        dtype, offset = _SETTINGS.fields[name][:2]  # type: ignore[index]
+        dtype, offset = _PARAMS.fields[name][:2]  # type: ignore[index]
         first = offset // 4
         words = packed[:, first : first + dtype.itemsize // 4]
         columns = jax.lax.bitcast_convert_type(words, dtype.base)
         return columns if dtype.shape else columns[:, 0]
 
     how = Sampling(*map(column, Sampling._fields))
-    adjustment = Adjustment(*map(column, Adjustment._fields))
-    return Settings(how, adjustment, column("logprobs") != 0)
+    penalties = Penalties(*map(column, Penalties._fields))
+    return SlotParams(how, penalties, column("logprobs") != 0)
 
 
 def pack_rows(rows: Sequence[Row], count: int, beyond: tuple[int, int]) -> npt.NDArray[np.int32]:
-    """Slot and position of each row, then of padding up to `count`: [count, ROW_WORDS]."""
-    filled = [(row.slot, row.position) for row in rows]
-    return np.array(filled + [beyond] * (count - len(rows)), np.int32)
+    """Slot, position and steps of each row, then of padding up to `count`: [count, ROW_WORDS]."""
+    filled = [(row.slot, row.position, row.steps) for row in rows]
+    return np.array(filled + [(*beyond, 0)] * (count - len(rows)), np.int32)
+
+
+def pack_copy(copy: Copy) -> npt.NDArray[np.int32]:
+    """A copy: [COPY_WORDS]."""
+    return np.array([copy.source, copy.target, copy.length], np.int32)
 
 
 class ChunkOperand(NamedTuple):
@@ -99,7 +105,7 @@ class ChunkOperand(NamedTuple):
     filled: jax.Array  # [] i32: how many of the tokens are no padding
     draw: jax.Array  # [] bool
     score: jax.Array  # [] bool
-    settings: jax.Array  # [SETTINGS_WORDS] i32
+    params: jax.Array  # [PARAM_WORDS] i32
     tokens: jax.Array  # [T] i32
     scored: jax.Array  # [T] i32: the ids that follow them
 
@@ -111,17 +117,17 @@ def pack_chunk(chunk: Chunk, size: int) -> npt.NDArray[np.int32]:
     ids[1, : len(chunk.scored)] = chunk.scored
     draw, score = chunk.sampling is not None, bool(chunk.scored)
     head = [chunk.slot, chunk.offset, len(chunk.token_ids), draw, score]
-    return np.concatenate([np.array(head, np.int32), pack_settings(chunk), ids.ravel()])
+    return np.concatenate([np.array(head, np.int32), pack_params(chunk), ids.ravel()])
 
 
 def unpack_chunk(words: jax.Array) -> ChunkOperand:
     """What `pack_chunk` was given, in a program."""
     slot, offset, filled, draw, score = words[:_CHUNK]
-    settings, ids = words[_CHUNK:][:SETTINGS_WORDS], words[_CHUNK + SETTINGS_WORDS :]
+    params, ids = words[_CHUNK:][:PARAM_WORDS], words[_CHUNK + PARAM_WORDS :]
     tokens, scored = ids.reshape(2, -1)
-    return ChunkOperand(slot, offset, filled, draw != 0, score != 0, settings, tokens, scored)
+    return ChunkOperand(slot, offset, filled, draw != 0, score != 0, params, tokens, scored)
 
 
 def chunk_words(size: int) -> int:
     """The length of a packed chunk of `size` tokens."""
-    return _CHUNK + SETTINGS_WORDS + 2 * size
+    return _CHUNK + PARAM_WORDS + 2 * size

@@ -30,7 +30,7 @@ class PendingTokens:
         if self._decode is not None:
             words = np.asarray(self._decode).swapaxes(0, 1)
             pairs = zip(self._plan.decode, words, strict=False)  # what is left is padding
-            rows = tuple(_tokens(found, row.top_logprobs) for row, found in pairs)
+            rows = tuple(_tokens(found[: row.steps], row.top_logprobs) for row, found in pairs)
         chunk = self._plan.prefill
         if chunk is None:
             return StepResult(None, rows)

@@ -1,26 +1,59 @@
 """What a program has to be able to do for the rows that it is given."""
 
-from enum import IntEnum
+from dataclasses import astuple, dataclass
+from functools import reduce
 
 from gemma_server.engine.plan import Chunk, Row
 
 
-class Kind(IntEnum):
-    """Each can do what those before it can, and costs more. Decode has no use for the last."""
+@dataclass(frozen=True)
+class ProgramVariant:
+    """Beside the exact argmax of the model's own logits; each ability costs time."""
 
-    GREEDY = 0
-    RANDOM = 1
-    FULL = 2  # penalties, bias, bans and logprobs
-    SCORING = 3  # logprobs of the prompt
+    sampling: bool = False  # temperature, top-k, top-p, min-p
+    penalties: bool = False  # and bias and bans: logits are changed before the argmax
+    logprobs: bool = False  # of what is sampled
+    scoring: bool = False  # logprobs of the prompt
 
-    @staticmethod
-    def of(part: Chunk | Row) -> "Kind":
-        """The least that will do for it."""
-        sampling = part.sampling
-        if isinstance(part, Chunk) and part.scored:
-            return Kind.SCORING
-        if sampling is None:
-            return Kind.GREEDY
-        if sampling.adjusts or part.banned or part.top_logprobs is not None:
-            return Kind.FULL
-        return Kind.RANDOM if sampling.temperature > 0 else Kind.GREEDY
+    def __or__(self, other: "ProgramVariant") -> "ProgramVariant":
+        """What can do both."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return ProgramVariant(*(one or another for one, another in pairs))
+
+    def covers(self, needed: "ProgramVariant") -> bool:
+        """Whether it can do all that."""
+        return self | needed == self
+
+    def __str__(self) -> str:
+        """A name for its programs."""
+        names = [name for name, able in vars(self).items() if able]
+        return "+".join(names) or "greedy"
+
+
+GREEDY = ProgramVariant()
+SAMPLING = ProgramVariant(sampling=True)
+EVERYTHING_SAMPLED = ProgramVariant(sampling=True, penalties=True, logprobs=True)
+EVERYTHING = EVERYTHING_SAMPLED | ProgramVariant(scoring=True)
+
+
+def needed_by(parts: tuple[Chunk | Row, ...]) -> ProgramVariant:
+    """The least that will do for all of them."""
+    return reduce(ProgramVariant.__or__, map(_needed_by_one, parts), GREEDY)
+
+
+def least_of(variants: tuple[ProgramVariant, ...], needed: ProgramVariant) -> ProgramVariant:
+    """The first that covers what is needed; the list goes from cheap to dear."""
+    return next(variant for variant in variants if variant.covers(needed))
+
+
+def _needed_by_one(part: Chunk | Row) -> ProgramVariant:
+    scoring = isinstance(part, Chunk) and bool(part.scored)
+    sampling = part.sampling
+    if sampling is None:  # a chunk behind which nothing is sampled
+        return ProgramVariant(scoring=scoring)
+    return ProgramVariant(
+        sampling=sampling.temperature > 0,
+        penalties=sampling.adjusts or bool(part.banned),
+        logprobs=part.top_logprobs is not None,
+        scoring=scoring,
+    )

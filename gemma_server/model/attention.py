@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
 
 from gemma_server.model import kernels
 from gemma_server.model.cache import LayerCache
-from gemma_server.model.config import GemmaConfig, LayerKind
+from gemma_server.model.config import GemmaConfig, LayerConfig
 from gemma_server.model.layers import Linear, RMSNorm, rotate, soft_cap
+from gemma_server.model.numerics import Numerics
 
 MASKED = -2.3819763e38  # Gemma's own mask value: finite, so that no row turns into NaN
 
@@ -17,37 +17,40 @@ class Attention(nn.Module):
     """Grouped-query attention with rotary positions and, in Gemma 3, norms on q and k."""
 
     config: GemmaConfig
-    kind: LayerKind
-    dtype: DTypeLike
-    block: int
-    native: bool
+    layer: LayerConfig
+    numerics: Numerics
 
     @nn.compact
     def __call__(
         self, x: jax.Array, positions: jax.Array, cache: LayerCache, slots: jax.Array
     ) -> tuple[jax.Array, LayerCache]:
-        """x [B, T, D] at `positions` [B, T] of `slots` [B] -> [B, T, D] and the cache with them."""
-        cfg, kind = self.config, self.kind
-        rows, new, width = x.shape
-        heads = cfg.heads + 2 * cfg.kv_heads
-        qkv = Linear(heads * cfg.head_dim, self.dtype, self.native, name="qkv")(x)
-        qkv = qkv.reshape(rows, new, heads, cfg.head_dim)
-        q, k, v = jnp.split(qkv, [cfg.heads, cfg.heads + cfg.kv_heads], axis=2)
-        if cfg.qk_norm:
-            q = RMSNorm(cfg.norm_eps, self.native, name="query_norm")(q)
-            k = RMSNorm(cfg.norm_eps, self.native, name="key_norm")(k)
-        q = rotate(q, positions, kind.rope_base, kind.rope_factor) * cfg.query_scale
-        k = rotate(k, positions, kind.rope_base, kind.rope_factor)
+        """x [B, T, D] at `positions` [B, T] of `slots` [B] -> [B, T, D] and the cache with them.
 
-        cache = cache.write(k, v, slots, positions)
-        if self.native and new == 1:
+        A layer that uses another's keys and values gets that one's cache, and leaves it as it is.
+        """
+        cfg, layer, numerics = self.config, self.layer, self.numerics
+        rows, new, width = x.shape
+        owns = layer.kv_layer is None
+        heads = layer.heads + 2 * layer.kv_heads * owns
+        qkv = Linear(heads * layer.head_dim, numerics, name="qkv")(x)
+        qkv = qkv.reshape(rows, new, heads, layer.head_dim)
+        q, k, v = jnp.split(qkv, [layer.heads, layer.heads + layer.kv_heads * owns], axis=2)
+        if cfg.qk_norm:
+            q = RMSNorm(cfg.norm_eps, numerics, name="query_norm")(q)
+        q = self._rotate(q, positions) * cfg.query_scale
+        if owns:
+            if cfg.qk_norm:
+                k = RMSNorm(cfg.norm_eps, numerics, name="key_norm")(k)
+            cache = cache.write(self._rotate(k, positions), v, slots, positions)
+
+        if numerics.native and new == 1:
             out = kernels.attention(
                 q[:, 0],
                 cache.k,
                 cache.v,
                 slots,
                 positions[:, 0],
-                kind.window,
+                layer.window,
                 cfg.attention_softcap,
             )
         else:
@@ -56,12 +59,16 @@ class Attention(nn.Module):
                 cache,
                 slots,
                 positions,
-                window=kind.window,
+                window=layer.window,
                 softcap=cfg.attention_softcap,
-                block=self.block,
+                block=numerics.block,
             )
-        out = out.reshape(rows, new, cfg.heads * cfg.head_dim).astype(x.dtype)
-        return Linear(width, self.dtype, self.native, name="output")(out), cache
+        out = out.reshape(rows, new, layer.heads * layer.head_dim).astype(x.dtype)
+        return Linear(width, numerics, name="output")(out), cache
+
+    def _rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        layer = self.layer
+        return rotate(x, positions, layer.rope_base, layer.rope_factor, layer.rope_share)
 
 
 def attend(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from gemma_server.model.config import GemmaConfig
+from gemma_server.model.config import GemmaConfig, LayerConfig
 
 # Beside 8-bit weights, which are for CPUs, the cache holds the bits of bfloat16 as integers: to
 # write one bfloat16, XLA:CPU would turn the whole cache into float32 and back.
@@ -53,19 +53,33 @@ class LayerCache(NamedTuple):
         return of_all(self.k), of_all(self.v)
 
 
-Cache = tuple[LayerCache, ...]
+Cache = tuple[LayerCache, ...]  # of `GemmaConfig.cached_layers`
 
 
 def empty_cache(config: GemmaConfig, slots: int, length: int, weights: DTypeLike) -> Cache:
-    """A zeroed cache of `slots` rows and `length` positions for every layer.
+    """Zeros for `slots` rows and `length` positions of every layer with keys and values of its own.
 
     It has the dtype of the weights; beside 8-bit ones it holds bfloat16.
     """
     dtype = BITS if weights == jnp.int8 else weights
-    shape = (slots, config.kv_heads, length, config.head_dim)
-    return tuple(
-        LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.layers)
-    )
+
+    def zeros(layer: LayerConfig) -> LayerCache:
+        shape = (slots, layer.kv_heads, length, layer.head_dim)
+        return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    return tuple(zeros(config.layers[index]) for index in config.cached_layers)
+
+
+def copy_slot(
+    layer: LayerCache, source: jax.Array, target: jax.Array, length: jax.Array
+) -> LayerCache:
+    """The layer's cache with the first `length` positions of one slot in another's place."""
+
+    def copied(cached: jax.Array) -> jax.Array:
+        wanted = jnp.arange(cached.shape[2])[:, None] < length  # [S, 1]
+        return cached.at[target].set(jnp.where(wanted, cached[source], cached[target]))
+
+    return LayerCache(copied(layer.k), copied(layer.v))
 
 
 def _stored(x: jax.Array, dtype: DTypeLike) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What tells one Gemma from another: a row of numbers per released model.
+"""What tells one Gemma from another, layer by layer; and a row of numbers per released model.
 
 Sources: google-deepmind/gemma, `gemma/gm/nn/_gemma.py` (Gemma 2 and 3) and `gemma/transformer.py`
 at tag v2.0.8 (Gemma 1). This file imports no jax, so that the weight readers may use it.
@@ -13,17 +13,131 @@ BLOCK, GROUP = 32, 16
 
 
 @dataclass(frozen=True)
-class LayerKind:
-    """How one layer attends. `window` is in tokens, the query's own included; None sees all."""
+class LayerConfig:
+    """One layer. `window` is in tokens, the query's own included; None sees all."""
 
-    window: int | None
-    rope_base: float
-    rope_factor: float
+    heads: int  # N
+    kv_heads: int  # K
+    head_dim: int  # H
+    hidden: int  # F
+    window: int | None = None
+    rope_base: float = 10_000.0
+    rope_factor: float = 1.0  # divides the angles
+    rope_share: float = 1.0  # of a head's pairs of dimensions, the fastest ones, that rotate
+    kv_layer: int | None = None  # the earlier layer whose keys and values it uses; None: its own
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers that no layer could have."""
+        counts = (self.heads, self.kv_heads, self.head_dim, self.hidden)
+        if not all(1 <= count < 2**31 for count in counts) or (
+            self.head_dim % 2 or self.heads % self.kv_heads
+        ):
+            raise ValueError(f"no Gemma has a layer of these sizes: {self}")
+        numbers = (self.window, self.rope_base, self.rope_factor, self.rope_share)
+        if not all(number is None or 0 < number < 2**40 for number in numbers):
+            raise ValueError(f"no Gemma has such a layer: {self}")
 
 
 @dataclass(frozen=True)
 class GemmaConfig:
     """The architecture of one model. Widths and counts use the letters of `gemma_server.model`."""
+
+    name: str
+    width: int  # D
+    vocab: int  # V
+    context_length: int
+    query_scale: float
+    layers: tuple[LayerConfig, ...]
+    attention_softcap: float | None = None
+    final_softcap: float | None = None
+    qk_norm: bool = False
+    post_norms: bool = False
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers that no Gemma could have."""
+        counts = {"layers": len(self.layers), "width": self.width, "vocab": self.vocab}
+        if not all(1 <= count < 2**31 for count in counts.values()):
+            raise ValueError(f"no Gemma has these sizes: {counts}")
+        if not self.name.isprintable():
+            raise ValueError(f"name cannot be {self.name!r}")
+        numbers = {
+            "context_length": self.context_length,
+            "query_scale": self.query_scale,
+            "attention_softcap": self.attention_softcap,
+            "final_softcap": self.final_softcap,
+            "norm_eps": self.norm_eps,
+        }
+        for name, number in numbers.items():
+            if number is not None and not 0 < number < 2**40:
+                raise ValueError(f"{name} cannot be {number}")
+        for index, layer in enumerate(self.layers):
+            source = layer.kv_layer
+            if source is not None and source not in self.cached_layers[:index]:
+                raise ValueError(f"layer {index} cannot use the keys and values of layer {source}")
+
+    @property
+    def cached_layers(self) -> list[int]:
+        """The layers that have keys and values of their own, in their order in the cache."""
+        return [index for index, layer in enumerate(self.layers) if layer.kv_layer is None]
+
+    @property
+    def leaf_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every leaf of the parameter tree, by its path joined with slashes.
+
+        What the Flax modules declare, for those that may not import them; a test holds the two
+        together.
+        """
+        leaves: dict[str, tuple[int, ...]] = {"embedder/embedding": (self.vocab, self.width)}
+        for index in range(len(self.layers)):
+            shapes = self._layer_shapes(index)
+            leaves |= {f"layer_{index}/{path}": shape for path, shape in shapes.items()}
+        return leaves | {"final_norm/scale": (self.width,)}
+
+    def fused_rows(self, index: int) -> dict[str, tuple[int, ...]]:
+        """Of the leaves of layer `index` that are several matrices below each other: their rows."""
+        layer = self.layers[index]
+        q, kv = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
+        return {
+            "attention/qkv/kernel": (q, kv, kv) if layer.kv_layer is None else (q,),
+            "feed_forward/gate_up/kernel": (layer.hidden, layer.hidden),
+        }
+
+    def _layer_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        layer, d, h = self.layers[index], self.width, self.layers[index].head_dim
+        shapes: dict[str, tuple[int, ...]] = {
+            path: (sum(rows), d) for path, rows in self.fused_rows(index).items()
+        }
+        shapes |= {
+            "attention/output/kernel": (d, layer.heads * h),
+            "feed_forward/down/kernel": (d, layer.hidden),
+            "pre_attention_norm/scale": (d,),
+            "pre_feed_forward_norm/scale": (d,),
+        }
+        if self.qk_norm:
+            shapes["attention/query_norm/scale"] = (h,)
+            if layer.kv_layer is None:
+                shapes["attention/key_norm/scale"] = (h,)
+        if self.post_norms:
+            shapes |= {"post_attention_norm/scale": (d,), "post_feed_forward_norm/scale": (d,)}
+        return shapes
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, the tied output layer counted once."""
+        return sum(map(math.prod, self.leaf_shapes.values()))
+
+    @property
+    def cached_numbers_per_token(self) -> int:
+        """Numbers that the KV cache keeps for one token."""
+        owners = (self.layers[index] for index in self.cached_layers)
+        return sum(2 * layer.kv_heads * layer.head_dim for layer in owners)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model whose layers have one size, and attend locally but for every so-many-th: what the
+    released ones are told by, and what checkpoints say of others."""
 
     name: str
     layers: int  # L
@@ -46,85 +160,40 @@ class GemmaConfig:
     global_rope_factor: float = 1.0
     norm_eps: float = 1e-6
 
-    def __post_init__(self) -> None:
-        """Raises ValueError for numbers that no Gemma could have."""
-        counts = {
-            "layers": self.layers,
-            "width": self.width,
-            "heads": self.heads,
-            "kv_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "hidden": self.hidden,
-            "vocab": self.vocab,
-        }
-        if not all(1 <= count < 2**31 for count in counts.values()) or (
-            self.head_dim % 2 or self.heads % self.kv_heads
-        ):
-            raise ValueError(f"no Gemma has these sizes: {counts}")
-        if not self.name.isprintable():
-            raise ValueError(f"name cannot be {self.name!r}")
-        more = {
-            "context_length": self.context_length,
-            "query_scale": self.query_scale,
-            "global_every": self.global_every,
-            "window": self.window,
-            "attention_softcap": self.attention_softcap,
-            "final_softcap": self.final_softcap,
-            "local_rope_base": self.local_rope_base,
-            "global_rope_base": self.global_rope_base,
-            "global_rope_factor": self.global_rope_factor,
-            "norm_eps": self.norm_eps,
-        }
-        for name, number in more.items():
-            if number is not None and not 0 < number < 2**40:
-                raise ValueError(f"{name} cannot be {number}")
+    def config(self) -> GemmaConfig:
+        """The architecture, layer by layer.
 
-    def layer_kind(self, layer: int) -> LayerKind:
-        """The attention of layer `layer` (from 0)."""
-        if (layer + 1) % self.global_every == 0:
-            return LayerKind(None, self.global_rope_base, self.global_rope_factor)
-        return LayerKind(self.window, self.local_rope_base, 1.0)
-
-    @property
-    def leaf_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every leaf of the parameter tree, by its path joined with slashes.
-
-        What the Flax modules declare, for those that may not import them; a test holds the two
-        together.
+        Raises:
+            ValueError: no Gemma could have these numbers.
         """
-        d, h, q, kv = self.width, self.head_dim, self.heads, 2 * self.kv_heads
-        layer: dict[str, tuple[int, ...]] = {
-            "attention/qkv/kernel": ((q + kv) * h, d),
-            "attention/output/kernel": (d, q * h),
-            "feed_forward/gate_up/kernel": (2 * self.hidden, d),
-            "feed_forward/down/kernel": (d, self.hidden),
-            "pre_attention_norm/scale": (d,),
-            "pre_feed_forward_norm/scale": (d,),
-        }
-        if self.qk_norm:
-            layer |= {"attention/query_norm/scale": (h,), "attention/key_norm/scale": (h,)}
-        if self.post_norms:
-            layer |= {"post_attention_norm/scale": (d,), "post_feed_forward_norm/scale": (d,)}
-        leaves: dict[str, tuple[int, ...]] = {"embedder/embedding": (self.vocab, d)}
-        for i in range(self.layers):
-            leaves |= {f"layer_{i}/{path}": shape for path, shape in layer.items()}
-        return leaves | {"final_norm/scale": (d,)}
+        if not 1 <= self.layers < 2**31 or self.global_every < 1:
+            counts = f"layers {self.layers}, global_every {self.global_every}"
+            raise ValueError(f"no Gemma has {counts}")
+        return GemmaConfig(
+            name=self.name,
+            width=self.width,
+            vocab=self.vocab,
+            context_length=self.context_length,
+            query_scale=self.query_scale,
+            layers=tuple(map(self._layer, range(self.layers))),
+            attention_softcap=self.attention_softcap,
+            final_softcap=self.final_softcap,
+            qk_norm=self.qk_norm,
+            post_norms=self.post_norms,
+            norm_eps=self.norm_eps,
+        )
 
-    @property
-    def parameters(self) -> int:
-        """Number of weights, the tied output layer counted once."""
-        return sum(map(math.prod, self.leaf_shapes.values()))
-
-    @property
-    def cached_numbers_per_token(self) -> int:
-        """Numbers that the KV cache keeps for one token."""
-        return 2 * self.layers * self.kv_heads * self.head_dim
+    def _layer(self, index: int) -> LayerConfig:
+        sizes = (self.heads, self.kv_heads, self.head_dim, self.hidden)
+        if (index + 1) % self.global_every == 0:
+            return LayerConfig(*sizes, None, self.global_rope_base, self.global_rope_factor)
+        return LayerConfig(*sizes, self.window, self.local_rope_base)
 
 
-def _row(name: str, sizes: tuple[int, int, int, int, int, int], **rest: object) -> GemmaConfig:
+def _row(name: str, sizes: tuple[int, int, int, int, int, int], **rest: object) -> Preset:
     layers, width, heads, kv_heads, head_dim, hidden = sizes
     fields: dict[str, object] = {"query_scale": head_dim**-0.5, **rest}
-    return GemmaConfig(name, layers, width, heads, kv_heads, head_dim, hidden, **fields)  # type: ignore[arg-type]
+    return Preset(name, layers, width, heads, kv_heads, head_dim, hidden, **fields)  # type: ignore[arg-type]
 
 
 _GEMMA1: dict[str, object] = {"vocab": 256_128, "context_length": 8192}
@@ -149,7 +218,7 @@ _GEMMA3: dict[str, object] = {
 _GEMMA3_SMALL = {**_GEMMA3, "context_length": 32_768, "window": 512, "global_rope_factor": 1.0}
 
 #                       L   D     N   K   H    F
-RELEASED: tuple[GemmaConfig, ...] = (
+RELEASED: tuple[Preset, ...] = (
     _row("gemma-2b", (18, 2048, 8, 1, 256, 16384), **_GEMMA1),
     _row("gemma-7b", (28, 3072, 16, 16, 256, 24576), **_GEMMA1),
     _row("gemma-2-2b", (26, 2304, 8, 4, 256, 9216), **_GEMMA2),
@@ -178,7 +247,7 @@ class Shape:
     post_norms: bool
 
 
-def config_for(shape: Shape) -> GemmaConfig:
+def preset_for(shape: Shape) -> Preset:
     """The released model of this shape or, for other sizes, the nearest family at that size.
 
     The family follows from the norms, which no two generations share: q/k norms are Gemma 3's,

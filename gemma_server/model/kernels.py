@@ -17,7 +17,7 @@ def norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
 
 
 def product(rows: jax.Array, values: jax.Array, scales: jax.Array, out: int) -> jax.Array:
-    """rows [B, in] f32 times the `out` rows of a `Quantised` matrix's parts -> [B, out] f32."""
+    """rows [B, in] f32 times the `out` rows of a `Quantized` matrix's parts -> [B, out] f32."""
     result = jax.ShapeDtypeStruct((rows.shape[0], out), jnp.float32)
     multiplied: jax.Array = jax.ffi.ffi_call("gemma_product", result)(rows, values, scales)
     return multiplied

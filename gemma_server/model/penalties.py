@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-class Adjustment(NamedTuple):
+class Penalties(NamedTuple):
     """Each row's bias and penalties; E entries of bias, those that are not used with value 0."""
 
     repetition: jax.Array  # [B] f32; 1 is off

@@ -1,7 +1,7 @@
 """Matrices of 8-bit integers in blocks of a row, each with a scale, as the device has them.
 
 A weight is its integer times the scale of its block, as in GGUF's Q8_0. gemma_server/weights
-quantises and packs them.
+quantizes and packs them.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from gemma_server.model.config import BLOCK, GROUP
     meta_fields=["shape"],
 )
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """An [out, in] matrix, packed for the native kernel.
 
     Both sizes are filled up with zeros to whole groups and blocks. Within a block of a group the
@@ -48,17 +48,17 @@ class Quantised:
         return values.reshape(*index.shape, -1)[..., : self.shape[1]]
 
 
-def blank(shape: tuple[int, int]) -> Quantised:
+def blank(shape: tuple[int, int]) -> Quantized:
     """A matrix of zeros."""
     groups, blocks = -(-shape[0] // GROUP), -(-shape[1] // BLOCK)
-    return Quantised(
+    return Quantized(
         jnp.zeros((groups, blocks, BLOCK // 2, GROUP, 2), jnp.int8),
         jnp.zeros((groups, blocks, GROUP), jnp.float16),
         shape,
     )
 
 
-def product(x: jax.Array, matrix: Quantised, *, native: bool) -> jax.Array:
+def product(x: jax.Array, matrix: Quantized, *, native: bool) -> jax.Array:
     """x @ matrix.T: [..., in] -> [..., out] in f32, by the native kernel or by XLA's own means."""
     rows = x.astype(jnp.float32).reshape(-1, x.shape[-1])
     if native:
@@ -68,7 +68,7 @@ def product(x: jax.Array, matrix: Quantised, *, native: bool) -> jax.Array:
     return result.reshape(*x.shape[:-1], matrix.shape[0])
 
 
-def _xla_product(rows: jax.Array, matrix: Quantised) -> jax.Array:
+def _xla_product(rows: jax.Array, matrix: Quantized) -> jax.Array:
     out, width = matrix.shape
     values = matrix.values.transpose(0, 3, 1, 2, 4).astype(jnp.float32)
     scales = matrix.scales.transpose(0, 2, 1).astype(jnp.float32)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gemma_server.model.penalties import Adjustment
+from gemma_server.model.penalties import Penalties
 
 NOT_FINITE = -1  # instead of a token id, where a row's logits hold NaN or infinity
 _CANDIDATES = 512  # of a row, among which its top is looked for first
@@ -43,18 +43,18 @@ def never(
 
 
 class Adjusted(NamedTuple):
-    """The model's logits, and what the rows change in them before they draw."""
+    """The model's logits, and what the rows change in them before they are sampled from."""
 
     logits: jax.Array  # [B, V] f32
-    adjustment: Adjustment
+    penalties: Penalties
     texts: Callable[[], jax.Array]  # [B, S] i32: each row's ids so far, gathered only if needed
     choose: Choose = jax.lax.cond
 
     def apply(self, positions: jax.Array) -> jax.Array:
-        """The logits that the tokens at positions [B] are drawn from: [B, V]."""
+        """The logits that the tokens at positions [B] are sampled from: [B, V]."""
         return self.choose(
-            jnp.any(self.adjustment.active(positions)),
-            lambda: self.adjustment.apply(self.logits, self.texts(), positions),
+            jnp.any(self.penalties.active(positions)),
+            lambda: self.penalties.apply(self.logits, self.texts(), positions),
             lambda: self.logits,
         )
 
@@ -62,35 +62,24 @@ class Adjusted(NamedTuple):
 def sample(
     given: Adjusted, how: Sampling, positions: jax.Array, choose: Choose = jax.lax.cond
 ) -> jax.Array:
-    """Draw one id per row for positions [B] -> [B] i32.
+    """Sample one id per row for positions [B] -> [B] i32.
 
     Temperature, top-k, top-p and min-p apply in that order, after bias and penalties. The chance
     depends on (seed, position) alone, so neither the other rows nor the way the text was batched
-    can change a row's draw. Greedy rows take the exact argmax. What no row needs is left out as
-    `choose` decides: everything but the argmax when all rows are greedy and change nothing, and
+    can change a row's token. Greedy rows take the exact argmax of the adjusted logits. What no row
+    needs is left out as `choose` decides: everything but the argmax when all rows are greedy, and
     the search for the top when none has top-k or top-p.
     """
-    logits, random = given.logits, how.temperature > 0.0
-    greedy = jnp.argmax(logits, axis=-1)  # outside of the condition, where XLA:CPU divides it
-
-    def draw() -> jax.Array:
-        adjusted = given.apply(positions)
-        best = given.choose(
-            jnp.any(given.adjustment.active(positions)),
-            lambda: jnp.argmax(adjusted, axis=-1),
-            lambda: greedy,
-        )
-        return choose(
-            jnp.any(random),
-            lambda: jnp.where(random, _draw(adjusted, how, positions, choose), best),
-            lambda: best,
-        )
-
-    needed = jnp.any(random | given.adjustment.active(positions))
-    drawn = choose(needed, draw, lambda: greedy)
+    random, adjusted = how.temperature > 0.0, given.apply(positions)
+    best = jnp.argmax(adjusted, axis=-1)  # outside of the condition, where XLA:CPU divides it
+    sampled = choose(
+        jnp.any(random),
+        lambda: jnp.where(random, _draw(adjusted, how, positions, choose), best),
+        lambda: best,
+    )
     # The largest logit is NaN when any logit is, and infinite when any is +infinity.
-    finite = jnp.isfinite(logits.max(axis=-1))
-    return jnp.where(finite, drawn, NOT_FINITE).astype(jnp.int32)
+    finite = jnp.isfinite(given.logits.max(axis=-1))
+    return jnp.where(finite, sampled, NOT_FINITE).astype(jnp.int32)
 
 
 def _draw(logits: jax.Array, how: Sampling, positions: jax.Array, choose: Choose) -> jax.Array:

@@ -1,18 +1,16 @@
 """What a worker hosts: a model from loading to draining."""
 
 import threading
-from collections.abc import Callable
 from typing import Protocol
 
 from gemma_server.engine.engine import Engine
 from gemma_server.frames.operations import OperationService
 from gemma_server.frames.service import Service
 from gemma_server.server.progress import report_progress
+from gemma_server.serving.engines import OnDeath
 from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.serving.models import Models
 from gemma_server.settings import Settings
-
-OnDeath = Callable[[BaseException], None]
 
 
 class Loaded(Protocol):

@@ -41,7 +41,9 @@ class Metrics:
             "gemma_prompt_tokens", "Prompt tokens of completed answers", registry=self._registry
         )
         self._completion_tokens = Counter(
-            "gemma_completion_tokens", "Tokens drawn for completed answers", registry=self._registry
+            "gemma_completion_tokens",
+            "Tokens sampled for completed answers",
+            registry=self._registry,
         )
         self._first_token = Histogram(
             "gemma_time_to_first_token_seconds",
@@ -89,14 +91,16 @@ class _EngineMetrics:
         loaded = self._model.loaded
         if loaded is None:
             return
-        engine = loaded.engine
-        yield GaugeMetricFamily("gemma_slots", "Slots in all", value=engine.slots)
-        yield GaugeMetricFamily("gemma_slots_busy", "Slots at work", value=engine.active)
+        stats = loaded.engine.stats()
+        yield GaugeMetricFamily("gemma_slots", "Slots in all", value=stats.slots)
+        yield GaugeMetricFamily("gemma_slots_busy", "Slots at work", value=stats.active)
         yield GaugeMetricFamily(
-            "gemma_queue_requests", "Requests waiting for a slot", value=engine.waiting
+            "gemma_queue_requests", "Requests waiting for a slot", value=stats.queued
         )
-        yield CounterMetricFamily("gemma_steps", "Device steps", value=engine.steps)
-        yield CounterMetricFamily("gemma_tokens_drawn", "Tokens drawn", value=engine.tokens_drawn)
+        yield CounterMetricFamily("gemma_steps", "Device steps", value=stats.steps)
+        yield CounterMetricFamily(
+            "gemma_tokens_drawn", "Tokens sampled", value=stats.tokens_sampled
+        )
         yield CounterMetricFamily(
             "gemma_compilations",
             "Programs compiled since the start",

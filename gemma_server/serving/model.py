@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from gemma_server.engine.engine import Engine
 from gemma_server.errors import NotReady
-from gemma_server.executor.compile_counter import Compilations
+from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.text.tokenizer import Tokenizer
 
 Status = Literal["loading", "ready", "draining"]
@@ -41,7 +41,7 @@ class LoadedModel:
     engine: Engine
     device: str
     load_s: float  # from the start of loading to ready
-    compilations: Compilations  # since the start
+    compilations: CompileCounter  # since the start
     weight_bytes: int = 0  # on the device
     token_bytes: int = 0  # of cache on the device, for each token in a slot
     max_steps: int | None = None  # most tokens that a request may ask for

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.model.config import GemmaConfig, Shape, config_for
+from gemma_server.model.config import GemmaConfig, Preset, Shape, preset_for
 from gemma_server.weights.numbers import Numbers
 
 # Which norms each generation has: on q and k, and behind the blocks.
@@ -32,8 +32,8 @@ def count_layers(number: Numbers, name: str, found: Iterable[str]) -> int:
     return layers
 
 
-def config_of_family(where: str, family: str, shape: Shape) -> GemmaConfig:
-    """`config_for` the shape, which has to be one of `family`.
+def preset_of_family(where: str, family: str, shape: Shape) -> Preset:
+    """`preset_for` the shape, which has to be one of `family`.
 
     Raises:
         ModelLoadError: its norms are another generation's, or its sizes do not fit together.
@@ -41,6 +41,18 @@ def config_of_family(where: str, family: str, shape: Shape) -> GemmaConfig:
     if (shape.qk_norm, shape.post_norms) != _NORMS_OF[family]:
         raise ModelLoadError(f"{where}: its norms are not those of {family}")
     try:
-        return config_for(shape)
+        return preset_for(shape)
+    except ValueError as error:
+        raise ModelLoadError(f"{where}: {error}") from None
+
+
+def config_of(where: str, preset: Preset) -> GemmaConfig:
+    """The architecture, layer by layer.
+
+    Raises:
+        ModelLoadError: no Gemma could have such numbers.
+    """
+    try:
+        return preset.config()
     except ValueError as error:
         raise ModelLoadError(f"{where}: {error}") from None

@@ -42,19 +42,19 @@ class Packed(NamedTuple):
     scales: Array  # [groups, blocks, GROUP] f16
 
 
-def quantise(matrix: Array) -> Blocks:
+def quantize(matrix: Array) -> Blocks:
     """The nearest blocks to a matrix [out, in] of any float dtype, on all cores."""
     out, width = matrix.shape
     blocks = Blocks.empty(out, width)
     step = max(1, _CHUNK_BYTES // (4 * width))
     chunks = [slice(row, row + step) for row in range(0, out, step)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(lambda rows: _quantise_into(matrix[rows], blocks[rows]), chunks):
+        for _ in pool.map(lambda rows: _quantize_into(matrix[rows], blocks[rows]), chunks):
             pass
     return blocks
 
 
-def _quantise_into(matrix: Array, blocks: Blocks) -> None:
+def _quantize_into(matrix: Array, blocks: Blocks) -> None:
     rows, width = matrix.shape
     filled = np.zeros(blocks.values.shape, np.float32)
     filled[:, :width] = matrix

@@ -20,7 +20,7 @@ from gemma_server.weights.orbax.gemma import copy_array, stored_bytes
 from gemma_server.weights.source import Rows
 
 DESCRIPTION = "gemma-server.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 class ConvertedWeights:
@@ -40,9 +40,9 @@ class ConvertedWeights:
         self.tensors = self._arrays.keys()
         self.stored = stored_bytes(self._arrays.values())
         layers = {name.partition("/")[0] for name in self._arrays if name.startswith("layer_")}
-        if len(layers) != self.config.layers:
+        if len(layers) != len(self.config.layers):
             raise ModelLoadError(
-                f"{path}: {DESCRIPTION} says {self.config.layers} layers, it has {len(layers)}"
+                f"{path}: {DESCRIPTION} says {len(self.config.layers)} layers, it has {len(layers)}"
             )
 
     def rows(self, leaf: str) -> Sequence[Rows]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
 from gemma_server.weights.arrays import Array, aligned_empty
-from gemma_server.weights.blocks import Blocks, Packed, pack, quantise
+from gemma_server.weights.blocks import Blocks, Packed, pack, quantize
 from gemma_server.weights.files import INCOMPLETE
 
 EMBEDDING = "embedder/embedding"
@@ -92,7 +92,7 @@ def load_leaves(
 ) -> Iterator[tuple[str, Array | Packed]]:
     """Yield every leaf of the flat abstract tree in its dtype, one at a time.
 
-    An int8 leaf is packed from the file's own blocks if it has such, else quantised. The
+    An int8 leaf is packed from the file's own blocks if it has such, else quantized. The
     embedding may have more rows than its leaf: tables are padded, and the padding is left out.
 
     Raises:
@@ -136,12 +136,10 @@ def _rows_for(source: WeightSource, path: str, shape: tuple[int, ...]) -> Sequen
 
 def _fused_sizes(config: GemmaConfig, path: str) -> tuple[int, ...]:
     """The rows of each matrix in a fused leaf; none for a leaf that is one matrix."""
-    if path.endswith("attention/qkv/kernel"):
-        kv = config.kv_heads * config.head_dim
-        return config.heads * config.head_dim, kv, kv
-    if path.endswith("feed_forward/gate_up/kernel"):
-        return config.hidden, config.hidden
-    return ()
+    layer, _, rest = path.partition("/")
+    if not layer.startswith("layer_"):
+        return ()
+    return config.fused_rows(int(layer.removeprefix("layer_"))).get(rest, ())
 
 
 def _empty(leaf: Leaf, parts: Sequence[Rows]) -> Array | Blocks:
@@ -157,7 +155,7 @@ def _empty(leaf: Leaf, parts: Sequence[Rows]) -> Array | Blocks:
 def _finished(loaded: Array | Blocks, leaf: Leaf) -> Array | Packed:
     if isinstance(loaded, Blocks):
         return pack(loaded)
-    return pack(quantise(loaded)) if np.dtype(leaf.dtype) == np.int8 else loaded
+    return pack(quantize(loaded)) if np.dtype(leaf.dtype) == np.int8 else loaded
 
 
 def _copy(source: WeightSource, part: Rows, out: Array | Blocks) -> None:

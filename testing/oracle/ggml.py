@@ -7,7 +7,7 @@ The formulas are evaluated in float64, where they are exact: an f16 scale has 11
 what multiplies it has 12 at most, and all exponents are small. A value is then rounded to f32
 once. Arithmetic in f32 throughout rounds only in its last addition, so it gives the same bits.
 
-The letters are those of ggml-common.h: d and dmin (or m) are f16 scales, q the quantised value,
+The letters are those of ggml-common.h: d and dmin (or m) are f16 scales, q the quantized value,
 ql or qs its low bits and qh or hmask its high ones.
 """
 

@@ -13,17 +13,17 @@ from gemma_server.cli.report import Summary, format_table
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.fake import FakeRunner, fake_tokenizer
 from gemma_server.engine.plan import Chunk, Plan, Row
-from gemma_server.engine.request import Request, SamplingOptions
+from gemma_server.engine.request import Request, SamplingParams
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.engine.step_log import Step, StepLog
 from gemma_server.errors import GenerationFailed, UsageError
-from gemma_server.executor.compile_counter import Compilations
+from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.serving.model import LoadedModel
 from testing.tiny import tiny_config, tiny_weights, write_gguf
 
 STEP_S = 0.002
 WEIGHT_BYTES, TOKEN_BYTES = 1_000_000, 100
-GREEDY = SamplingOptions()
+GREEDY = SamplingParams()
 
 
 def fake_bench(*, context_length: int = 256, fail_at: int | None = None) -> Bench:
@@ -33,7 +33,7 @@ def fake_bench(*, context_length: int = 256, fail_at: int | None = None) -> Benc
     engine = Engine(runner, Scheduler(limits), lambda error: None)
     engine.start()
     loaded = LoadedModel(
-        "fake", fake_tokenizer(), engine, "none", 0.0, Compilations(), WEIGHT_BYTES, TOKEN_BYTES
+        "fake", fake_tokenizer(), engine, "none", 0.0, CompileCounter(), WEIGHT_BYTES, TOKEN_BYTES
     )
     return Bench(loaded, log)
 

@@ -147,7 +147,7 @@ def test_inspect_says_what_a_checkpoint_is_and_needs(gguf: Path) -> None:
         "GGUF",
         "F32",
         f"{oracle.layers} of width {oracle.width}, feed-forward {oracle.hidden}",
-        "512 tokens; 8 in local layers, 1 layer in 2 is global",
+        "512 tokens; 2 of 4 layers are local and see 8",
         "model.gguf, 307 pieces, ends at 1, 5",
         "kB in float32",
         "8 slots of 512 tokens",

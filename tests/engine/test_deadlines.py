@@ -93,7 +93,7 @@ def test_who_is_late_in_the_line_gets_no_slot(scheduler: Scheduler, clock: Clock
     last = scheduler.submit(make_request(1, 3), deadline=clock.now + 60)
     run(scheduler, clock, 1.0)
     assert ending(first) == ending(last) == Finished("length", 3)
-    assert late.stamps.admitted is None
+    assert late.timestamps.admitted is None
     event = ending(late)
     assert isinstance(event, Failed)
     assert isinstance(event.error, DeadlineExceeded)

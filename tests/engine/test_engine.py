@@ -26,8 +26,10 @@ from gemma_server.errors import BatchTooLarge, GenerationFailed, Overloaded
 
 TOKENIZER = fake_tokenizer()
 [EOS] = TOKENIZER.stop_ids - {TOKENIZER.end_of_turn_id}
-PACES = pytest.mark.parametrize(
-    ("steps", "ahead"), [(1, 0), (8, 1), (3, 2)], ids=["on a CPU", "on a GPU", "further ahead"]
+POLICIES = pytest.mark.parametrize(
+    ("steps", "max_in_flight"),
+    [(1, 1), (8, 2), (3, 3)],
+    ids=["on a CPU", "on a GPU", "further ahead"],
 )
 
 
@@ -35,19 +37,19 @@ def make_engine(
     runner: Runner,
     deaths: list[BaseException] | None = None,
     *,
-    ahead: int = 0,
+    max_in_flight: int = 1,
     **changes: int,
 ) -> Engine:
     limits = {"slots": 4, "context_length": 512, "chunk": 16, "max_queue": 100}
     scheduler = Scheduler(Limits(**{**limits, "max_queue_tokens": 10_000, **changes}))
     on_death = (deaths if deaths is not None else []).append
-    engine = Engine(runner, scheduler, on_death, ahead=ahead)
+    engine = Engine(runner, scheduler, on_death, max_in_flight=max_in_flight)
     engine.start()
     return engine
 
 
-def make_request(text: str, max_tokens: int = 500) -> Request:
-    return Request(tuple(TOKENIZER.encode(text)), max_tokens, stop_ids=TOKENIZER.stop_ids)
+def make_request(text: str, max_new_tokens: int = 500) -> Request:
+    return Request(tuple(TOKENIZER.encode(text)), max_new_tokens, stop_ids=TOKENIZER.stop_ids)
 
 
 def read_all(handle: Handle) -> tuple[str, object]:
@@ -59,9 +61,9 @@ def read_all(handle: Handle) -> tuple[str, object]:
         ids.append(event.id)
 
 
-@PACES
-def test_many_clients_at_once_each_get_their_own_answer(steps: int, ahead: int) -> None:
-    engine = make_engine(FakeRunner(4), steps=steps, ahead=ahead)
+@POLICIES
+def test_many_clients_at_once_each_get_their_own_answer(steps: int, max_in_flight: int) -> None:
+    engine = make_engine(FakeRunner(4), steps=steps, max_in_flight=max_in_flight)
     answers: dict[str, tuple[str, object]] = {}
 
     def client(number: int) -> None:
@@ -88,7 +90,7 @@ def test_requests_join_while_others_run() -> None:
     handles = [engine.submit([make_request("y" * 100)])[0] for _ in range(3)]
     for handle in handles:
         read_all(handle)
-    assert engine.steps < 1.5 * (100 + 3 * 7)
+    assert engine.stats().steps < 1.5 * (100 + 3 * 7)
     engine.stop()
 
 
@@ -113,18 +115,20 @@ def test_several_requests_are_queued_all_or_none() -> None:
     assert isinstance(busy.next_event(5), Token)
     with pytest.raises(Overloaded):
         engine.submit([make_request("a" * 100) for _ in range(3)])
-    assert (engine.active, engine.waiting) == (1, 0)
+    assert (engine.stats().active, engine.stats().queued) == (1, 0)
     engine.cancel(busy)
     assert len(engine.submit([make_request("a") for _ in range(3)])) == 3
     engine.stop()
 
 
-@PACES
+@POLICIES
 def test_when_the_runner_raises_everybody_is_told_and_the_process_too(
-    steps: int, ahead: int
+    steps: int, max_in_flight: int
 ) -> None:
     deaths: list[BaseException] = []
-    engine = make_engine(FakeRunner(1, fail_at=3), deaths, slots=1, steps=steps, ahead=ahead)
+    engine = make_engine(
+        FakeRunner(1, fail_at=3), deaths, slots=1, steps=steps, max_in_flight=max_in_flight
+    )
     handles = [engine.submit([make_request("a" * 40)])[0] for _ in range(3)]
     for handle in handles:
         ending = read_all(handle)[1]
@@ -138,11 +142,13 @@ def test_when_the_runner_raises_everybody_is_told_and_the_process_too(
         engine.submit([make_request("later")])
 
 
-@PACES
+@POLICIES
 def test_the_age_of_a_hanging_step_grows_and_an_idle_engine_has_none(
-    steps: int, ahead: int
+    steps: int, max_in_flight: int
 ) -> None:
-    engine = make_engine(FakeRunner(1, step_s=0.3), slots=1, steps=steps, ahead=ahead)
+    engine = make_engine(
+        FakeRunner(1, step_s=0.3), slots=1, steps=steps, max_in_flight=max_in_flight
+    )
     assert engine.step_age_s() == 0
     [handle] = engine.submit([make_request("a")])
     time.sleep(0.2)
@@ -152,18 +158,20 @@ def test_the_age_of_a_hanging_step_grows_and_an_idle_engine_has_none(
     assert engine.step_age_s() == 0
 
 
-@PACES
-def test_stopping_fails_what_is_left(steps: int, ahead: int) -> None:
-    engine = make_engine(FakeRunner(1, step_s=0.01), slots=1, steps=steps, ahead=ahead)
+@POLICIES
+def test_stopping_fails_what_is_left(steps: int, max_in_flight: int) -> None:
+    engine = make_engine(
+        FakeRunner(1, step_s=0.01), slots=1, steps=steps, max_in_flight=max_in_flight
+    )
     handles = [engine.submit([make_request("a" * 400)])[0] for _ in range(2)]
     assert isinstance(handles[0].next_event(5), Token)
     engine.stop()
     assert all(isinstance(read_all(handle)[1], Failed) for handle in handles)
 
 
-@PACES
-def test_slots_do_not_leak_under_random_clients(steps: int, ahead: int) -> None:
-    engine = make_engine(FakeRunner(4), steps=steps, ahead=ahead)
+@POLICIES
+def test_slots_do_not_leak_under_random_clients(steps: int, max_in_flight: int) -> None:
+    engine = make_engine(FakeRunner(4), steps=steps, max_in_flight=max_in_flight)
     rng = random.Random(0)
 
     def client(seed: int) -> None:
@@ -180,7 +188,7 @@ def test_slots_do_not_leak_under_random_clients(steps: int, ahead: int) -> None:
         thread.start()
     for thread in threads:
         thread.join(20)
-    assert (engine.active, engine.waiting) == (0, 0)
+    assert (engine.stats().active, engine.stats().queued) == (0, 0)
     engine.stop()
 
 
@@ -215,10 +223,12 @@ class SlowResult:
         return self._step.read()
 
 
-@pytest.mark.parametrize("ahead", [0, 1, 2])
-def test_the_engine_runs_just_so_far_ahead_and_reads_everything_in_order(ahead: int) -> None:
+@pytest.mark.parametrize("max_in_flight", [1, 2, 3])
+def test_the_engine_runs_just_so_far_ahead_and_reads_all_in_order(
+    max_in_flight: int,
+) -> None:
     device = SlowReader(2)
-    engine = make_engine(device, slots=2, steps=3, ahead=ahead)
+    engine = make_engine(device, slots=2, steps=3, max_in_flight=max_in_flight)
     for handle in engine.submit([make_request("y" * 50), make_request("z" * 20)]):
         read_all(handle)
     deadline = time.monotonic() + 5
@@ -226,15 +236,15 @@ def test_the_engine_runs_just_so_far_ahead_and_reads_everything_in_order(ahead: 
         time.sleep(0.001)
     assert engine.step_age_s() == 0  # idle, with nothing in flight
     assert device.read == device.dispatched
-    assert device.most_in_flight == 1 + ahead
-    assert engine.steps == sum(plan.steps for plan in device.read)
-    assert engine.tokens_drawn == 51 + 21
+    assert device.most_in_flight == max_in_flight
+    assert engine.stats().steps == sum(plan.steps for plan in device.read)
+    assert engine.stats().tokens_sampled == 51 + 21
     engine.stop()
 
 
 def test_the_age_of_a_step_is_that_of_the_last_progress() -> None:
     """Plans wait for each other on the device; none of these alone hangs."""
-    engine = make_engine(SlowReader(1, read_s=0.02), slots=1, steps=2, ahead=2)
+    engine = make_engine(SlowReader(1, read_s=0.02), slots=1, steps=2, max_in_flight=3)
     [handle] = engine.submit([make_request("a" * 60)])
     oldest = 0.0
     while isinstance(handle.next_event(5), Token):
@@ -245,7 +255,7 @@ def test_the_age_of_a_step_is_that_of_the_last_progress() -> None:
 
 def test_a_failing_read_fails_everything_in_flight() -> None:
     deaths: list[BaseException] = []
-    engine = make_engine(SlowReader(2, fail_at_read=3), deaths, slots=2, steps=2, ahead=1)
+    engine = make_engine(SlowReader(2, fail_at_read=3), deaths, slots=2, steps=2, max_in_flight=2)
     handles = engine.submit([make_request("a" * 40) for _ in range(4)])
     assert all(isinstance(read_all(handle)[1], Failed) for handle in handles)
     deadline = time.monotonic() + 5
@@ -256,7 +266,7 @@ def test_a_failing_read_fails_everything_in_flight() -> None:
 
 def test_stopping_waits_for_what_the_device_still_has() -> None:
     device = SlowReader(1, read_s=0.05)
-    engine = make_engine(device, slots=1, steps=2, ahead=2)
+    engine = make_engine(device, slots=1, steps=2, max_in_flight=3)
     [handle] = engine.submit([make_request("a" * 60)])
     assert isinstance(handle.next_event(5), Token)
     engine.stop()

@@ -50,14 +50,14 @@ class Pipeline:
                 self.commit()
 
 
-def make_request(length: int, max_tokens: int) -> Request:
-    return Request(tuple(range(20, 20 + length)), max_tokens, stop_ids=frozenset({STOP}))
+def make_request(length: int, max_new_tokens: int) -> Request:
+    return Request(tuple(range(20, 20 + length)), max_new_tokens, stop_ids=frozenset({STOP}))
 
 
 def answer_to(request: Request) -> list[Event]:
     """The prompt again without its first token, then <eos>, as far as there is room."""
     echo = [*request.token_ids[1:], STOP]
-    most = min(request.max_tokens, CONTEXT - len(request.token_ids))
+    most = min(request.max_new_tokens, CONTEXT - len(request.token_ids))
     if most >= len(echo):
         return [*map(Token, echo[:-1]), Finished("stop", len(echo), Token(STOP))]
     return [*map(Token, echo[:most]), Finished("length", most)]
@@ -101,9 +101,9 @@ def test_every_accepted_request_gets_its_answer_and_one_terminal_event(
             cancelled.add(handles[number % len(handles)])
             pipeline.scheduler.cancel(handles[number % len(handles)])
         assert 0 <= pipeline.scheduler.active <= slots
-        assert 0 <= pipeline.scheduler.waiting <= 3 + slots
+        assert 0 <= pipeline.scheduler.queued <= 3 + slots
     pipeline.finish(ahead)
-    assert (pipeline.scheduler.active, pipeline.scheduler.waiting) == (0, 0)
+    assert (pipeline.scheduler.active, pipeline.scheduler.queued) == (0, 0)
     drawn = 0
     for handle in handles:
         *tokens_got, ending = events(handle)
@@ -115,4 +115,4 @@ def test_every_accepted_request_gets_its_answer_and_one_terminal_event(
             assert [*tokens_got, ending] == expected
             assert isinstance(ending, Finished)
             drawn += ending.tokens
-    assert pipeline.scheduler.tokens_drawn == drawn
+    assert pipeline.scheduler.tokens_sampled == drawn

@@ -14,7 +14,7 @@ from gemma_server.engine.request import (
     Logprobs,
     PromptLogprobs,
     Request,
-    SamplingOptions,
+    SamplingParams,
     Token,
 )
 from gemma_server.engine.scheduler import Limits, Scheduler
@@ -33,8 +33,8 @@ def make_scheduler(**changes: int) -> Scheduler:
     return Scheduler(Limits(**{**limits, **changes}), clock=lambda: 0.0)
 
 
-def make_request(prompt: int, max_tokens: int = 3) -> Request:
-    return Request(tuple(range(10, 10 + prompt)), max_tokens, stop_ids=frozenset({STOP}))
+def make_request(prompt: int, max_new_tokens: int = 3) -> Request:
+    return Request(tuple(range(10, 10 + prompt)), max_new_tokens, stop_ids=frozenset({STOP}))
 
 
 def next_plan(scheduler: Scheduler) -> Plan:
@@ -97,7 +97,7 @@ def test_a_stop_token_ends_the_answer_and_is_counted_but_not_shown() -> None:
 
 def test_others_decode_while_a_long_prompt_is_read() -> None:
     scheduler = make_scheduler()
-    scheduler.submit(make_request(prompt=2, max_tokens=20))
+    scheduler.submit(make_request(prompt=2, max_new_tokens=20))
     step(scheduler)
     scheduler.submit(make_request(prompt=9))
     plan = step(scheduler)
@@ -115,7 +115,7 @@ def test_prompts_are_read_in_the_order_they_came() -> None:
 
 def test_a_freed_slot_goes_to_the_next_in_line_at_once() -> None:
     scheduler = make_scheduler(slots=1)
-    first, second = (scheduler.submit(make_request(prompt=1, max_tokens=1)) for _ in range(2))
+    first, second = (scheduler.submit(make_request(prompt=1, max_new_tokens=1)) for _ in range(2))
     step(scheduler)
     plan = step(scheduler)
     assert plan.prefill is not None
@@ -125,8 +125,8 @@ def test_a_freed_slot_goes_to_the_next_in_line_at_once() -> None:
 
 def test_an_answer_ends_with_length_where_the_context_is_full() -> None:
     scheduler = make_scheduler(context_length=16)
-    handle = scheduler.submit(make_request(prompt=14, max_tokens=100))
-    while scheduler.active or scheduler.waiting:
+    handle = scheduler.submit(make_request(prompt=14, max_new_tokens=100))
+    while scheduler.active or scheduler.queued:
         step(scheduler)
     assert events(handle)[-1] == Finished("length", 2)
 
@@ -170,12 +170,12 @@ def test_no_line_at_all_still_serves_as_many_as_there_are_slots() -> None:
 @pytest.mark.parametrize("steps_before", [0, 1, 2, 3])
 def test_cancelling_frees_the_slot_at_every_stage_and_once(steps_before: int) -> None:
     scheduler = make_scheduler(slots=1)
-    handle = scheduler.submit(make_request(prompt=6, max_tokens=9))
+    handle = scheduler.submit(make_request(prompt=6, max_new_tokens=9))
     for _ in range(steps_before):
         step(scheduler)
     scheduler.cancel(handle)
     scheduler.cancel(handle)
-    assert (scheduler.active, scheduler.waiting) == (0, 0)
+    assert (scheduler.active, scheduler.queued) == (0, 0)
     assert [event for event in events(handle) if not isinstance(event, Token)] == [Cancelled()]
 
 
@@ -212,30 +212,30 @@ def test_failing_all_ends_the_waiting_too() -> None:
 
 def test_a_block_s_tokens_are_all_taken_up_to_the_end() -> None:
     scheduler = make_scheduler(steps=4)
-    handle = scheduler.submit(make_request(prompt=2, max_tokens=7))
+    handle = scheduler.submit(make_request(prompt=2, max_new_tokens=7))
     plans = [step(scheduler) for _ in range(3)]
     assert [plan.steps for plan in plans] == [1, 4, 4]
     assert [row.position for plan in plans for row in plan.decode] == [2, 6]
     assert scheduler.plan() is None
     assert events(handle) == [Token(7)] * 7 + [Finished("length", 7)]
-    assert scheduler.tokens_drawn == 7
+    assert scheduler.tokens_sampled == 7
 
 
 def test_what_a_block_draws_behind_an_end_is_surplus() -> None:
     scheduler = make_scheduler(steps=4)
-    stopped, broken = (scheduler.submit(make_request(prompt=1, max_tokens=9)) for _ in range(2))
+    stopped, broken = (scheduler.submit(make_request(prompt=1, max_new_tokens=9)) for _ in range(2))
     step(scheduler)
     step(scheduler)
     scheduler.commit(next_plan(scheduler), result(None, [7, STOP, 7, 7], [7, 7, -1, 7]))
     assert events(stopped) == [Token(7), Token(7), Token(7), Finished("stop", 4, Token(STOP))]
     *tokens, failed = events(broken)
     assert (tokens, type(failed)) == ([Token(7)] * 3, Failed)
-    assert scheduler.tokens_drawn == 4 + 4
+    assert scheduler.tokens_sampled == 4 + 4
 
 
 def test_while_a_prompt_is_read_the_others_draw_one_token_at_a_time() -> None:
     scheduler = make_scheduler(steps=4)
-    scheduler.submit(make_request(prompt=2, max_tokens=20))
+    scheduler.submit(make_request(prompt=2, max_new_tokens=20))
     step(scheduler)
     assert step(scheduler).steps == 4
     scheduler.submit(make_request(prompt=6))
@@ -245,7 +245,7 @@ def test_while_a_prompt_is_read_the_others_draw_one_token_at_a_time() -> None:
 def test_plans_go_on_where_those_in_flight_will_end() -> None:
     """The whole request is planned before any result is in."""
     scheduler = make_scheduler(steps=2)
-    handle = scheduler.submit(make_request(prompt=6, max_tokens=4))
+    handle = scheduler.submit(make_request(prompt=6, max_new_tokens=4))
     plans = [next_plan(scheduler) for _ in range(4)]
     chunks = [plan.prefill for plan in plans if plan.prefill is not None]
     assert [(chunk.offset, len(chunk.token_ids)) for chunk in chunks] == [(0, 4), (4, 2)]
@@ -260,10 +260,10 @@ def test_plans_go_on_where_those_in_flight_will_end() -> None:
 
 def test_a_slot_is_handed_out_while_its_old_block_is_in_flight() -> None:
     scheduler = make_scheduler(slots=1, steps=2)
-    gone = scheduler.submit(make_request(prompt=1, max_tokens=9))
+    gone = scheduler.submit(make_request(prompt=1, max_new_tokens=9))
     step(scheduler)
     ending, stale = next_plan(scheduler), next_plan(scheduler)
-    heir = scheduler.submit(make_request(prompt=1, max_tokens=9))
+    heir = scheduler.submit(make_request(prompt=1, max_new_tokens=9))
     scheduler.commit(ending, draw(ending, STOP))
     first = next_plan(scheduler)
     assert first.prefill is not None
@@ -276,19 +276,19 @@ def test_a_slot_is_handed_out_while_its_old_block_is_in_flight() -> None:
 
 def test_without_tokens_wanted_the_prompt_is_read_and_nothing_delivered() -> None:
     scheduler = make_scheduler(slots=1)
-    handle = scheduler.submit(make_request(prompt=6, max_tokens=0))
-    heir = scheduler.submit(make_request(prompt=1, max_tokens=0))
+    handle = scheduler.submit(make_request(prompt=6, max_new_tokens=0))
+    heir = scheduler.submit(make_request(prompt=1, max_new_tokens=0))
     assert [step(scheduler).decode for _ in range(3)] == [(), (), ()]
     assert events(handle) == events(heir) == [Finished("length", 0)]
-    assert (scheduler.tokens_drawn, scheduler.active) == (0, 0)
-    broken = scheduler.submit(make_request(prompt=1, max_tokens=0))
+    assert (scheduler.tokens_sampled, scheduler.active) == (0, 0)
+    broken = scheduler.submit(make_request(prompt=1, max_new_tokens=0))
     step(scheduler, token=-1)
     assert [type(event) for event in events(broken)] == [Failed]
 
 
 def test_a_prompt_s_logprobs_come_chunk_by_chunk_before_the_first_token() -> None:
     scheduler = make_scheduler()
-    request = replace(make_request(6, max_tokens=1), top_logprobs=2, prompt_logprobs=True)
+    request = replace(make_request(6, max_new_tokens=1), top_logprobs=2, prompt_logprobs=True)
     handle = scheduler.submit(request)
     first, last = next_plan(scheduler), next_plan(scheduler)
     assert [plan.prefill.scored for plan in (first, last) if plan.prefill is not None] == [
@@ -315,7 +315,7 @@ def test_the_prompt_s_logprobs_of_a_cancelled_request_go_nowhere() -> None:
 
 def test_stop_ids_are_banned_until_enough_tokens_are_planned() -> None:
     scheduler = make_scheduler(steps=2)
-    scheduler.submit(replace(make_request(5, max_tokens=9), min_tokens=4))
+    scheduler.submit(replace(make_request(5, max_new_tokens=9), min_tokens=4))
     scheduler.submit(make_request(prompt=1))
     chunks = [plan.prefill for plan in (step(scheduler) for _ in range(3))]
     found = [(chunk.banned, chunk.min_tokens) for chunk in chunks if chunk is not None]
@@ -330,7 +330,7 @@ def test_stop_ids_are_banned_until_enough_tokens_are_planned() -> None:
         {"top_logprobs": 21},
         {"top_logprobs": -1},
         {"prompt_logprobs": True},
-        {"sampling": SamplingOptions(bias=((3, 1.0),) * 301)},
+        {"sampling": SamplingParams(bias=((3, 1.0),) * 301)},
         {"min_tokens": 1, "stop_ids": frozenset(range(33))},
     ],
     ids=lambda wrong: next(iter(wrong)),

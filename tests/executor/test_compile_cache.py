@@ -1,13 +1,18 @@
 """Programs kept on disk: read instead of compiled, and never a wrong or a damaged one."""
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gemma_server.executor.compile_cache import Executables
+from gemma_server.executor import compile_cache
+from gemma_server.executor.compile_cache import CompileCache, sources
+from tests.test_imports import MODULES, ours
 
 pytestmark = pytest.mark.slow
 
@@ -32,15 +37,15 @@ ONES = np.ones(4, np.float32)
 def test_a_program_is_compiled_once_and_read_after(tmp_path: Path) -> None:
     two = Compiler(2)
     for _ in range(3):
-        program = Executables(tmp_path, "configuration").get("double", two)
+        program = CompileCache(tmp_path, "configuration").get("double", two)
         np.testing.assert_array_equal(program(ONES), 2 * ONES)
     assert two.compiled == 1
 
 
 def test_another_configuration_or_name_is_another_program(tmp_path: Path) -> None:
-    Executables(tmp_path, "one").get("scale", Compiler(2))
+    CompileCache(tmp_path, "one").get("scale", Compiler(2))
     for configuration, name in (("other", "scale"), ("one", "other name")):
-        program = Executables(tmp_path, configuration).get(name, Compiler(3))
+        program = CompileCache(tmp_path, configuration).get(name, Compiler(3))
         np.testing.assert_array_equal(program(ONES), 3 * ONES)
 
 
@@ -49,15 +54,15 @@ def test_a_damaged_file_is_replaced(
     tmp_path: Path, damage: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     two = Compiler(2)
-    Executables(tmp_path, "").get("double", two)
+    CompileCache(tmp_path, "").get("double", two)
     [path] = tmp_path.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
     with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(Executables(tmp_path, "").get("double", two)(ONES), 2 * ONES)
+        np.testing.assert_array_equal(CompileCache(tmp_path, "").get("double", two)(ONES), 2 * ONES)
     assert "compiling anew" in caplog.text
     assert two.compiled == 2
-    Executables(tmp_path, "").get("double", two)
+    CompileCache(tmp_path, "").get("double", two)
     assert two.compiled == 2
 
 
@@ -66,6 +71,61 @@ def test_a_disk_that_cannot_be_written_costs_the_next_start_only(
 ) -> None:
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
-        program = Executables(tmp_path / "file" / "below", "").get("double", Compiler(2))
+        program = CompileCache(tmp_path / "file" / "below", "").get("double", Compiler(2))
     np.testing.assert_array_equal(program(ONES), 2 * ONES)
     assert "cannot be kept" in caplog.text
+
+
+def test_only_the_configurations_used_last_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile_cache, "KEPT", 2)
+    compilers = {name: Compiler(2) for name in ("a", "b", "c")}
+    for age, name in enumerate(("a", "b", "a", "c")):
+        cache = CompileCache(tmp_path, name)
+        cache.get("double", compilers[name])
+        cache.get("twice", compilers[name])
+        for path in tmp_path.glob(f"*-{cache._key}"):
+            os.utime(path, (age, age))
+    assert len(list(tmp_path.iterdir())) == 4
+    for name in ("a", "c", "b"):
+        CompileCache(tmp_path, name).get("double", compilers[name])
+    assert [compilers[name].compiled for name in "abc"] == [2, 3, 2]
+
+
+def test_the_key_covers_every_file_that_a_program_is_made_of() -> None:
+    """All that the executor imports of this package, and the kernels' sources."""
+    modules = {module for module in MODULES if module.startswith("executor")}
+    while more := {target for module in modules for target in ours(MODULES[module])} - modules:
+        modules |= more & set(MODULES)
+    covered = set(sources())
+    assert {MODULES[module] for module in modules} <= covered
+    assert {path.name for path in covered} >= {"product.cc", "attention.cc", "norm.cc"}
+
+
+def test_a_start_with_another_number_of_devices_has_programs_of_its_own(tmp_path: Path) -> None:
+    """Two devices, as `JAX_NUM_CPU_DEVICES` makes them: written by each, read by each."""
+    code = (
+        "import sys, numpy as np, jax\n"
+        "from pathlib import Path\n"
+        "from gemma_server.executor.compile_cache import CompileCache\n"
+        "shape = jax.ShapeDtypeStruct((4,), np.float32)\n"
+        "compiled = []\n"
+        "def compile_it():\n"
+        "    compiled.append(1)\n"
+        "    return jax.jit(lambda x: x * 2).lower(shape).compile()\n"
+        "program = CompileCache(Path(sys.argv[1]), '').get('double', compile_it)\n"
+        "print(len(compiled), program(np.ones(4, np.float32)).sum())\n"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": devices},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout.strip()
+        for devices in ("1", "2", "1", "2")
+    ]
+    assert said == ["1 8.0", "1 8.0", "0 8.0", "0 8.0"]

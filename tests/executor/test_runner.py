@@ -12,11 +12,11 @@ from gemma_server.engine.request import (
     Handle,
     PromptLogprobs,
     Request,
-    SamplingOptions,
+    SamplingParams,
     Token,
 )
 from gemma_server.engine.scheduler import Limits, Scheduler
-from gemma_server.executor.dispatch_policy import ON_CPU, ON_GPU, Pace
+from gemma_server.executor.dispatch_policy import ON_CPU, ON_GPU, DispatchPolicy
 from gemma_server.weights.orbax.gemma import OrbaxWeights
 from testing.tiny import load_params, tiny_config, tiny_weights, write_orbax
 
@@ -24,23 +24,23 @@ pytestmark = pytest.mark.slow
 
 NAME = "gemma3"
 SLOTS, CONTEXT = 4, 256  # the cache's very length: what is surplus there has nowhere to go
-PACES = {
+POLICIES = {
     "on a CPU": ON_CPU,
-    "in blocks": Pace(steps=3, ahead=0, branches=True),
+    "in blocks": DispatchPolicy(steps=3, max_in_flight=1, branches=True),
     "on a GPU": ON_GPU,
 }
 
 
-@pytest.fixture(scope="module", params=PACES)
+@pytest.fixture(scope="module", params=POLICIES)
 def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from gemma_server.executor.compile_cache import Executables
-    from gemma_server.executor.runner import Programs
+    from gemma_server.executor.compile_cache import CompileCache
+    from gemma_server.executor.programs import Programs
 
-    config, pace = tiny_config(NAME), PACES[request.param]
+    config, policy = tiny_config(NAME), POLICIES[request.param]
     made = Programs(
-        config, slots=SLOTS, context_length=CONTEXT, dtype=np.dtype("float32"), pace=pace
+        config, slots=SLOTS, context_length=CONTEXT, dtype=np.dtype("float32"), policy=policy
     )
-    kept = Executables(tmp_path_factory.mktemp("programs"), made.configuration)
+    kept = CompileCache(tmp_path_factory.mktemp("programs"), made.configuration)
     made.compile(lambda share: None, kept)
     return made
 
@@ -48,15 +48,16 @@ def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def engine(programs: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The tiny model at each pace, as `build` puts it together."""
-    from gemma_server.executor.runner import CHUNKS, JaxRunner
+    from gemma_server.executor.programs import CHUNKS
+    from gemma_server.executor.runner import JaxRunner
 
-    pace = programs.pace
+    policy = programs.policy
     path = write_orbax(tmp_path_factory.mktemp("tiny") / "checkpoint", tiny_weights(NAME))
     runner = JaxRunner(programs, load_params(OrbaxWeights(path), programs.config))
     runner.warm_up()
-    limits = Limits(SLOTS, CONTEXT, CHUNKS[-1], 64, 10_000, steps=pace.steps)
+    limits = Limits(SLOTS, CONTEXT, CHUNKS[-1], 64, 10_000, steps=policy.steps)
     deaths: list[BaseException] = []
-    made = Engine(runner, Scheduler(limits), deaths.append, ahead=pace.ahead)
+    made = Engine(runner, Scheduler(limits), deaths.append, max_in_flight=policy.max_in_flight)
     made.start()
     yield made
     made.stop()
@@ -80,9 +81,9 @@ def make_request(number: int, stop_ids: frozenset[int] = frozenset()) -> Request
     rng = np.random.default_rng(number)
     length = (1, 3, 40, 100, 250, 255)[number % 6]
     sampling = (
-        SamplingOptions(),
-        SamplingOptions(temperature=1.0, seed=(1 << 63) + number),
-        SamplingOptions(temperature=0.7, top_k=9, top_p=0.8, min_p=0.01, seed=number),
+        SamplingParams(),
+        SamplingParams(temperature=1.0, seed=(1 << 63) + number),
+        SamplingParams(temperature=0.7, top_k=9, top_p=0.8, min_p=0.01, seed=number),
     )[number // 2 % 3]
     ids = rng.integers(0, tiny_config(NAME).vocab, length).tolist()
     return Request(tuple(ids), 5 + 3 * number % 17, sampling, stop_ids)
@@ -103,7 +104,7 @@ def test_every_pace_gives_the_same_answers_alone_and_in_company(
         [handle] = engine.submit([make_request(number)])
         ids, ending = read_all(handle)
         room = CONTEXT - len(handle.request.token_ids)
-        assert ending == Finished("length", min(handle.request.max_tokens, room))
+        assert ending == Finished("length", min(handle.request.max_new_tokens, room))
         assert ids == answers.setdefault(number, ids)
     for number, handle in enumerate(engine.submit([make_request(number) for number in numbers])):
         assert read_all(handle)[0] == answers[number]
@@ -129,17 +130,17 @@ def test_cancelling_leaves_the_others_alone(engine: Engine) -> None:
 
 
 def test_a_visit_to_the_device_is_no_step(engine: Engine) -> None:
-    steps = engine.steps
+    steps = engine.stats().steps
     [handle] = engine.submit([make_request(3)])
     expected = read_all(handle)
     [again] = engine.submit([make_request(3)])
     for _ in range(5):
-        engine.visit(device=True)
+        engine.probe(device=True)
     assert read_all(again) == expected
-    assert engine.steps > steps
-    idle = engine.steps
-    engine.visit(device=True)
-    assert engine.steps == idle
+    assert engine.stats().steps > steps
+    idle = engine.stats().steps
+    engine.probe(device=True)
+    assert engine.stats().steps == idle
 
 
 def test_without_branches_nothing_makes_the_host_wait(programs: Any) -> None:
@@ -150,7 +151,7 @@ def test_without_branches_nothing_makes_the_host_wait(programs: Any) -> None:
         for line in program.as_text().splitlines()
         if " conditional(" in line or (" while(" in line and "known_trip_count" not in line)
     ]
-    assert bool(waits) == programs.pace.branches
+    assert bool(waits) == programs.policy.branches
 
 
 def test_logprobs_change_no_token_and_are_the_same_at_every_pace(
@@ -181,18 +182,18 @@ def test_adjustments_steer_their_own_row_and_no_other(
     [alone] = engine.submit([plain])
     expected = read_all(alone)[0]
     stop = expected[0]
-    biased = SamplingOptions(bias=((5, 1e4),))
-    distinct = SamplingOptions(bias=((5, 30.0), (6, 30.0)), frequency_penalty=1e4)
+    biased = SamplingParams(bias=((5, 1e4),))
+    distinct = SamplingParams(bias=((5, 30.0), (6, 30.0)), frequency_penalty=1e4)
     requests = [
         plain,
         replace(plain, sampling=biased),
         replace(plain, sampling=distinct),
         replace(plain, stop_ids=frozenset({stop, 5}), min_tokens=4, sampling=biased),
-        replace(plain, max_tokens=0),
+        replace(plain, max_new_tokens=0),
     ]
     handles = engine.submit(requests)
     got = [read_all(handle) for handle in handles]
-    count = plain.max_tokens
+    count = plain.max_new_tokens
     assert got[0] == (expected, Finished("length", count))
     assert got[1][0] == [5] * count
     assert len(set(got[2][0])) == count

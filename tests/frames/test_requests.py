@@ -104,7 +104,7 @@ def test_cancelling_is_immediate(open_lane: Open, stream: bool) -> None:
     with lane.connect() as peer:
         for name in ("first", "second"):
             peer.ask(id=name, op="generate", prompt="z" * 200, stream=stream)
-        wait_until(lambda: (engine.active, engine.waiting) == (1, 1))
+        wait_until(lambda: (engine.stats().active, engine.stats().queued) == (1, 1))
         began = time.monotonic()
         for name in ("second", "first"):
             peer.ask(id=name, op="cancel")
@@ -115,7 +115,7 @@ def test_cancelling_is_immediate(open_lane: Open, stream: bool) -> None:
             assert (answer[1]["id"], answer[1]["status"]) == (name, 499)
             assert answer[1]["error"]["code"] == "cancelled"
         assert time.monotonic() - began < 2  # 200 steps take ten seconds
-        wait_until(lambda: (engine.active, engine.waiting) == (0, 0))
+        wait_until(lambda: (engine.stats().active, engine.stats().queued) == (0, 0))
         assert lane.sidecar.metrics()['gemma_frames_total{op="generate",status="499"}'] == 2
         peer.ask(id="first", op="generate", prompt="a", sampling_steps=1)
         assert peer.whole("first")[1]["response"] == "a"
@@ -170,7 +170,7 @@ def test_what_ends_while_the_server_stops_is_told(open_lane: Open) -> None:
         lane = open_lane(step_s=0.001)
         with lane.connect() as peer:
             peer.ask(id=1, op="generate", prompt="abcdefgh")
-            wait_until(lambda: lane.sidecar.engine.active == 1)  # noqa: B023
+            wait_until(lambda: lane.sidecar.engine.stats().active == 1)  # noqa: B023
             time.sleep(delay / 1000)
             lane.server.stop(5.0)
             assert peer.whole(1)[1]["response"] == "abcdefgh"
@@ -184,8 +184,8 @@ def test_closing_the_connection_cancels_what_it_asked_for(open_lane: Open) -> No
         for name in range(5):
             peer.ask(id=name, op="generate", prompt="z" * 200)
         peer.send(packed(RAW, b"z" * 200), packed(RAW, b"z" * 200))
-        wait_until(lambda: (engine.active, engine.waiting) == (1, 5))
-    wait_until(lambda: (engine.active, engine.waiting) == (0, 0))
+        wait_until(lambda: (engine.stats().active, engine.stats().queued) == (1, 5))
+    wait_until(lambda: (engine.stats().active, engine.stats().queued) == (0, 0))
     wait_until(lambda: lane.server.connections == 0)
 
 
@@ -209,7 +209,7 @@ def test_an_id_stands_for_one_request_at_a_time(open_lane: Open) -> None:
     lane.sidecar.runner.open.clear()
     with lane.connect() as peer:
         peer.ask(id=7, op="generate", prompt="a", sampling_steps=1)
-        wait_until(lambda: lane.sidecar.engine.active == 1)
+        wait_until(lambda: lane.sidecar.engine.stats().active == 1)
         peer.ask(id=7, op="ready")
         error = peer.error()
         assert (error["code"], error["param"], error["id"]) == ("id_in_use", "id", None)
@@ -268,7 +268,7 @@ def test_too_many_are_refused_one_by_one(open_lane: Open, monkeypatch: pytest.Mo
     with lane.connect() as peer, lane.connect() as other:
         for name in range(5):
             peer.ask(id=name, op="generate", prompt="a", sampling_steps=1)
-        wait_until(lambda: lane.sidecar.engine.waiting == 4)
+        wait_until(lambda: lane.sidecar.engine.stats().queued == 4)
         peer.ask(id="line", op="generate", prompt="a")
         error = peer.error()
         assert (error["id"], error["status"], error["code"]) == ("line", 429, "overloaded")
@@ -351,7 +351,7 @@ def test_every_request_ends_exactly_once(busy: Lane, sent: list[tuple[str, int]]
                 untold += 1
         assert all(ended[name] <= count for name, count in begun.items())
         assert peer.echo() == b"?"  # and that is all
-    wait_until(lambda: busy.sidecar.engine.active + busy.sidecar.engine.waiting == 0)
+    wait_until(lambda: busy.sidecar.engine.stats().active + busy.sidecar.engine.stats().queued == 0)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from gemma_server.model.config import RELEASED, GemmaConfig, Shape, config_for
+from gemma_server.model.config import RELEASED, Preset, Shape, preset_for
 
 # Total parameters as Google publishes them (Gemma 1, 2 and 3 technical reports, tables of
 # embedding and non-embedding parameters), in millions.
@@ -22,19 +22,21 @@ PUBLISHED_MILLIONS = {
 }
 
 
-def _shape(config: GemmaConfig) -> Shape:
+def _shape(config: Preset) -> Shape:
     names = Shape.__dataclass_fields__
     return Shape(**{name: getattr(config, name) for name in names})
 
 
 @pytest.mark.parametrize("config", RELEASED, ids=lambda config: config.name)
-def test_the_row_has_as_many_parameters_as_published(config: GemmaConfig) -> None:
-    assert config.parameters / 1e6 == pytest.approx(PUBLISHED_MILLIONS[config.name], rel=0.01)
+def test_the_row_has_as_many_parameters_as_published(config: Preset) -> None:
+    assert config.config().parameters / 1e6 == pytest.approx(
+        PUBLISHED_MILLIONS[config.name], rel=0.01
+    )
 
 
 @pytest.mark.parametrize("config", RELEASED, ids=lambda config: config.name)
-def test_its_own_shape_finds_each_row(config: GemmaConfig) -> None:
-    assert config_for(_shape(config)) == config
+def test_its_own_shape_finds_each_row(config: Preset) -> None:
+    assert preset_for(_shape(config)) == config
 
 
 @pytest.mark.parametrize("name", ["gemma-2b", "gemma-7b", "gemma-2-2b", "gemma-3-1b"])
@@ -44,7 +46,7 @@ def test_the_leaves_are_those_that_the_modules_declare(name: str) -> None:
 
     from gemma_server.model.transformer import abstract_params
 
-    [row] = [replace(row, layers=3) for row in RELEASED if row.name == name]
+    [row] = [replace(row, layers=3).config() for row in RELEASED if row.name == name]
     declared = flatten_dict(abstract_params(row, jnp.float32), sep="/")
     assert row.leaf_shapes == {path: leaf.shape for path, leaf in declared.items()}
 
@@ -67,20 +69,20 @@ def test_the_leaves_are_those_that_the_modules_declare(name: str) -> None:
 def test_numbers_that_no_gemma_could_have_are_refused(field: str, number: float) -> None:
     [row] = [row for row in RELEASED if row.name == "gemma-2-2b"]
     with pytest.raises(ValueError, match=field):
-        replace(row, **{field: number})  # type: ignore[arg-type]
+        replace(row, **{field: number}).config()  # type: ignore[arg-type]
 
 
 def test_an_unknown_size_takes_its_family_s_ways() -> None:
     [row] = [row for row in RELEASED if row.name == "gemma-2-27b"]
     shape = Shape(**{**_shape(row).__dict__, "layers": 3, "head_dim": 64})
-    config = config_for(shape)
+    config = preset_for(shape)
     assert config.layers == 3
     assert config.attention_softcap == 50.0
     assert config.query_scale == 64**-0.5
-    assert [config.layer_kind(i).window for i in range(3)] == [4096, None, 4096]
+    assert [layer.window for layer in config.config().layers] == [4096, None, 4096]
 
 
 def test_gemma3_attends_globally_in_every_sixth_layer() -> None:
     [row] = [row for row in RELEASED if row.name == "gemma-3-1b"]
-    windows = [row.layer_kind(i).window for i in range(row.layers)]
+    windows = [layer.window for layer in row.config().layers]
     assert windows == ([512] * 5 + [None]) * 4 + [512] * 2

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from gemma_server.model.config import BLOCK
-from gemma_server.model.quantized import Quantised, product
+from gemma_server.model.quantized import Quantized, product
 from gemma_server.native.library import register
-from gemma_server.weights.blocks import LARGEST, Blocks, quantise
+from gemma_server.weights.blocks import LARGEST, Blocks, quantize
 from gemma_server.weights.orbax.gemma import OrbaxWeights
 from testing.forward import Model, text_of
 from testing.oracle import gemma as oracle
-from testing.tiny import load_params, quantised, tiny_config, tiny_weights, write_orbax
+from testing.tiny import load_params, quantized, tiny_config, tiny_weights, write_orbax
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module", params=oracle.PRESETS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Each preset, quantised, and the float weights that this makes of it."""
+    """Each preset, quantized, and the float weights that this makes of it."""
     name: str = request.param
     path = write_orbax(tmp_path_factory.mktemp(name) / "checkpoint", tiny_weights(name))
     params = load_params(OrbaxWeights(path), tiny_config(name))
@@ -44,11 +44,11 @@ def _rms(differences: Any) -> float:
 
 
 def _quantised(leaf: Any) -> Any:
-    return quantised(quantise(np.asarray(leaf)), leaf.shape) if leaf.ndim == 2 else leaf
+    return quantized(quantize(np.asarray(leaf)), leaf.shape) if leaf.ndim == 2 else leaf
 
 
 def _is_quantised(leaf: Any) -> bool:
-    return isinstance(leaf, Quantised)
+    return isinstance(leaf, Quantized)
 
 
 def _dense(leaf: Any) -> Any:
@@ -100,7 +100,7 @@ def test_a_weight_is_off_by_half_a_step_at_most(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     matrix = (rng.normal(size=shape) * np.exp(rng.normal(size=shape))).astype(np.float32)
     matrix[1, :32] = 0
-    got = np.asarray(_dense(quantised(quantise(matrix), shape)))
+    got = np.asarray(_dense(quantized(quantize(matrix), shape)))
     for start in range(0, shape[1], BLOCK):
         block = slice(start, start + BLOCK)
         largest = np.abs(matrix[:, block]).max(axis=1, keepdims=True)
@@ -113,7 +113,7 @@ def test_blocks_are_taken_over_as_they_are() -> None:
     rng = np.random.default_rng(0)
     values = rng.integers(-128, 128, (37, 96), np.int8)
     scales = rng.normal(size=(37, 3)).astype(np.float16)
-    packed = quantised(Blocks(values, scales))
+    packed = quantized(Blocks(values, scales))
     expected = values * np.repeat(scales.astype(np.float32), BLOCK, axis=1)
     np.testing.assert_array_equal(_dense(packed), expected)
     np.testing.assert_array_equal(packed.rows(jnp.array([[36, 0]]))[0, 0], expected[36])

@@ -32,9 +32,9 @@ def _sampling(rows: int, **columns: Any) -> Any:
 
 
 def _adjustment(rows: int, entries: int = 4, **columns: Any) -> Any:
-    from gemma_server.model.penalties import Adjustment
+    from gemma_server.model.penalties import Penalties
 
-    make: Any = Adjustment
+    make: Any = Penalties
     defaults = {"repetition": 1.0, "frequency": 0.0, "presence": 0.0, "window": -1, "answer": 0}
     full = [
         np.broadcast_to(np.asarray(columns.get(name, default)), (rows,))

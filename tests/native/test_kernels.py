@@ -11,10 +11,10 @@ import pytest
 
 from gemma_server.model import kernels
 from gemma_server.model.config import BLOCK, GROUP
-from gemma_server.model.quantized import Quantised, product
+from gemma_server.model.quantized import Quantized, product
 from gemma_server.native.library import load
 from gemma_server.weights.blocks import Blocks
-from testing.tiny import quantised
+from testing.tiny import quantized
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ def built(
     jax.clear_caches()
 
 
-def _matrix(out: int, width: int, seed: int = 0) -> tuple[Quantised, npt.NDArray[np.float64]]:
+def _matrix(out: int, width: int, seed: int = 0) -> tuple[Quantized, npt.NDArray[np.float64]]:
     """Random blocks, packed, and the matrix that they are."""
     rng = np.random.default_rng(seed)
     values = rng.integers(-127, 128, (out, width), np.int8)
@@ -47,7 +47,7 @@ def _matrix(out: int, width: int, seed: int = 0) -> tuple[Quantised, npt.NDArray
     scales.flat[0] = 2**-24  # the smallest that f16 has, and the largest
     scales.flat[-1] = 65504
     dense = values.astype(np.float64) * np.repeat(scales.astype(np.float64), BLOCK, axis=1)
-    return quantised(Blocks(values, scales)), dense
+    return quantized(Blocks(values, scales)), dense
 
 
 def _outliers(rows: int, width: int) -> Floats:
@@ -93,7 +93,7 @@ def test_what_is_not_finite_stays_so_and_in_its_row(bad: float) -> None:
 
 @pytest.mark.parametrize("size", [0.0, 1e-38, 1e-45, 3e38])
 def test_rows_of_any_size_have_finite_products(size: float) -> None:
-    matrix = quantised(Blocks(np.ones((16, 32), np.int8), np.full((16, 1), 2**-10, np.float16)))
+    matrix = quantized(Blocks(np.ones((16, 32), np.int8), np.full((16, 1), 2**-10, np.float16)))
     got = np.asarray(product(jnp.full((1, 32), size, jnp.float32), matrix, native=True))
     np.testing.assert_allclose(got, np.float32(size / 32), rtol=1e-4, atol=1e-30)
 

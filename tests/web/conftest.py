@@ -13,9 +13,9 @@ from werkzeug.test import TestResponse
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.fake import FakeRunner, FakeStep, fake_tokenizer
 from gemma_server.engine.plan import Plan
-from gemma_server.engine.request import Request, SamplingOptions
+from gemma_server.engine.request import Request, SamplingParams
 from gemma_server.engine.scheduler import Limits, Scheduler
-from gemma_server.executor.compile_counter import Compilations
+from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.serving.models import Models
 from gemma_server.settings import Settings, variable_name
@@ -31,7 +31,7 @@ class WatchedRunner(FakeRunner):
         super().__init__(slots, step_s=step_s, fail_at=fail_at)
         self.open = threading.Event()
         self.open.set()
-        self.samplings: list[SamplingOptions] = []
+        self.samplings: list[SamplingParams] = []
 
     def dispatch(self, plan: Plan) -> FakeStep:
         """Wait until tests let steps through, then run the step."""
@@ -69,7 +69,7 @@ class Sidecar:
         self.runner.open.clear()
         for _ in range(requests):
             self.engine.submit([Request((2, 3), 1)])
-            wait_until(lambda: self.engine.active == 1)
+            wait_until(lambda: self.engine.stats().active == 1)
 
     def metrics(self) -> dict[str, float]:
         """What /metrics says, by series."""
@@ -105,7 +105,7 @@ def serve() -> Iterator[Serve]:
             tokenizer, limit = fake_tokenizer(), own.max_steps
             model.ready(
                 LoadedModel(
-                    *("fake", tokenizer, engine, "none", 0.0, Compilations()), max_steps=limit
+                    *("fake", tokenizer, engine, "none", 0.0, CompileCounter()), max_steps=limit
                 )
             )
         models = Models(model)

@@ -291,4 +291,8 @@ def test_bad_input_leaves_the_engine_idle(serve: Serve) -> None:
     sidecar = serve()
     for body in (b"{", _body(stop=5), _body(prompt=["x", ""]), _body(sampling_steps=0)):
         sidecar.post(body)
-    assert (sidecar.engine.steps, sidecar.engine.active, sidecar.engine.waiting) == (0, 0, 0)
+    assert (
+        sidecar.engine.stats().steps,
+        sidecar.engine.stats().active,
+        sidecar.engine.stats().queued,
+    ) == (0, 0, 0)

@@ -86,18 +86,18 @@ def test_leaving_a_stream_frees_the_slot(serve: Serve, path: str) -> None:
     sidecar = serve(step_s=0.05)
     response = ask(sidecar, path, stream=True)
     next(iter(response.iter_encoded()))
-    assert sidecar.engine.active == 1
+    assert sidecar.engine.stats().active == 1
     response.close()
-    wait_until(lambda: sidecar.engine.active == 0)
+    wait_until(lambda: sidecar.engine.stats().active == 0)
 
 
 def test_leaving_a_stream_of_several_choices_frees_all_slots(serve: Serve) -> None:
     sidecar = serve(slots=4, step_s=0.05)
     response = ask(sidecar, "/v1/completions", stream=True, n=3)
     next(iter(response.iter_encoded()))
-    assert sidecar.engine.active == 3
+    assert sidecar.engine.stats().active == 3
     response.close()
-    wait_until(lambda: sidecar.engine.active == 0)
+    wait_until(lambda: sidecar.engine.stats().active == 0)
 
 
 def test_an_operator_s_limit_holds_on_every_route(serve: Serve) -> None:

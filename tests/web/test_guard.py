@@ -37,7 +37,7 @@ def test_a_foreign_host_on_loopback_is_403_everywhere(
 def test_a_foreign_host_never_reaches_the_engine(serve: Serve) -> None:
     sidecar = serve()
     sidecar.prompt("x", headers={"Host": "evil.com"})
-    assert sidecar.engine.steps == 0
+    assert sidecar.engine.stats().steps == 0
 
 
 @pytest.fixture

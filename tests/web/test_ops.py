@@ -34,7 +34,7 @@ def test_echo_of_a_number_beyond_floats_is_no_broken_json(sidecar: Sidecar) -> N
 def test_echo_never_touches_the_engine(serve: Serve) -> None:
     sidecar = serve()
     sidecar.client.post("/echo", json={"prompt": "x"})
-    assert sidecar.engine.steps == 0
+    assert sidecar.engine.stats().steps == 0
 
 
 @pytest.mark.parametrize("given", ["a", "abc-1.2_3", "x" * 64])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from gemma_server.engine.request import SamplingOptions
+from gemma_server.engine.request import SamplingParams
 from testing.answers import STAGES, assert_error
 from testing.waiting import wait_until
 from tests.web.conftest import Serve, Sidecar
@@ -130,7 +130,7 @@ def test_sampling_options_reach_the_runner(serve: Serve) -> None:
     }
     sidecar.prompt("x", **options)
     [sampling] = sidecar.runner.samplings
-    assert sampling == SamplingOptions(**options)
+    assert sampling == SamplingParams(**options)
 
 
 def test_without_a_seed_every_request_draws_its_own(serve: Serve) -> None:
@@ -179,7 +179,7 @@ def test_a_list_with_one_bad_item_is_refused_whole(serve: Serve, bad: str, code:
     sidecar = serve(context_length=32)
     response = sidecar.prompt(["a", "b", "c", bad, "e"], sampling_steps=1)
     assert_error(response, 400, code, "prompt[3]")
-    assert (sidecar.engine.active, sidecar.engine.waiting) == (0, 0)
+    assert (sidecar.engine.stats().active, sidecar.engine.stats().queued) == (0, 0)
     assert sidecar.runner.samplings == []
 
 
@@ -207,7 +207,7 @@ def test_a_full_line_is_429_with_retry_after_and_takes_requests_again_later(serv
     assert error["type"] == "rate_limit_error"
     assert 1 <= int(response.headers["Retry-After"]) <= 120
     sidecar.runner.open.set()
-    wait_until(lambda: sidecar.engine.active == sidecar.engine.waiting == 0)
+    wait_until(lambda: sidecar.engine.stats().active == sidecar.engine.stats().queued == 0)
     assert sidecar.prompt("x").status_code == 200
 
 
@@ -215,7 +215,7 @@ def test_a_list_that_does_not_fit_the_line_leaves_nothing_behind(serve: Serve) -
     sidecar = serve(slots=1, max_queue=2)
     sidecar.occupy(1)
     assert_error(sidecar.prompt(["a", "b", "c"]), 429, "overloaded")
-    assert (sidecar.engine.active, sidecar.engine.waiting) == (1, 0)
+    assert (sidecar.engine.stats().active, sidecar.engine.stats().queued) == (1, 0)
 
 
 def test_an_echo_may_go_through_the_engine_and_the_device(serve: Serve) -> None:
@@ -254,7 +254,7 @@ def test_a_request_under_way_finishes_while_draining(serve: Serve) -> None:
     answers: list[TestResponse] = []
     thread = threading.Thread(target=lambda: answers.append(sidecar.prompt("hello")))
     thread.start()
-    wait_until(lambda: sidecar.engine.active == 1)
+    wait_until(lambda: sidecar.engine.stats().active == 1)
     sidecar.model.drain()
     sidecar.runner.open.set()
     thread.join(5)
@@ -272,7 +272,7 @@ def test_a_deadline_that_passes_is_504_and_frees_the_slots(
     response = sidecar.prompt(prompt, headers={"X-Request-Timeout-Ms": "30"})
     error = assert_error(response, 504, "deadline")
     assert error["type"] == "timeout_error"
-    assert (sidecar.engine.active, sidecar.engine.waiting) == (0, 0)
+    assert (sidecar.engine.stats().active, sidecar.engine.stats().queued) == (0, 0)
 
 
 def test_a_deadline_that_does_not_pass_changes_nothing(sidecar: Sidecar) -> None:
@@ -302,7 +302,7 @@ def test_an_engine_that_dies_is_500_now_and_later_and_says_so(serve: Serve) -> N
     wait_until(lambda: len(sidecar.deaths) == 1)
     assert isinstance(sidecar.deaths[0], RuntimeError)
     assert_error(sidecar.prompt("hello"), 500, "generation_failed")
-    assert (sidecar.engine.active, sidecar.engine.waiting) == (0, 0)
+    assert (sidecar.engine.stats().active, sidecar.engine.stats().queued) == (0, 0)
 
 
 def test_many_threads_get_the_text_they_would_get_alone(sidecar: Sidecar) -> None:

@@ -97,9 +97,9 @@ def test_what_is_refused_before_the_first_event_is_a_plain_error(serve: Serve) -
 def test_leaving_a_stream_frees_its_slot_at_once(serve: Serve) -> None:
     sidecar = serve(step_s=0.02)
     response = sidecar.prompt("x" * 200, stream=True)
-    assert sidecar.engine.active == 1
+    assert sidecar.engine.stats().active == 1
     response.close()
-    wait_until(lambda: sidecar.engine.active == 0, timeout_s=1)
+    wait_until(lambda: sidecar.engine.stats().active == 0, timeout_s=1)
 
 
 def test_an_engine_that_dies_ends_the_stream_with_an_error_event_and_a_broken_body(
@@ -120,7 +120,7 @@ def test_a_deadline_cuts_a_stream_with_an_error_event_after_partial_text(serve: 
     assert text == "x" * len(text)
     assert 1 <= len(text) <= 16
     assert error["code"] == "deadline"
-    wait_until(lambda: sidecar.engine.active == 0, timeout_s=1)
+    wait_until(lambda: sidecar.engine.stats().active == 0, timeout_s=1)
 
 
 def test_stopping_the_engine_ends_a_stream_with_an_error_event(serve: Serve) -> None:

@@ -20,7 +20,7 @@ from testing import layouts
 from testing.hugging_face import EXTRA_ROWS, write_hf, write_hf_multimodal
 from testing.oracle.gemma import PRESETS
 from testing.quality import GOLDENS
-from testing.tiny import Weights, tiny_config, tiny_weights, write_gguf, write_orbax
+from testing.tiny import Weights, tiny_config, tiny_preset, tiny_weights, write_gguf, write_orbax
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def _period(name: str) -> int:
-    return tiny_config(name).global_every
+    return tiny_preset(name).global_every
 
 
 LAYOUTS: dict[str, Write] = {
@@ -84,7 +84,7 @@ def test_a_checkpoint_may_be_named_by_any_path(tmp_path: Path, write: Write) -> 
     (tmp_path / "below").mkdir()
     (tmp_path / "link").symlink_to(path)
     for spelled in (tmp_path / "below" / ".." / path.name, tmp_path / "link"):
-        assert open_weights(spelled).config.layers == PRESETS[name].layers
+        assert len(open_weights(spelled).config.layers) == PRESETS[name].layers
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])

@@ -58,7 +58,7 @@ def echo(body: EchoBody, models: Models, caller: Caller) -> EchoAnswer:
         if through not in DEPTHS:
             what = " or ".join(DEPTHS)
             raise InvalidRequest(f"through: {through[:40]!r} is not {what}", param="through")
-        caller.hold(models.resolve(None)).engine.visit(device=through == "device")
+        caller.hold(models.resolve(None)).engine.probe(device=through == "device")
     return {"echo_prompt": body.prompt}
 
 

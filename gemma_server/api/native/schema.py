@@ -18,7 +18,7 @@ from gemma_server.api.schemas import (
     seed_of,
     within,
 )
-from gemma_server.engine.request import Request, SamplingOptions
+from gemma_server.engine.request import Request, SamplingParams
 
 
 class PromptBody(ModelBody):
@@ -54,7 +54,7 @@ class PromptBody(ModelBody):
 
     def request(self, token_ids: list[int], steps: int, stop_ids: frozenset[int]) -> Request:
         """The engine's request for one encoded prompt."""
-        options = SamplingOptions(
+        options = SamplingParams(
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,

@@ -22,7 +22,7 @@ from gemma_server.api.schemas import (
     temperature_and_top_p,
     within,
 )
-from gemma_server.engine.request import SamplingOptions
+from gemma_server.engine.request import SamplingParams
 from gemma_server.errors import InvalidRequest
 
 _ALL = 1 << 30  # tokens: more than any context
@@ -52,10 +52,10 @@ class Options(ForeignBody):
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
 
-    def sampling(self) -> SamplingOptions:
+    def sampling(self) -> SamplingParams:
         """How to choose each token."""
         temperature, top_p = temperature_and_top_p(self.temperature, self.top_p)
-        return SamplingOptions(
+        return SamplingParams(
             temperature=temperature,
             top_k=self.top_k,
             top_p=top_p,

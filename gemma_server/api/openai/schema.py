@@ -24,7 +24,7 @@ from gemma_server.api.schemas import (
     temperature_and_top_p,
     within,
 )
-from gemma_server.engine.request import MAX_BIAS, SamplingOptions
+from gemma_server.engine.request import MAX_BIAS, SamplingParams
 from gemma_server.errors import InvalidRequest
 
 _MAX_TOKENS = 1 << 30  # more than any context
@@ -91,10 +91,10 @@ class OpenAIBody(ForeignBody, ModelBody):
         check_tokens([int(key) for key in self.logit_bias], vocab_size, "logit_bias")
         return tuple((int(key), value) for key, value in self.logit_bias.items())
 
-    def sampling(self, seed: int, bias: tuple[tuple[int, float], ...]) -> SamplingOptions:
+    def sampling(self, seed: int, bias: tuple[tuple[int, float], ...]) -> SamplingParams:
         """How to choose each token."""
         temperature, top_p = temperature_and_top_p(self.temperature, self.top_p)
-        return SamplingOptions(
+        return SamplingParams(
             temperature=temperature,
             top_k=max(0, self.top_k),
             top_p=top_p,

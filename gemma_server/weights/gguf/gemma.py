@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.model.config import GemmaConfig, Shape
-from gemma_server.weights.architecture import FAMILIES, config_of_family, count_layers
+from gemma_server.model.config import GemmaConfig, Preset, Shape
+from gemma_server.weights.architecture import FAMILIES, config_of, count_layers, preset_of_family
 from gemma_server.weights.arrays import Array
 from gemma_server.weights.gguf.blocks import EXACT_IN_BLOCKS
 from gemma_server.weights.gguf.container import GgufFile
@@ -115,19 +115,20 @@ def _config(file: GgufFile, tensors: Collection[str]) -> GemmaConfig:
         raise ModelLoadError(f"{file.path}: not a Gemma 1, 2 or 3: architecture {family!r:.100}")
     number = Numbers(file.metadata, str(file.path), f"{family}.")
     _refuse_split(file)
-    config = config_of_family(str(file.path), family, _shape(file, number, tensors))
-    return replace(
-        config,
-        context_length=number.whole("context_length", config.context_length),
-        window=config.window and number.whole("attention.sliding_window", config.window),
-        global_every=number.whole("attention.sliding_window_pattern", config.global_every),
-        attention_softcap=number.real_or_none("attn_logit_softcapping", config.attention_softcap),
-        final_softcap=number.real_or_none("final_logit_softcapping", config.final_softcap),
-        global_rope_base=number.real("rope.freq_base", config.global_rope_base),
-        local_rope_base=_local_rope_base(number, config),
-        global_rope_factor=_rope_factor(file, number, family, config),
-        norm_eps=number.real("attention.layer_norm_rms_epsilon", config.norm_eps),
+    preset = preset_of_family(str(file.path), family, _shape(file, number, tensors))
+    preset = replace(
+        preset,
+        context_length=number.whole("context_length", preset.context_length),
+        window=preset.window and number.whole("attention.sliding_window", preset.window),
+        global_every=number.whole("attention.sliding_window_pattern", preset.global_every),
+        attention_softcap=number.real_or_none("attn_logit_softcapping", preset.attention_softcap),
+        final_softcap=number.real_or_none("final_logit_softcapping", preset.final_softcap),
+        global_rope_base=number.real("rope.freq_base", preset.global_rope_base),
+        local_rope_base=_local_rope_base(number, preset),
+        global_rope_factor=_rope_factor(file, number, family, preset),
+        norm_eps=number.real("attention.layer_norm_rms_epsilon", preset.norm_eps),
     )
+    return config_of(str(file.path), preset)
 
 
 def _refuse_split(file: GgufFile) -> None:
@@ -156,17 +157,17 @@ def _shape(file: GgufFile, number: Numbers, tensors: Collection[str]) -> Shape:
     )
 
 
-def _local_rope_base(number: Numbers, config: GemmaConfig) -> float:
+def _local_rope_base(number: Numbers, preset: Preset) -> float:
     """Files say it since llama.cpp's converter writes `freq_base_swa`; before, it was implied."""
-    if config.qk_norm:  # the only generation whose layers have two bases
-        return number.real("rope.freq_base_swa", config.local_rope_base)
-    return number.real("rope.freq_base", config.local_rope_base)
+    if preset.qk_norm:  # the only generation whose layers have two bases
+        return number.real("rope.freq_base_swa", preset.local_rope_base)
+    return number.real("rope.freq_base", preset.local_rope_base)
 
 
-def _rope_factor(file: GgufFile, number: Numbers, family: str, config: GemmaConfig) -> float:
+def _rope_factor(file: GgufFile, number: Numbers, family: str, preset: Preset) -> float:
     scaling = file.metadata.get(f"{family}.rope.scaling.type", "linear")
     if isinstance(scaling, str) and scaling == "none":
         return 1.0
     if not isinstance(scaling, str) or scaling != "linear":
         raise number.wrong("rope.scaling.type", "only linear is supported")
-    return number.real("rope.scaling.factor", config.global_rope_factor)
+    return number.real("rope.scaling.factor", preset.global_rope_factor)

@@ -75,7 +75,7 @@ class SafetensorsDir:
             if tensor.dtype not in _FLOATS or not tensor.shape:
                 raise ModelLoadError(
                     f"{tensor.file}: {name} is stored as {tensor.dtype} {list(tensor.shape)}; "
-                    f"only {', '.join(_FLOATS)} are supported, no quantised weights"
+                    f"only {', '.join(_FLOATS)} are supported, no quantized weights"
                 )
 
     def _whole_files(self) -> list[Path]:

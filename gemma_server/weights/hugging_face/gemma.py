@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.model.config import RELEASED, GemmaConfig, Shape
-from gemma_server.weights.architecture import config_of_family, count_layers
+from gemma_server.model.config import RELEASED, GemmaConfig, Preset, Shape
+from gemma_server.weights.architecture import config_of, count_layers, preset_of_family
 from gemma_server.weights.files import INCOMPLETE, PICKLED, PICKLED_WEIGHTS, read_json
 from gemma_server.weights.hugging_face.container import INDEX, SafetensorsDir, StoredTensor
 from gemma_server.weights.numbers import Numbers
@@ -153,14 +153,14 @@ def _config(path: Path, model: Mapping[str, Any], shapes: Mapping[str, Any]) -> 
     """The architecture: sizes from the tensors, checked against the file; the rest from it."""
     number = Numbers(model, str(path))
     family = _FAMILIES[model["model_type"]]
-    row = config_of_family(str(path), family, _shape(path, number, shapes))
+    row = preset_of_family(str(path), family, _shape(path, number, shapes))
     scale = row.query_scale
     if row.name not in {released.name for released in RELEASED}:
         scale = scale if family == "gemma" else _DEFAULT_QUERY_SCALAR**-0.5
         row = replace(row, window=row.window and _DEFAULT_WINDOW)
     if "query_pre_attn_scalar" in model:
         scale = number.real("query_pre_attn_scalar", 1.0) ** -0.5
-    config = replace(
+    preset = replace(
         row,
         context_length=number.whole("max_position_embeddings", row.context_length),
         query_scale=scale,
@@ -170,7 +170,7 @@ def _config(path: Path, model: Mapping[str, Any], shapes: Mapping[str, Any]) -> 
         norm_eps=number.real("rms_norm_eps", row.norm_eps),
         global_every=_global_every(number, model, row),
     )
-    return _with_rope(path, model, config)
+    return config_of(str(path), _with_rope(path, model, preset))
 
 
 def _shape(path: Path, number: Numbers, shapes: Mapping[str, Any]) -> Shape:
@@ -207,7 +207,7 @@ def _shape(path: Path, number: Numbers, shapes: Mapping[str, Any]) -> Shape:
     )
 
 
-def _global_every(number: Numbers, model: Mapping[str, Any], row: GemmaConfig) -> int:
+def _global_every(number: Numbers, model: Mapping[str, Any], row: Preset) -> int:
     """The period of global layers, said as a number or layer by layer."""
     types = model.get("layer_types")
     if types is None or row.window is None:
@@ -225,20 +225,20 @@ def _global_every(number: Numbers, model: Mapping[str, Any], row: GemmaConfig) -
     return every
 
 
-def _with_rope(path: Path, model: Mapping[str, Any], config: GemmaConfig) -> GemmaConfig:
+def _with_rope(path: Path, model: Mapping[str, Any], preset: Preset) -> Preset:
     """Rotary bases and factor; what the file does not say stays as it is in the released row."""
     everywhere, local = _rope_parameters(path, model)
     number, local_number = Numbers(everywhere, str(path)), Numbers(local, str(path))
-    base = number.real("rope_theta", config.global_rope_base)
+    base = number.real("rope_theta", preset.global_rope_base)
     if local_number.real("factor", 1.0) != 1.0:
         raise local_number.wrong("factor", "local layers cannot be scaled")
     return replace(
-        config,
+        preset,
         global_rope_base=base,
         local_rope_base=local_number.real(
-            "rope_theta", config.local_rope_base if config.qk_norm else base
+            "rope_theta", preset.local_rope_base if preset.qk_norm else base
         ),
-        global_rope_factor=number.real("factor", config.global_rope_factor),
+        global_rope_factor=number.real("factor", preset.global_rope_factor),
     )
 
 

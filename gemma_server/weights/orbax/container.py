@@ -56,7 +56,7 @@ def refuse_other_dtypes(path: Path, arrays: Mapping[str, ts.TensorStore]) -> Non
         if array.dtype.name not in _FLOATS:
             raise ModelLoadError(
                 f"{path}: {name} is stored as {array.dtype.name}; "
-                f"only {', '.join(_FLOATS)} are supported, no quantised weights"
+                f"only {', '.join(_FLOATS)} are supported, no quantized weights"
             )
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import tensorstore as ts
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.model.config import Shape, config_for
+from gemma_server.model.config import Shape, preset_for
 from gemma_server.weights.arrays import Array
 from gemma_server.weights.orbax.container import nbytes, open_arrays, refuse_other_dtypes
 from gemma_server.weights.source import EMBEDDING, Rows
@@ -67,7 +67,7 @@ class OrbaxWeights:
         self.stored = stored_bytes(stored.values())
         self._arrays = _unstacked(stored)
         try:
-            self.config = config_for(self._shape())
+            self.config = preset_for(self._shape()).config()
         except ValueError as error:
             raise ModelLoadError(f"{path}: not a Gemma 1, 2 or 3: {error}") from None
 

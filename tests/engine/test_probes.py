@@ -32,7 +32,7 @@ def test_only_who_wants_to_gets_to_the_device() -> None:
     device = Device()
     engine = make_engine(device)
     for wants in (False, True, True, False):
-        engine.visit(device=wants)
+        engine.probe(device=wants)
     assert device.touched == 2
     engine.stop()
 
@@ -41,9 +41,9 @@ def test_a_busy_engine_is_visited_between_two_steps() -> None:
     engine = make_engine(Device(step_s=0.02))
     [handle] = engine.submit([make_request("a" * 100)])
     began = time.monotonic()
-    engine.visit(device=True)
+    engine.probe(device=True)
     assert time.monotonic() - began < 1  # the answer takes 2 s
-    assert engine.active == 1
+    assert engine.stats().active == 1
     engine.cancel(handle)
     engine.stop()
 
@@ -51,11 +51,11 @@ def test_a_busy_engine_is_visited_between_two_steps() -> None:
 def test_many_visitors_and_requests_all_come_through() -> None:
     engine = make_engine(Device())
 
-    def visit() -> None:
+    def probe() -> None:
         for _ in range(50):
-            engine.visit(device=True)
+            engine.probe(device=True)
 
-    visitors = [threading.Thread(target=visit) for _ in range(8)]
+    visitors = [threading.Thread(target=probe) for _ in range(8)]
     for visitor in visitors:
         visitor.start()
     for handle in engine.submit([make_request("b" * 50) for _ in range(8)]):
@@ -70,7 +70,7 @@ def test_a_device_that_hangs_with_a_visitor_is_seen_to() -> None:
     device = Device()
     device.door.clear()
     engine = make_engine(device)
-    visitor = threading.Thread(target=engine.visit, kwargs={"device": True})
+    visitor = threading.Thread(target=engine.probe, kwargs={"device": True})
     visitor.start()
     wait_until(lambda: engine.step_age_s() > 0.05)
     device.door.set()
@@ -85,9 +85,9 @@ def test_a_device_that_fails_a_visitor_fails_everybody() -> None:
     device.dies = True
     engine = make_engine(device, deaths)
     with pytest.raises(GenerationFailed, match="the engine died"):
-        engine.visit(device=True)
+        engine.probe(device=True)
     with pytest.raises(GenerationFailed):
-        engine.visit(device=False)
+        engine.probe(device=False)
     assert [str(death) for death in deaths] == ["touched to death"]
 
 
@@ -97,13 +97,13 @@ def test_an_engine_that_stops_turns_its_visitors_away() -> None:
     engine = make_engine(device)
     refused: list[NotReady] = []
 
-    def visit() -> None:
+    def probe() -> None:
         try:
-            engine.visit(device=True)
+            engine.probe(device=True)
         except NotReady as error:
             refused.append(error)
 
-    visitors = [threading.Thread(target=visit) for _ in range(3)]
+    visitors = [threading.Thread(target=probe) for _ in range(3)]
     for visitor in visitors:
         visitor.start()
     engine.stop(timeout_s=0)

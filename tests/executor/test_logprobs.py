@@ -1,7 +1,7 @@
 """Logprobs of prompt and answer against the oracle, for every family and across chunk borders."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,17 +24,18 @@ _WANTED = {("prefill", 32), ("prefill", 8), ("decode", 1)}
 @pytest.fixture(scope="module", params=oracle.PRESETS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Each preset's name, weights and engine, with no more programs than one slot needs."""
-    from gemma_server.executor.compile_cache import Executables
-    from gemma_server.executor.runner import JaxRunner, Programs
+    from gemma_server.executor.compile_cache import CompileCache
+    from gemma_server.executor.programs import Job, Programs
+    from gemma_server.executor.runner import JaxRunner
 
     class Few(Programs):
-        def jobs(self) -> Iterator[tuple[Any, Callable[..., Any], tuple[int, ...]]]:
-            return (job for job in super().jobs() if job[0][:2] in _WANTED)
+        def jobs(self) -> Iterator[Job]:
+            return (job for job in super().jobs() if job.name[:2] in _WANTED)
 
     name: str = request.param
     config, weights, path = tiny_config(name), tiny_weights(name), tmp_path_factory.mktemp(name)
     programs = Few(config, slots=1, context_length=256, dtype=np.dtype("float32"))
-    programs.compile(lambda share: None, Executables(path, programs.configuration))
+    programs.compile(lambda share: None, CompileCache(path, programs.configuration))
     source = OrbaxWeights(write_orbax(path / "checkpoint", weights))
     runner = JaxRunner(programs, load_params(source, config))
     engine = Engine(runner, Scheduler(Limits(1, 256, CHUNK, 9, 10_000)), lambda error: None)
@@ -79,8 +80,10 @@ def test_logprobs_are_the_oracle_s(case: Any) -> None:
 
 
 def test_the_logits_of_a_whole_chunk_are_never_there_at_once(case: Any) -> None:
+    from gemma_server.executor.variants import EVERYTHING
+
     name, _, _, programs = case
     vocab = tiny_config(name).vocab
-    text = programs._compiled["prefill", 32, "SCORING"].as_text()
+    text = programs._compiled["prefill", 32, str(EVERYTHING)].as_text()
     assert re.search(rf"\[8,{vocab}\]", text)
     assert not re.search(rf"\[(32|1,32),{vocab}\]|\[4,8,{vocab}\]|\[{vocab},32\]", text)

@@ -1,0 +1,157 @@
+"""Every program that serving needs, compiled from shapes alone, before any weight is there."""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gemma_server.executor.compile_cache import CompileCache
+from gemma_server.executor.dispatch_policy import ON_CPU, DispatchPolicy
+from gemma_server.executor.operands import COPY_WORDS, ROW_WORDS, chunk_words
+from gemma_server.executor.steps import State, Steps
+from gemma_server.executor.variants import (
+    EVERYTHING,
+    EVERYTHING_SAMPLED,
+    GREEDY,
+    SAMPLING,
+    ProgramVariant,
+    least_of,
+)
+from gemma_server.model.config import GemmaConfig
+from gemma_server.model.numerics import Numerics
+from gemma_server.model.transformer import Params, Transformer, abstract_params
+
+CHUNKS = (8, 32, 128, 256)  # prompt tokens of the prefill programs; the last is the largest plan
+BLOCK = 256  # cached positions that attention reads at a time
+
+Name = tuple[str | int, ...]  # of a program: what it does, and all that its shapes depend on
+
+
+class Job(NamedTuple):
+    """A program to compile: over the weights, if it reads them, the state, and one operand."""
+
+    name: Name
+    body: Callable[..., Any]
+    operand: jax.ShapeDtypeStruct
+    reads_weights: bool = True
+
+
+class Programs:
+    """The stated list of programs for one configuration.
+
+    The weights' dtype is int8, float32 or bfloat16; `native` says that the kernels may be used.
+    """
+
+    def __init__(
+        self,
+        config: GemmaConfig,
+        *,
+        slots: int,
+        context_length: int,
+        dtype: Any,
+        native: bool = False,
+        policy: DispatchPolicy = ON_CPU,
+    ) -> None:
+        self.config, self.slots, self.dtype, self.policy = config, slots, dtype, policy
+        self.length = -(-context_length // BLOCK) * BLOCK
+        # Without branches no loop may end where its data say: one block is the whole cache.
+        block = BLOCK if policy.branches else self.length
+        model = Transformer(config, Numerics(dtype, block, native))
+        self._steps = Steps(model, slots, self.length, branches=policy.branches)
+        self._compiled: dict[Name, Any] = {}
+
+    def compile(self, progress: Callable[[float], None], cache: CompileCache) -> None:
+        """Compile the whole list, or read what is kept of it; `progress` gets the share done."""
+        jobs = list(self.jobs())
+        for done, job in enumerate(jobs):
+            name = "_".join(map(str, job.name))
+            self._compiled[job.name] = cache.get(name, partial(self._compile, job))
+            progress((done + 1) / len(jobs))
+
+    @property
+    def configuration(self) -> str:
+        """All that the programs depend on beside the code."""
+        fixed = (self.slots, self.length, str(self.dtype), self.policy)
+        return f"{self.config} {fixed} {self._steps.model}"
+
+    def jobs(self) -> Iterator[Job]:
+        """What to compile."""
+        for variant, size in product(self.prefill_variants, CHUNKS):
+            body = partial(self._steps.prefill, variant=variant)
+            yield Job(("prefill", size, str(variant)), body, _i32(chunk_words(size)))
+        counts = product(self.decode_variants, row_counts(self.slots), self.step_counts)
+        for variant, rows, steps in counts:
+            body = partial(self._steps.decode, steps=steps, variant=variant)
+            yield Job(("decode", rows, steps, str(variant)), body, _i32(rows, ROW_WORDS))
+        yield Job(("copy",), self._steps.copy, _i32(COPY_WORDS), reads_weights=False)
+
+    @property
+    def prefill_variants(self) -> tuple[ProgramVariant, ...]:
+        """From cheap to dear. With branches one program does all."""
+        if self.policy.branches:
+            return (EVERYTHING,)
+        return (GREEDY, SAMPLING, EVERYTHING_SAMPLED, EVERYTHING)
+
+    @property
+    def decode_variants(self) -> tuple[ProgramVariant, ...]:
+        """The same of decode, which scores no prompt."""
+        if self.policy.branches:
+            return (EVERYTHING_SAMPLED,)
+        return (GREEDY, SAMPLING, EVERYTHING_SAMPLED)
+
+    @property
+    def step_counts(self) -> list[int]:
+        """How many steps the decode programs run."""
+        return sorted({1, self.policy.steps})
+
+    def new_state(self) -> State:
+        """Nothing cached, and greedy slots; compiled here and now."""
+        state: State = jax.jit(self._steps.new_state)()
+        return state
+
+    def prefill(self, size: int, needed: ProgramVariant) -> Any:
+        """The program that reads `size` tokens, and can do what is needed."""
+        return self._compiled["prefill", size, str(least_of(self.prefill_variants, needed))]
+
+    def decode(self, rows: int, steps: int, needed: ProgramVariant) -> Any:
+        """The program in which so many rows sample so many tokens."""
+        return self._compiled["decode", rows, steps, str(least_of(self.decode_variants, needed))]
+
+    @property
+    def copy(self) -> Any:
+        """The program that copies one slot's positions into another's."""
+        return self._compiled[("copy",)]
+
+    def _compile(self, job: Job) -> Any:
+        shapes = (self._weights, self._state) if job.reads_weights else (self._state,)
+        donated = len(shapes) - 1  # the state, which the program may overwrite
+        return jax.jit(job.body, donate_argnums=donated).lower(*shapes, job.operand).compile()
+
+    @cached_property
+    def _weights(self) -> Params:
+        """Their shapes; tracing the model for them is not for a warm start."""
+        return abstract_params(self.config, self.dtype)
+
+    @cached_property
+    def _state(self) -> State:
+        """Its shapes."""
+        shapes: State = jax.eval_shape(self._steps.new_state)
+        return shapes
+
+
+def row_counts(slots: int) -> list[int]:
+    """The row counts that decode is compiled for: 1, 4, 8, 16, ... and all slots.
+
+    XLA:CPU multiplies two or three rows more slowly than four.
+    """
+    if slots == 1:
+        return [1]
+    powers = (1 << n for n in range(2, slots.bit_length()))
+    return sorted({1, *(rows for rows in powers if rows < slots), max(slots, 4)})
+
+
+def _i32(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)

@@ -1,0 +1,184 @@
+"""What programs compute: a prefill step, decode steps, a copy, over the state on the device."""
+
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+
+from gemma_server.engine.plan import Chunk
+from gemma_server.engine.request import MAX_TOP_LOGPROBS
+from gemma_server.executor.operands import SlotParams, pack_params, unpack_chunk, unpack_params
+from gemma_server.executor.variants import ProgramVariant
+from gemma_server.model.cache import Cache, copy_slot, empty_cache
+from gemma_server.model.logprobs import score_words, scored, unscored
+from gemma_server.model.sampling import Adjusted, Choose, always, never, sample
+from gemma_server.model.transformer import Params, Transformer
+
+SCORED = 8  # prompt tokens whose logits are there at once
+_TOP = MAX_TOP_LOGPROBS
+
+
+class State(NamedTuple):
+    """What stays on the device between programs."""
+
+    cache: Cache
+    tokens: jax.Array  # [slots, S] i32: the ids of prompt and answer by position
+    params: jax.Array  # [slots + 1, words] i32; the last, of padding rows, is never written
+
+
+class Steps:
+    """The bodies of programs. With `branches` a program decides by its data what to leave out."""
+
+    def __init__(self, model: Transformer, slots: int, length: int, *, branches: bool) -> None:
+        self.model, self.slots, self.length, self.branches = model, slots, length, branches
+
+    def new_state(self) -> State:
+        """Nothing cached, and greedy slots."""
+        config, numerics = self.model.config, self.model.numerics
+        default = pack_params(Chunk(0, 0, 0, (), None))
+        return State(
+            empty_cache(config, self.slots, self.length, numerics.dtype),
+            jnp.zeros((self.slots, self.length), jnp.int32),
+            jnp.tile(default, (self.slots + 1, 1)),
+        )
+
+    def copy(self, state: State, words: jax.Array) -> State:
+        """Copy the first positions of one slot's cache and text into another's: words [3] i32."""
+        source, target, length = words
+        index = jnp.arange(self.length)
+        text = jnp.where(index < length, state.tokens[source], state.tokens[target])
+        return State(
+            tuple(copy_slot(layer, source, target, length) for layer in state.cache),
+            state.tokens.at[target].set(text),
+            state.params,
+        )
+
+    def prefill(
+        self, params: Params, state: State, words: jax.Array, *, variant: ProgramVariant
+    ) -> tuple[State, jax.Array]:
+        """Read a chunk into its slot, sample the token behind it if that is wanted, and score the
+        ids that follow its tokens if that is: [1 + T, words] i32."""
+        chunk = unpack_chunk(words)
+        slots, index = chunk.slot[None], jnp.arange(chunk.tokens.shape[0])
+        at = jnp.where(index < chunk.filled, chunk.offset + index, self.length)
+        hidden, cache = self._forward(params, chunk.tokens[None], at[None], state.cache, slots)
+        tokens = state.tokens.at[chunk.slot, at].set(chunk.tokens, mode="drop")
+        slot_params = unpack_params(chunk.params[None])
+        behind = (chunk.offset + chunk.filled)[None]
+        last = jax.lax.dynamic_slice_in_dim(hidden[0], chunk.filled - 1, 1)  # [1, D]
+        sampled = (jax.lax.cond if self.branches else always)(
+            chunk.draw,
+            lambda: self._sample(params, last, slot_params, behind, (tokens, slots), variant),
+            lambda: jnp.zeros((1, score_words(_TOP)), jnp.int32),
+        )
+        prompt = self._choose(variant.scoring)(
+            chunk.score,
+            lambda: self._scored(params, hidden[0], chunk.scored),
+            lambda: unscored(chunk.scored, _TOP),
+        )
+        state = State(
+            cache,
+            tokens.at[slots, behind].set(sampled[:, 0], mode="drop"),
+            state.params.at[chunk.slot].set(chunk.params),
+        )
+        return state, jnp.concatenate([sampled, prompt])
+
+    def decode(
+        self,
+        params: Params,
+        state: State,
+        rows: jax.Array,
+        *,
+        steps: int,
+        variant: ProgramVariant,
+    ) -> tuple[State, jax.Array]:
+        """Feed each row's last token at its position, sample the next, and so on, as often as the
+        row asks: rows [B, 3] i32 -> [steps, B, words] i32.
+
+        Padding rows have a slot and a position beyond the end, where all writes are dropped; so
+        has every row that comes to the end, or has had its steps.
+        """
+        slots, positions, wanted = rows[:, 0], rows[:, 1], rows[:, 2]
+        slot_params = unpack_params(state.params[slots])
+
+        def step(
+            carry: tuple[Cache, jax.Array], index: jax.Array | int
+        ) -> tuple[tuple[Cache, jax.Array], jax.Array]:
+            cache, tokens = carry
+            at = positions + index
+            if steps > 1:
+                at = jnp.where(index < wanted, at, self.length)
+            fed = tokens.at[slots, at].get(mode="clip")
+            hidden, cache = self._forward(params, fed[:, None], at[:, None], cache, slots)
+            texts = tokens, slots
+            sampled = self._sample(params, hidden[:, 0], slot_params, at + 1, texts, variant)
+            return (cache, tokens.at[slots, at + 1].set(sampled[:, 0], mode="drop")), sampled
+
+        carry = state.cache, state.tokens
+        if steps == 1:
+            carry, one = step(carry, 0)
+            sampled = one[None]
+        else:
+            carry, sampled = jax.lax.scan(step, carry, jnp.arange(steps))
+        return State(*carry, state.params), sampled
+
+    def _choose(self, able: bool) -> Choose:
+        """How a program does what only some rows need, if it is able to."""
+        if self.branches:
+            return jax.lax.cond
+        return always if able else never
+
+    def _sample(
+        self,
+        params: Params,
+        hidden: jax.Array,
+        slot_params: SlotParams,
+        positions: jax.Array,
+        texts: tuple[jax.Array, jax.Array],
+        variant: ProgramVariant,
+    ) -> jax.Array:
+        """The tokens for positions [B] behind hidden [B, D]: [B, words] i32.
+
+        Texts are all slots' tokens, and the rows' slots.
+        """
+        logits = self._logits(params, hidden)
+        tokens, slots = texts
+        adjusted = Adjusted(
+            logits,
+            slot_params.penalties,
+            lambda: tokens.at[slots].get(mode="clip"),
+            self._choose(variant.penalties),
+        )
+        ids = sample(adjusted, slot_params.how, positions, self._choose(variant.sampling))
+        return self._choose(variant.logprobs)(
+            jnp.any(slot_params.logprobs),
+            lambda: scored(logits, ids, _TOP),
+            lambda: unscored(ids, _TOP),
+        )
+
+    def _scored(self, params: Params, hidden: jax.Array, ids: jax.Array) -> jax.Array:
+        """The words of ids [T] that follow hidden [T, D], some at a time: [T, words]."""
+
+        def score(block: tuple[jax.Array, jax.Array]) -> jax.Array:
+            # Without the barrier XLA:CPU converts a bfloat16 table once, whole, outside the loop.
+            table, block = jax.lax.optimization_barrier((params["embedder"], block))
+            return scored(self._logits({"embedder": table}, block[0]), block[1], _TOP)
+
+        blocks = hidden.reshape(-1, SCORED, hidden.shape[-1]), ids.reshape(-1, SCORED)
+        return cast(jax.Array, jax.lax.map(score, blocks)).reshape(ids.shape[0], -1)
+
+    def _forward(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        positions: jax.Array,
+        cache: Cache,
+        slots: jax.Array,
+    ) -> tuple[jax.Array, Cache]:
+        return cast(
+            tuple[jax.Array, Cache],
+            self.model.apply({"params": params}, tokens, positions, cache, slots),
+        )
+
+    def _logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        return cast(jax.Array, self.model.apply({"params": params}, hidden, method="logits"))

@@ -1,0 +1,32 @@
+"""An engine as the settings want it, on whatever runner."""
+
+from collections.abc import Callable
+
+from gemma_server.engine.engine import Engine
+from gemma_server.engine.plan import Runner
+from gemma_server.engine.scheduler import Limits, Scheduler
+from gemma_server.settings import Settings
+
+OnDeath = Callable[[BaseException], None]
+Wrap = Callable[[Runner], Runner]  # puts something between an engine and its runner
+
+
+def limits_of(settings: Settings, context_length: int, chunk: int, steps: int = 1) -> Limits:
+    """What the engine may take on."""
+    return Limits(
+        slots=settings.slots,
+        context_length=context_length,
+        chunk=chunk,
+        max_queue=settings.max_queue,
+        max_queue_tokens=settings.max_queue_tokens,
+        steps=steps,
+    )
+
+
+def start_engine(
+    runner: Runner, limits: Limits, on_death: OnDeath, *, max_in_flight: int = 1
+) -> Engine:
+    """An engine on this runner, at work."""
+    engine = Engine(runner, Scheduler(limits), on_death, max_in_flight=max_in_flight)
+    engine.start()
+    return engine

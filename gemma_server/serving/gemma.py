@@ -1,0 +1,252 @@
+"""How a Gemma is loaded: checkpoint -> programs and weights, side by side -> runner -> engine."""
+
+import logging
+import os
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemma_server.errors import ModelLoadError
+from gemma_server.executor.compile_counter import CompileCounter
+from gemma_server.model.config import GemmaConfig
+from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
+from gemma_server.serving.engines import OnDeath, Wrap, limits_of, start_engine
+from gemma_server.serving.model import LoadedModel, ModelInfo, ServedModel, byte_rate
+from gemma_server.settings import Settings
+from gemma_server.weights.architecture import family_of
+from gemma_server.weights.arrays import Array
+from gemma_server.weights.blocks import Packed
+from gemma_server.weights.demo import demo_checkpoint
+from gemma_server.weights.source import Progress, load_leaves
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+
+    from gemma_server.executor.programs import Programs
+    from gemma_server.model.transformer import Params
+
+logger = logging.getLogger(__name__)
+
+
+def load_gemma(
+    settings: Settings, model: ServedModel, on_death: OnDeath, wrap: Wrap
+) -> LoadedModel:
+    """The model that the settings name, ready to answer; `model` is told each stage on the way.
+
+    Raises:
+        ModelLoadError: it cannot be loaded; the text says what to do.
+    """
+    compilations = CompileCounter()
+    with compilations.blamed():
+        return _load(settings, model, on_death, wrap, compilations)
+
+
+def _load(
+    settings: Settings,
+    model: ServedModel,
+    on_death: OnDeath,
+    wrap: Wrap,
+    compilations: CompileCounter,
+) -> LoadedModel:
+    began = time.monotonic()
+    model.at("opening the checkpoint")
+    path = settings.model_checkpoint or demo_checkpoint(settings.cache_dir)
+    checkpoint = open_checkpoint(path, settings.model_tokenizer)
+    config = checkpoint.config
+
+    model.at("starting the device")
+    import jax
+
+    from gemma_server.executor.dispatch_policy import ON_CPU, ON_GPU
+    from gemma_server.executor.programs import CHUNKS, Programs
+    from gemma_server.executor.runner import JaxRunner
+
+    device = jax.devices()[0]
+    native = device.platform == "cpu" and _register_kernels(settings, model)
+    dtype = _dtype(settings.dtype, device.platform, native)
+    context_length = _context_length(settings, config)
+    policy = ON_CPU if device.platform == "cpu" else ON_GPU
+    programs = Programs(
+        config,
+        slots=settings.slots,
+        context_length=context_length,
+        dtype=dtype,
+        native=native,
+        policy=policy,
+    )
+    params = _compile_and_read(settings, model, checkpoint, programs, compilations)
+    model.at("warming up")
+    runner = JaxRunner(programs, params, compilations)
+    runner.warm_up()
+    limits = limits_of(settings, context_length, CHUNKS[-1], policy.steps)
+    return LoadedModel(
+        name=settings.model_name or config.name,
+        tokenizer=checkpoint.tokenizer,
+        engine=start_engine(wrap(runner), limits, on_death, max_in_flight=policy.max_in_flight),
+        device=_describe(device),
+        load_s=time.monotonic() - began,
+        compilations=compilations,
+        weight_bytes=runner.weight_bytes,
+        token_bytes=runner.token_bytes,
+        max_steps=settings.max_steps,
+        info=_info(checkpoint),
+    )
+
+
+def _compile_and_read(
+    settings: Settings,
+    model: ServedModel,
+    checkpoint: Checkpoint,
+    programs: "Programs",
+    compilations: CompileCounter,
+) -> "Params":
+    """Compiling needs the shapes alone, so it shares the time with reading the weights."""
+    from gemma_server.executor.compile_cache import CompileCache
+
+    directory = settings.cache_dir / "programs"
+    _make_private(directory)
+    cache = CompileCache(directory, programs.configuration)
+    progress = _Progress(model)
+
+    def compile_all() -> None:
+        with compilations.blamed():
+            programs.compile(progress.compiled, cache)
+
+    compiler = ThreadPoolExecutor(1, "compiler")
+    try:
+        compiling = compiler.submit(compile_all)
+        params = put_on_device(checkpoint, programs.dtype, progress.loaded)
+        compiling.result()
+    finally:
+        progress.stop()  # bad weights are told at once, not after compiling
+        compiler.shutdown(wait=False)
+    return params
+
+
+def put_on_device(checkpoint: Checkpoint, dtype: "DTypeLike", progress: Progress) -> "Params":
+    """The parameter tree on the device; one leaf at a time, so that the host holds only that."""
+    import jax
+    import numpy as np
+    from flax.traverse_util import unflatten_dict
+
+    # Named by the configuration: to trace the model for them takes a third of a second.
+    wanted = {
+        path: jax.ShapeDtypeStruct(shape, np.float32 if path.endswith("/scale") else dtype)
+        for path, shape in checkpoint.config.leaf_shapes.items()
+    }
+    leaves = {
+        path: jax.block_until_ready(_on_device(loaded, checkpoint.config.leaf_shapes[path]))
+        for path, loaded in load_leaves(checkpoint.weights, wanted, progress)
+    }
+    params: Params = unflatten_dict(leaves, sep="/")
+    return params
+
+
+def _on_device(loaded: Array | Packed, shape: tuple[int, ...]) -> Any:
+    """A leaf as the programs take it."""
+    import jax
+
+    from gemma_server.model.quantized import Quantized
+
+    if isinstance(loaded, Packed):
+        values, scales = jax.device_put(tuple(loaded), may_alias=True)
+        return Quantized(values, scales, (shape[0], shape[1]))
+    return jax.device_put(loaded, may_alias=True)
+
+
+def _info(checkpoint: Checkpoint) -> ModelInfo:
+    config, stored = checkpoint.config, checkpoint.weights.stored
+    return ModelInfo(
+        family=family_of(config),
+        format=checkpoint.weights.format,
+        stored_as=max(stored, key=lambda kind: stored[kind]),
+        parameters=config.parameters,
+        file_bytes=sum(stored.values()),
+        trained_context=config.context_length,
+    )
+
+
+def _context_length(settings: Settings, config: GemmaConfig) -> int:
+    if settings.context_length > config.context_length:
+        logger.warning(
+            "--context-length %d is more than the %d tokens that %s can take: using these",
+            settings.context_length,
+            config.context_length,
+            config.name,
+        )
+    return min(settings.context_length, config.context_length)
+
+
+class _Progress:
+    """Compiling and loading weights go on side by side and are shown as one stage."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
+        self._compiled, self._loaded = 0.0, 0.0  # shares done
+        self._began = time.monotonic()
+        self._detail = ""
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Loading is over; if it failed, compiling ends with the program at work."""
+        self._stopped = True
+
+    def compiled(self, share: float) -> None:
+        """So much of the compiling is done. Raises CancelledError if the rest is not wanted."""
+        if self._stopped:
+            raise CancelledError
+        self._compiled = share
+        self._show()
+
+    def loaded(self, done: int, total: int) -> None:
+        """So many bytes of the weights are there."""
+        self._loaded = done / total
+        self._detail = byte_rate(done, total, time.monotonic() - self._began)
+        self._show()
+
+    def _show(self) -> None:
+        share = (self._compiled + self._loaded) / 2
+        self._model.at("compiling and loading weights", share, self._detail)
+
+
+def _make_private(path: Path) -> None:
+    """Make a directory for code of ours. Whoever can write there can run code as us."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owner = path.stat()
+    except OSError as error:
+        raise ModelLoadError(f"--cache-dir: {error}") from None
+    if owner.st_uid != os.getuid() or owner.st_mode & 0o022:
+        raise ModelLoadError(
+            f"{path}: others may write there, and could so run code here; "
+            "make it yours alone (chmod 700) or set --cache-dir"
+        )
+
+
+def _register_kernels(settings: Settings, model: ServedModel) -> bool:
+    """Make the native kernels ready if the dtype is theirs; False if they cannot be used."""
+    from gemma_server.native.library import register
+
+    if settings.dtype not in ("auto", "int8"):
+        return False
+    model.at("preparing the native kernels")
+    directory = settings.cache_dir / "native"
+    _make_private(directory)
+    return register(directory)
+
+
+def _dtype(name: str, platform: str, native: bool) -> "DTypeLike":
+    import jax.numpy as jnp
+
+    if name == "auto":
+        on_cpu = "int8" if native else "float32"
+        name = on_cpu if platform == "cpu" else "bfloat16"
+    if name == "int8" and platform != "cpu":
+        raise ModelLoadError(f"--dtype int8 is for CPUs, this is a {platform}; use bfloat16")
+    return jnp.dtype(name)
+
+
+def _describe(device: object) -> str:
+    platform, kind = getattr(device, "platform", ""), getattr(device, "device_kind", "")
+    return "CPU" if platform == "cpu" else f"{platform.upper()} {kind}".strip()

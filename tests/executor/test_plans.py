@@ -1,0 +1,90 @@
+"""What a plan may say, on a tiny model: copies of slots, and steps that differ from row to row."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gemma_server.engine.plan import Chunk, Copy, Plan, Row
+from gemma_server.engine.request import SamplingParams, Token
+from gemma_server.executor.dispatch_policy import DispatchPolicy
+from gemma_server.weights.orbax.gemma import OrbaxWeights
+from testing.tiny import load_params, tiny_config, tiny_weights, write_orbax
+
+pytestmark = pytest.mark.slow
+
+NAME, STEPS = "gemma3", 4
+SAMPLED = SamplingParams(temperature=1.0, seed=11)
+PROMPT = tuple(np.random.default_rng(0).integers(0, tiny_config(NAME).vocab, 20).tolist())
+OTHER = tuple(np.random.default_rng(1).integers(0, tiny_config(NAME).vocab, 25).tolist())
+_WANTED = {("prefill", 8), ("prefill", 32), ("decode", 4), ("copy",)}
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Four slots, and programs for so many rows alone."""
+    from gemma_server.executor.compile_cache import CompileCache
+    from gemma_server.executor.programs import Job, Programs
+    from gemma_server.executor.runner import JaxRunner
+
+    class Few(Programs):
+        def jobs(self) -> Iterator[Job]:
+            return (job for job in super().jobs() if job.name[:2] in _WANTED)
+
+    path = tmp_path_factory.mktemp("tiny")
+    policy = DispatchPolicy(steps=STEPS, max_in_flight=1, branches=True)
+    fixed: dict[str, Any] = {"context_length": 64, "dtype": np.dtype("float32"), "policy": policy}
+    programs = Few(tiny_config(NAME), slots=4, **fixed)
+    programs.compile(lambda share: None, CompileCache(path, programs.configuration))
+    source = OrbaxWeights(write_orbax(path / "checkpoint", tiny_weights(NAME)))
+    return JaxRunner(programs, load_params(source, programs.config))
+
+
+def read_prompt(runner: Any, slot: int, ids: tuple[int, ...], offset: int = 0) -> Token:
+    """Read ids[offset:] into a slot, and return the token behind it."""
+    chunk = Chunk(slot, slot, offset, ids[offset:], SAMPLED)
+    token: Token = runner.dispatch(Plan(chunk, ())).read().prefill
+    return token
+
+
+def decode(runner: Any, *rows: Row) -> list[list[int]]:
+    """Two rows at least, for which there is a program."""
+    found = runner.dispatch(Plan(None, rows)).read().decode
+    return [[token.id for token in tokens] for tokens in found]
+
+
+def row(slot: int, position: int, steps: int = STEPS) -> Row:
+    return Row(slot, slot, position, SAMPLED, steps=steps)
+
+
+def test_a_copied_slot_goes_on_as_its_source_does(runner: Any) -> None:
+    first = read_prompt(runner, 0, PROMPT)
+    read_prompt(runner, 2, OTHER)  # what the copy overwrites, and what stays behind it
+    keep = len(PROMPT) - 1
+    runner.dispatch(Plan(None, (), (Copy(0, 2, keep),)))
+    assert read_prompt(runner, 2, PROMPT, keep) == first
+    mine, copied = decode(runner, row(0, len(PROMPT)), row(2, len(PROMPT)))
+    assert mine == copied
+
+
+def test_a_copy_of_a_part_leaves_the_source_alone(runner: Any) -> None:
+    read_prompt(runner, 0, PROMPT)
+    expected = decode(runner, row(0, len(PROMPT)), row(0, len(PROMPT)))[0]
+    read_prompt(runner, 0, PROMPT)
+    longer = PROMPT[:7] + OTHER[7:]
+    alone = read_prompt(runner, 1, longer)
+    runner.dispatch(Plan(None, (), (Copy(0, 3, 7),)))
+    assert read_prompt(runner, 3, longer, 7) == alone
+    found = decode(runner, row(0, len(PROMPT)), row(1, len(longer)), row(3, len(longer)))
+    assert found[0] == expected
+    assert found[1] == found[2]
+
+
+def test_rows_with_fewer_steps_go_on_where_they_stopped(runner: Any) -> None:
+    for slot in (0, 1):
+        read_prompt(runner, slot, PROMPT)
+    whole, begun = decode(runner, row(0, len(PROMPT)), row(1, len(PROMPT), steps=1))
+    assert (len(whole), len(begun)) == (STEPS, 1)
+    [_, rest] = decode(runner, row(0, len(PROMPT) + STEPS), row(1, len(PROMPT) + 1, steps=3))
+    assert begun + rest == whole
