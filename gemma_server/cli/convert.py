@@ -14,7 +14,7 @@ import click
 
 from gemma_server.cli import exits
 from gemma_server.cli.byte_progress import ByteProgress
-from gemma_server.cli.loading import open_or_fail
+from gemma_server.cli.opening import open_or_fail
 from gemma_server.cli.options import tokenizer_option
 from gemma_server.errors import ModelLoadError, UsageError
 from gemma_server.serving.checkpoint import Checkpoint

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from gemma_server.cli.loading import open_or_fail
+from gemma_server.cli.opening import open_or_fail
 from gemma_server.cli.options import tokenizer_option
 from gemma_server.model.config import GemmaConfig, LayerConfig
 from gemma_server.serving.checkpoint import Checkpoint

@@ -1,13 +1,11 @@
-"""Loading a model, or opening a checkpoint, for a command that ends if it cannot be done."""
+"""Loading a model for a command, which ends if it cannot be done."""
 
 import threading
 import traceback
-from pathlib import Path
 
 from gemma_server.cli import exits
 from gemma_server.errors import ModelLoadError
 from gemma_server.server.progress import report_progress
-from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
 from gemma_server.serving.engines import Wrap
 from gemma_server.serving.loader import load_model
 from gemma_server.serving.model import LoadedModel, ServedModel
@@ -32,11 +30,3 @@ def load(settings: Settings, wrap: Wrap = lambda runner: runner) -> LoadedModel:
         traceback.print_exc()
         exits.fail(f"cannot load the model: {type(error).__name__}: {error}", exits.LOAD)
     return model.require_ready()
-
-
-def open_or_fail(path: Path, tokenizer: Path | None) -> Checkpoint:
-    """The checkpoint at a path; its weights are not read."""
-    try:
-        return open_checkpoint(path, tokenizer)
-    except ModelLoadError as error:
-        exits.fail(str(error), exits.LOAD)
