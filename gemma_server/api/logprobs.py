@@ -18,7 +18,7 @@ class TokenName(TypedDict):
 
 
 class TokenLogprob(TokenName):
-    """A drawn token, and the likeliest in its place."""
+    """A sampled token, and the likeliest in its place."""
 
     top_logprobs: list[TokenName]
 

@@ -1,9 +1,9 @@
 """A deterministic stand-in for the model: it repeats the prompt, then ends. No jax.
 
-Its tokenizer has one token per byte. After "<bos>hello" it draws h, e, l, l, o, <eos>. With a
+Its tokenizer has one token per byte. After "<bos>hello" it samples h, e, l, l, o, <eos>. With a
 temperature above 0 and an odd seed, letters come in the other case, so that a test can see sampling
-options arrive. What it draws has probability 1/2, and the ids behind it 1/4, 1/8, ...; penalties
-and bias it ignores, and while <eos> is banned it draws dots. Like a real cache it knows only what
+options arrive. What it samples has probability 1/2, and the ids behind it 1/4, 1/8, ...; penalties
+and bias it ignores, and while <eos> is banned it samples dots. Like a real cache it knows only what
 was put into a slot, and it refuses plans that no real device could run.
 """
 
@@ -82,19 +82,19 @@ class FakeRunner:
             return None
         self._prompt_length[chunk.slot] = len(cached)
         self._banned_until[chunk.slot] = len(cached) + (_EOS in chunk.banned) * chunk.min_tokens
-        return self._draw(chunk.slot, chunk.sampling, chunk.top_logprobs)
+        return self._sample(chunk.slot, chunk.sampling, chunk.top_logprobs)
 
     def _decode(self, row: Row) -> tuple[Token, ...]:
         cached = self._cached[row.slot]
         if row.position != len(cached):
             raise AssertionError(f"slot {row.slot}: {row.position} is not the cache's end")
-        drawn = []
+        sampled = []
         for _ in range(row.steps):
             cached.append(self._last[row.slot])
-            drawn.append(self._draw(row.slot, row.sampling, row.top_logprobs))
-        return tuple(drawn)
+            sampled.append(self._sample(row.slot, row.sampling, row.top_logprobs))
+        return tuple(sampled)
 
-    def _draw(self, slot: int, sampling: SamplingParams, top: int | None) -> Token:
+    def _sample(self, slot: int, sampling: SamplingParams, top: int | None) -> Token:
         length = self._prompt_length[slot]
         source = 1 + len(self._cached[slot]) - length  # 0 is <bos>
         token = self._cached[slot][source] if source < length else _EOS

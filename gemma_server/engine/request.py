@@ -42,7 +42,7 @@ class SamplingParams:
 
     @property
     def adjusts(self) -> bool:
-        """The model's own logits are not what is drawn from."""
+        """The model's own logits are not what is sampled from."""
         penalties = (self.repetition_penalty, self.frequency_penalty, self.presence_penalty)
         return penalties != (1.0, 0.0, 0.0) or bool(self.bias)
 
@@ -104,7 +104,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Finished:
-    """Terminal: the answer is complete. `tokens` counts every token drawn, a stop token too."""
+    """Terminal: the answer is complete. `tokens` counts every token sampled, a stop token too."""
 
     reason: FinishReason
     tokens: int

@@ -103,7 +103,7 @@ class ChunkOperand(NamedTuple):
     slot: jax.Array  # [] i32
     offset: jax.Array  # [] i32: the first token's position
     filled: jax.Array  # [] i32: how many of the tokens are no padding
-    draw: jax.Array  # [] bool
+    sample: jax.Array  # [] bool
     score: jax.Array  # [] bool
     params: jax.Array  # [PARAM_WORDS] i32
     tokens: jax.Array  # [T] i32
@@ -115,17 +115,17 @@ def pack_chunk(chunk: Chunk, size: int) -> npt.NDArray[np.int32]:
     ids = np.zeros((2, size), np.int32)
     ids[0, : len(chunk.token_ids)] = chunk.token_ids
     ids[1, : len(chunk.scored)] = chunk.scored
-    draw, score = chunk.sampling is not None, bool(chunk.scored)
-    head = [chunk.slot, chunk.offset, len(chunk.token_ids), draw, score]
+    sample, score = chunk.sampling is not None, bool(chunk.scored)
+    head = [chunk.slot, chunk.offset, len(chunk.token_ids), sample, score]
     return np.concatenate([np.array(head, np.int32), pack_params(chunk), ids.ravel()])
 
 
 def unpack_chunk(words: jax.Array) -> ChunkOperand:
     """What `pack_chunk` was given, in a program."""
-    slot, offset, filled, draw, score = words[:_CHUNK]
+    slot, offset, filled, sample, score = words[:_CHUNK]
     params, ids = words[_CHUNK:][:PARAM_WORDS], words[_CHUNK + PARAM_WORDS :]
     tokens, scored = ids.reshape(2, -1)
-    return ChunkOperand(slot, offset, filled, draw != 0, score != 0, params, tokens, scored)
+    return ChunkOperand(slot, offset, filled, sample != 0, score != 0, params, tokens, scored)
 
 
 def chunk_words(size: int) -> int:

@@ -67,7 +67,7 @@ class Steps:
         behind = (chunk.offset + chunk.filled)[None]
         last = jax.lax.dynamic_slice_in_dim(hidden[0], chunk.filled - 1, 1)  # [1, D]
         sampled = (jax.lax.cond if self.branches else always)(
-            chunk.draw,
+            chunk.sample,
             lambda: self._sample(params, last, slot_params, behind, (tokens, slots), variant),
             lambda: jnp.zeros((1, score_words(_TOP)), jnp.int32),
         )

@@ -36,7 +36,7 @@ def body_of(whole: bytes) -> bytes:
     return whole[5:]
 
 
-class Splitter:
+class FrameDecoder:
     """Cuts what comes over one connection into frames."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from gemma_server.frames.codec import BrokenFraming, Splitter
+from gemma_server.frames.codec import BrokenFraming, FrameDecoder
 from gemma_server.frames.exchange import failure
 
 PAUSE_BYTES = 1 << 20  # unsent: the client is not read from until it reads
@@ -28,7 +28,7 @@ class Connection:
         self.ending = False  # it closes as soon as all is sent
         self.broken = False  # the peer is gone, or is given up
         self._attend = attend
-        self._splitter = Splitter()
+        self._decoder = FrameDecoder()
         self._began_at = 0.0  # when the frame that is not whole yet began
         self._sending = threading.Lock()  # guards the socket's sending side, and what follows
         self._unsent: deque[memoryview] = deque()
@@ -38,7 +38,7 @@ class Connection:
     @property
     def missing(self) -> int:
         """Bytes of a frame that has begun."""
-        return self._splitter.missing
+        return self._decoder.missing
 
     @property
     def unsent(self) -> bool:
@@ -56,11 +56,11 @@ class Connection:
         Raises:
             BrokenFraming: behind the frames before it.
         """
-        return (data,) if self._splitter.is_one(data) else self._split(data)
+        return (data,) if self._decoder.is_one(data) else self._split(data)
 
     def hung_up(self) -> None:
         """The peer sends no more."""
-        if self._splitter.waits:
+        if self._decoder.waits:
             self.send(failure(_incomplete("the connection ends amid a frame"), None).frame)
         self.broken = True
 
@@ -76,7 +76,7 @@ class Connection:
             self._began_at = now  # it is we who do not read
         if self._unsent and now - self._took_at > STALLED_S:
             self.broken = True
-        elif self._splitter.waits and not self.ending and now - self._began_at > STALLED_S:
+        elif self._decoder.waits and not self.ending and now - self._began_at > STALLED_S:
             self.end_with(_incomplete(f"the rest of a frame did not come within {STALLED_S:g} s"))
 
     def send(self, whole: bytes) -> None:
@@ -115,11 +115,11 @@ class Connection:
             self.sock.close()
 
     def _split(self, data: bytes) -> Iterator[bytes]:
-        waited = self._splitter.waits
-        for whole in self._splitter.feed(data):
+        waited = self._decoder.waits
+        for whole in self._decoder.feed(data):
             waited = False
             yield whole
-        if self._splitter.waits and not waited:
+        if self._decoder.waits and not waited:
             self._began_at = time.monotonic()
 
     def _give(self, data: bytes | memoryview) -> int:

@@ -1,4 +1,4 @@
-"""A Unix socket that speaks frames: one thread reads and writes, a crew does what takes long."""
+"""A Unix socket that speaks frames: one thread reads and writes, a pool does what takes long."""
 
 import contextlib
 import logging
@@ -17,8 +17,8 @@ from gemma_server.frames.codec import ECHO, BrokenFraming, kind_of
 from gemma_server.frames.connection import Connection
 from gemma_server.frames.exchange import failure
 from gemma_server.frames.service import Service
-from gemma_server.frames.session import Conversation
-from gemma_server.frames.worker_pool import Crew
+from gemma_server.frames.session import Session
+from gemma_server.frames.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +53,12 @@ class FrameServer:
         threads: int,
     ) -> None:
         self._path = path
-        self._service, self._crew, self._on_death = service, Crew(threads), on_death
+        self._service, self._workers, self._on_death = service, WorkerPool(threads), on_death
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = min(MAX_CONNECTIONS, descriptors // 2)  # the rest is for everybody else
         self._listener = _listen(path)
         self._inode = path.stat().st_ino
-        self._conversations: dict[Connection, Conversation] = {}
+        self._sessions: dict[Connection, Session] = {}
         self._attention: deque[Connection] = deque()  # to be looked at, other threads say
         self._waked, self._waker = socket.socketpair()
         self._selector = selectors.DefaultSelector()
@@ -76,7 +76,7 @@ class FrameServer:
     @property
     def connections(self) -> int:
         """Open ones."""
-        return len(self._conversations)
+        return len(self._sessions)
 
     def start(self) -> None:
         """Start the thread."""
@@ -99,8 +99,8 @@ class FrameServer:
             self._thread.join(_LOOK_S)
 
     def _busy(self) -> bool:
-        # The crew first: it is busy until what it has to say is sent, or kept to be sent.
-        return self._crew.busy or any(each.unsent for each in list(self._conversations))
+        # The worker pool first: it is busy until what it has to say is sent, or kept to be sent.
+        return self._workers.busy or any(each.unsent for each in list(self._sessions))
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # there is a wake-up in it already
@@ -124,7 +124,7 @@ class FrameServer:
             if time.monotonic() - self._looked_at > _LOOK_S:
                 self._look_around()
         self._stop_listening()
-        for connection in list(self._conversations):
+        for connection in list(self._sessions):
             self._close(connection)
         for ours in (self._selector, self._waked, self._waker):
             ours.close()
@@ -140,7 +140,7 @@ class FrameServer:
         return events
 
     def _serve(self, connection: Connection, events: int) -> None:
-        if connection not in self._conversations:  # closed a moment ago
+        if connection not in self._sessions:  # closed a moment ago
             return
         try:
             if events & _WRITE:
@@ -166,7 +166,7 @@ class FrameServer:
                 if kind_of(whole) == ECHO:
                     connection.send(whole)
                 else:
-                    self._conversations[connection].take(whole)
+                    self._sessions[connection].take(whole)
         except BrokenFraming as error:
             connection.end_with(error)
 
@@ -197,8 +197,8 @@ class FrameServer:
             return
         connection = Connection(sock, self._ask_for_attention)
         connection.watched = _READ
-        conversation = Conversation(connection.send, self._service, self._crew)
-        self._conversations[connection] = conversation
+        session = Session(connection.send, self._service, self._workers)
+        self._sessions[connection] = session
         self._selector.register(sock, _READ, connection)
 
     def _ask_for_attention(self, connection: Connection) -> None:
@@ -211,7 +211,7 @@ class FrameServer:
             self._waked.recv(_MORE_BYTES)
         while self._attention:
             connection = self._attention.popleft()
-            if connection in self._conversations:
+            if connection in self._sessions:
                 self._watch(connection)
         if self._draining:
             self._stop_listening()
@@ -221,15 +221,15 @@ class FrameServer:
         if not self._listens and not self._draining:
             self._selector.register(self._listener, _READ)
             self._listens = True
-        for connection in list(self._conversations):
+        for connection in list(self._sessions):
             connection.check_time(self._looked_at)
             self._watch(connection)
 
     def _close(self, connection: Connection) -> None:
         self._selector.unregister(connection.sock)
-        conversation = self._conversations.pop(connection)
+        session = self._sessions.pop(connection)
         connection.close()
-        conversation.cancel()
+        session.cancel()
 
     def _stop_listening(self) -> None:
         if self._listener.fileno() < 0:

@@ -14,7 +14,7 @@ from gemma_server.errors import InvalidRequest, Overloaded, RequestError
 from gemma_server.frames.codec import RAW, REQUEST, BrokenFraming, body_of, kind_of
 from gemma_server.frames.exchange import Exchange, Id, failure
 from gemma_server.frames.service import Service
-from gemma_server.frames.worker_pool import Crew
+from gemma_server.frames.worker_pool import WorkerPool
 
 MAX_REQUESTS = 256  # at work
 MAX_RAWS = 16  # at work and waiting
@@ -26,11 +26,13 @@ _MAX_TIMEOUT_MS = 10**9
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can say half of a character; UTF-8 cannot
 
 
-class Conversation:
-    """Takes frames in the server's thread; the crew's threads answer them through `send`."""
+class Session:
+    """Takes frames in the server's thread; the worker pool's threads answer them through `send`."""
 
-    def __init__(self, send: Callable[[bytes], None], service: Service, crew: Crew) -> None:
-        self._send, self._service, self._crew = send, service, crew
+    def __init__(
+        self, send: Callable[[bytes], None], service: Service, workers: WorkerPool
+    ) -> None:
+        self._send, self._service, self._workers = send, service, workers
         self._lock = threading.Lock()  # guards all that follows
         self._requests: dict[Id, Exchange] = {}
         # The first is at work; one without a body is refused when its turn comes.
@@ -95,7 +97,7 @@ class Conversation:
                 raise _overloaded(f"{MAX_REQUESTS} requests")
             self._requests[name] = exchange
         try:
-            self._crew.start(partial(exchange.run, partial(answer, document), deadline))
+            self._workers.start(partial(exchange.run, partial(answer, document), deadline))
         except Overloaded:
             self._forget(exchange)
             raise
@@ -120,7 +122,7 @@ class Conversation:
             begins, self._answers_raws = not self._answers_raws, True
         if begins:
             try:
-                self._crew.start(self._answer_raws)
+                self._workers.start(self._answer_raws)
             except Overloaded:
                 with self._lock:
                     self._raws.clear()

@@ -9,7 +9,7 @@ from gemma_server.errors import Overloaded
 LEAVING = 8  # threads that have answered, and are free in a moment
 
 
-class Crew:
+class WorkerPool:
     """`threads` at work; what comes beyond them is refused, not queued."""
 
     def __init__(self, threads: int) -> None:

@@ -1,4 +1,4 @@
-"""What requests change in the model's logits before anything is drawn from them."""
+"""What requests change in the model's logits before anything is sampled from them."""
 
 from typing import NamedTuple
 

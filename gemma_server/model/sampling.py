@@ -74,7 +74,7 @@ def sample(
     best = jnp.argmax(adjusted, axis=-1)  # outside of the condition, where XLA:CPU divides it
     sampled = choose(
         jnp.any(random),
-        lambda: jnp.where(random, _draw(adjusted, how, positions, choose), best),
+        lambda: jnp.where(random, _sample_filtered(adjusted, how, positions, choose), best),
         lambda: best,
     )
     # The largest logit is NaN when any logit is, and infinite when any is +infinity.
@@ -82,8 +82,10 @@ def sample(
     return jnp.where(finite, sampled, NOT_FINITE).astype(jnp.int32)
 
 
-def _draw(logits: jax.Array, how: Sampling, positions: jax.Array, choose: Choose) -> jax.Array:
-    """A draw from each row's filtered distribution: [B, V] -> [B]."""
+def _sample_filtered(
+    logits: jax.Array, how: Sampling, positions: jax.Array, choose: Choose
+) -> jax.Array:
+    """A sample of each row's filtered distribution: [B, V] -> [B]."""
     random = how.temperature > 0.0
     temperature = jnp.where(random, how.temperature, 1.0)
     # Relative to the largest, so that no temperature is too small to divide by.
@@ -95,17 +97,17 @@ def _draw(logits: jax.Array, how: Sampling, positions: jax.Array, choose: Choose
     )
     # min_p is relative to the likeliest token, whose scaled logit is 0; log(0) = -inf is off.
     least = jnp.maximum(least, jnp.log(how.min_p))
-    # A race: who waits exponentially, the shorter the likelier the token, is first in proportion.
-    # A draw that adds up the likelihoods instead would turn on the last bit of any of them.
-    waits = _waits(how.seed, positions, scaled.shape[-1]) * jnp.exp(-scaled)
-    return _first(jnp.where(scaled >= least[:, None], waits, jnp.inf))
+    # Gumbel-max, written with exponential noise: the argmin of noise / probability has the wanted
+    # distribution. Adding up probabilities instead would turn on the last bit of any of them.
+    raced = _noise(how.seed, positions, scaled.shape[-1]) * jnp.exp(-scaled)
+    return _argmin(jnp.where(scaled >= least[:, None], raced, jnp.inf))
 
 
-def _waits(seeds: jax.Array, positions: jax.Array, count: int) -> jax.Array:
+def _noise(seeds: jax.Array, positions: jax.Array, count: int) -> jax.Array:
     """Exponential noise of mean 1, by seed, position and token: [B, 2], [B] -> [B, count].
 
     Threefry makes a key of seed and position; a cheaper hash, twice, makes 32 bits of it for each
-    token. Threefry for all tokens would make a draw three times as long on a CPU.
+    token. Threefry for all tokens would make a sample take three times as long on a CPU.
     """
 
     def key(seed: jax.Array, position: jax.Array) -> jax.Array:
@@ -114,7 +116,7 @@ def _waits(seeds: jax.Array, positions: jax.Array, count: int) -> jax.Array:
 
     keys = jax.vmap(key)(seeds, positions)
     bits = _mix(_mix(jnp.arange(count, dtype=jnp.uint32) ^ keys[:, :1]) + keys[:, 1:])
-    # From the small end, where floats are fine enough for the shortest of many waits.
+    # From the small end, where floats are fine enough for the least of many.
     share = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2**-32)
     return -jnp.log1p(-jnp.minimum(share, jnp.float32(1 - 2**-24)))
 
@@ -126,10 +128,10 @@ def _mix(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
-def _first(waits: jax.Array) -> jax.Array:
-    """Where the shortest wait is: [B, V] -> [B]. By blocks, since XLA:CPU makes a slow loop of an
+def _argmin(values: jax.Array) -> jax.Array:
+    """Each row's argmin: [B, V] -> [B]. By blocks, since XLA:CPU makes a slow loop of an
     argmin and all that leads to it, but not of a minimum."""
-    blocks = waits.reshape(len(waits), -1, math.gcd(waits.shape[-1], _BLOCK))
+    blocks = values.reshape(len(values), -1, math.gcd(values.shape[-1], _BLOCK))
     block = jnp.argmin(blocks.min(axis=-1), axis=-1)
     within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
     return block * blocks.shape[-1] + jnp.argmin(within, axis=-1)

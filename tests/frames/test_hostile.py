@@ -84,7 +84,7 @@ def test_who_does_not_read_is_not_read_from(lane: Lane, peer: Peer) -> None:
     with lane.connect() as slow:
         slow.sock.settimeout(0.5)
         sent = send_until_it_is_full(slow, whole)
-        [held] = [each for each in lane.server._conversations if each.unsent]
+        [held] = [each for each in lane.server._sessions if each.unsent]
         assert held._unsent_bytes < connection.PAUSE_BYTES + 2 * len(whole)
         assert not lane.server._attention  # nor is it noted again and again
         assert peer.echo() == b"?"
@@ -99,7 +99,7 @@ def test_small_frames_are_not_kept_by_the_million(lane: Lane) -> None:
         slow.sock.settimeout(0.5)
         with contextlib.suppress(TimeoutError):
             slow.send(packed(ECHO, b"") * 2_000_000)
-        [held] = [each for each in lane.server._conversations if each.unsent]
+        [held] = [each for each in lane.server._sessions if each.unsent]
         assert len(held._unsent) < 2 * connection.PAUSE_BYTES / connection._PIECE_BYTES
 
 
@@ -111,7 +111,7 @@ def test_who_reads_slowly_is_waited_for(lane: Lane, impatient: None) -> None:
         for _ in range(15):
             time.sleep(0.05)
             assert slow.sock.recv(16_384)
-        assert any(each.unsent for each in lane.server._conversations)
+        assert any(each.unsent for each in lane.server._sessions)
 
 
 def test_half_a_frame_that_we_do_not_read_is_no_fault(lane: Lane, impatient: None) -> None:

@@ -281,7 +281,7 @@ class TextForm:
 
 
 def _ended_by(completion: Completion) -> list[Scored]:
-    """The stop token, which evaluation harnesses take to be among the tokens drawn."""
+    """The stop token, which evaluation harnesses take to be among the tokens sampled."""
     return scored([completion.stop_token] if completion.stop_token else [])
 
 
