@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import click
+from rich.filesize import decimal
 
 from gemma_server.cli.opening import open_or_fail
 from gemma_server.cli.options import tokenizer_option
+from gemma_server.cli.report import format_facts
 from gemma_server.model.config import GemmaConfig, LayerConfig
 from gemma_server.serving.checkpoint import Checkpoint
 from gemma_server.settings import Settings
@@ -20,12 +22,12 @@ def describe(checkpoint: Checkpoint) -> str:
     """A table for a person. Nothing is loaded; jax is not imported."""
     config = checkpoint.config
     stored = sorted(checkpoint.weights.stored.items(), key=lambda item: -item[1])
-    return _table(
+    return format_facts(
         {
             "checkpoint": str(checkpoint.weights.path),
             "model": f"{config.name}, {config.parameters / 1e6:,.0f} million parameters",
             "format": checkpoint.weights.format,
-            "stored as": ", ".join(f"{kind} {_size(nbytes)}" for kind, nbytes in stored),
+            "stored as": ", ".join(f"{kind} {decimal(nbytes)}" for kind, nbytes in stored),
             "layers": f"{len(config.layers)} of width {config.width}, "
             f"feed-forward {_each(layer.hidden for layer in config.layers)}",
             "heads": _each(_heads(layer) for layer in config.layers),
@@ -70,19 +72,9 @@ def _cache(config: GemmaConfig) -> str:
 
 
 def _each_dtype(numbers: int, bytes_of: Mapping[str, float]) -> str:
-    return ", ".join(f"{_size(numbers * size)} in {dtype}" for dtype, size in bytes_of.items())
-
-
-def _size(nbytes: float) -> str:
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if nbytes >= 10 * unit:
-            return f"{nbytes / unit:,.0f} {name}"
-    return f"{nbytes:.0f} bytes"
-
-
-def _table(rows: dict[str, str]) -> str:
-    width = max(map(len, rows)) + 2
-    return "\n".join(f"{name:<{width}}{text}" for name, text in rows.items())
+    return ", ".join(
+        f"{decimal(round(numbers * size))} in {dtype}" for dtype, size in bytes_of.items()
+    )
 
 
 @click.command("inspect")

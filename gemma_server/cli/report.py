@@ -1,8 +1,15 @@
 """Measured figures: samples summed up, for a person and for a program."""
 
+import io
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_WIDTH = 1000  # columns: no line is wrapped
 
 
 @dataclass(frozen=True)
@@ -33,10 +40,26 @@ class Summary:
 
 def format_table(rows: Iterable[Sequence[str]]) -> str:
     """Rows of cells, the header first: the first column to the left, the others to the right."""
-    rows = list(rows)
-    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    lines = []
-    for name, *cells in rows:
-        aligned = (cell.rjust(width) for cell, width in zip(cells, others, strict=True))
-        lines.append("  ".join([name.ljust(first), *aligned]))
-    return "\n".join(lines)
+    header, *body = rows
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="none")
+    for index, name in enumerate(header):
+        table.add_column(Text(name), justify="right" if index else "left", no_wrap=True)
+    for row in body:
+        table.add_row(*map(Text, row))
+    return plain(table)
+
+
+def format_facts(facts: Mapping[str, str]) -> str:
+    """What is told of something, a line each."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for name, text in facts.items():
+        table.add_row(Text(name), Text(text))
+    return plain(table)
+
+
+def plain(table: Table) -> str:
+    """A table as text that depends on no terminal."""
+    console = Console(width=_WIDTH, color_system=None, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
