@@ -337,7 +337,14 @@ def assert_refused(returncode: int, expected: int, stderr: str, *words: str) -> 
     assert "Traceback" not in stderr
     reasons = [line for line in stderr.splitlines() if all(word in line for word in words)]
     assert len(reasons) == 1, stderr
-    assert len(reasons[0]) < 400
+    assert_one_line(reasons[0], *words)
+
+
+def assert_one_line(reason: str, *words: str) -> None:
+    """It is a line that a person reads, and has the words."""
+    assert all(word in reason for word in words), reason
+    assert "\n" not in reason
+    assert len(reason) < 400
 
 
 def free_port() -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from testing.server import LONG, SERVE, run, serve_slowly, serve_when
+from testing.server import LONG, SERVE, serve_slowly, serve_when
 from testing.waiting import wait_until
 from tests.frames.peer import ECHO, PIECE, Peer, packed
 from tests.server.conftest import Start
@@ -112,43 +112,6 @@ def test_a_stale_socket_is_replaced(start: Start, path: Path) -> None:
         dead.bind(str(path))
     start(*SERVE, "--frames", str(path))
     assert answers(path)
-
-
-def test_what_is_not_ours_is_left_alone(tmp_path: Path, path: Path) -> None:
-    """A file, somebody's socket, a busy one, no directory, a path that is too long."""
-    path.write_text("keep me")
-    theirs, full, waiting = (socket.socket(socket.AF_UNIX) for _ in range(3))
-    with theirs, full, waiting:
-        theirs.bind(str(tmp_path / "theirs"))
-        theirs.listen()
-        full.bind(str(tmp_path / "full"))
-        full.listen(0)
-        waiting.connect(str(tmp_path / "full"))
-        for name, why in (
-            ("frames", "a file is in its place; remove it first"),
-            ("theirs", "another server listens there"),
-            ("full", "cannot tell whose it is: Resource temporarily unavailable"),
-            ("no/where", "there is no such directory"),
-            ("x" * 120, "longer than 107 bytes"),
-        ):
-            done = run(tmp_path, (*SERVE, "--frames", str(tmp_path / name)))
-            assert done.returncode == 2
-            assert done.stderr.splitlines()[-1].endswith(why)
-    assert path.read_text() == "keep me"
-
-
-def test_a_server_without_a_model_leaves_no_socket(tmp_path: Path, path: Path) -> None:
-    missing = tmp_path / "missing.gguf"
-    serve = ("-m", "gemma_server", "serve", "--port", "0")
-    done = run(tmp_path, (*serve, "--frames", str(path)), {"MODEL_CHECKPOINT": str(missing)})
-    assert done.returncode == 3
-    assert not path.exists()
-
-
-def test_two_servers_in_one_place(tmp_path: Path, path: Path) -> None:
-    done = run(tmp_path, (*SERVE, "--frames", str(path), "--uds", str(path)))
-    assert done.returncode == 2
-    assert "that is --uds as well" in done.stderr
 
 
 def answers(path: Path) -> bool:

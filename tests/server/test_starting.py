@@ -11,7 +11,6 @@ import pytest
 
 from testing.server import (
     BY_HAND,
-    GUNICORN,
     READY,
     SERVE,
     Answer,
@@ -27,9 +26,6 @@ from testing.waiting import wait_until
 from tests.server.conftest import Start
 
 pytestmark = pytest.mark.slow
-
-BY_HAND_ENV = {"GEMMA_FAKE": "1", "GEMMA_PORT": "0"}
-
 
 # Starting.
 
@@ -97,36 +93,11 @@ def test_a_load_that_falls_over_ends_the_server_with_code_3(home: Path) -> None:
 
 
 def test_gunicorn_by_hand_serves(start: Start) -> None:
-    server = start(*BY_HAND, env=BY_HAND_ENV)
+    server = start(*BY_HAND, env={"GEMMA_FAKE": "1", "GEMMA_PORT": "0"})
     assert server.prompt("by hand").json["response"] == "by hand"
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
     assert READY.fullmatch(server.stdout)
-
-
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        (("--workers", "2"), "one worker batches all requests"),
-        (("--preload",), "a GPU does not survive"),
-        (("-k", "sync"), "gemma_server.server.worker.ModelWorker"),
-        (("-k", "gthread"), "gemma_server.server.worker.ModelWorker"),
-    ],
-)
-def test_gunicorn_flags_that_cannot_work_are_refused(
-    home: Path, flags: tuple[str, ...], reason: str
-) -> None:
-    result = run(home, (*BY_HAND, *flags), BY_HAND_ENV)
-    assert_refused(result.returncode, 2, result.stderr, flags[0].replace("-k", "--worker-class"))
-    assert reason in result.stderr
-    assert result.stdout == ""
-
-
-def test_gunicorn_without_its_configuration_is_refused(home: Path) -> None:
-    args = (*GUNICORN, "-b", "127.0.0.1:0", "gemma_server.server.worker:create_app()")
-    result = run(home, args, BY_HAND_ENV)
-    assert result.returncode != 0
-    assert "start gunicorn with -c python:gemma_server.server.gunicorn_conf" in result.stderr
 
 
 # Unix sockets.
@@ -147,14 +118,19 @@ def _echo_over(path: Path) -> Answer:
 
 
 def test_a_unix_socket_serves_its_owner_and_group_and_goes_with_the_server(
-    start: Start, socket_path: Path
+    start: Start, home: Path, socket_path: Path
 ) -> None:
-    server = start("-m", "gemma_server", "serve", "--fake", "--uds", str(socket_path))
+    """Another server is refused there, and changes nothing."""
+    args = ("-m", "gemma_server", "serve", "--fake", "--uds", str(socket_path))
+    server = start(*args)
     mode = socket_path.stat().st_mode
     assert stat.S_ISSOCK(mode)
     assert stat.S_IMODE(mode) & ~0o660 == 0
     assert _echo_over(socket_path).json == {"echo_prompt": "x"}
     assert f"ready: unix:{socket_path} " in server.stdout
+    refused = run(home, args)
+    assert_refused(refused.returncode, 2, refused.stderr, str(socket_path), "another server")
+    assert socket_path.is_socket()
     listening = Path(f"/proc/{server.process.pid}/net/tcp").read_text()
     assert _tcp_listeners_of(server.worker, listening) == []
     server.signal(signal.SIGTERM)
@@ -193,24 +169,3 @@ def test_the_socket_of_a_server_that_was_killed_is_replaced(
         left_behind.bind(str(socket_path))
     start(*SERVE, "--uds", str(socket_path))
     assert _echo_over(socket_path).status == 200
-
-
-def test_a_file_in_the_sockets_place_is_kept_and_refused(home: Path, socket_path: Path) -> None:
-    socket_path.write_text("precious")
-    result = run(home, (*SERVE, "--uds", str(socket_path)))
-    assert result.returncode in (1, 2)
-    assert str(socket_path) in result.stderr
-    assert "Traceback" not in result.stderr
-    assert socket_path.read_text() == "precious"
-
-
-def test_a_socket_that_another_server_uses_is_left_to_it(
-    start: Start, home: Path, socket_path: Path
-) -> None:
-    server = start("-m", "gemma_server", "serve", "--fake", "--uds", str(socket_path))
-    args = ("-m", "gemma_server", "serve", "--fake", "--uds", str(socket_path))
-    result = run(home, args)
-    assert_refused(result.returncode, 2, result.stderr, str(socket_path), "another server")
-    assert socket_path.is_socket()
-    server.signal(signal.SIGTERM)
-    assert server.wait() == 0
