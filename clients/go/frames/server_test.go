@@ -54,7 +54,10 @@ func realServer(t *testing.T) (path string) {
 // something only while it says what the server says.
 func onEachServer(t *testing.T, test func(t *testing.T, conn *frames.Conn)) {
 	t.Run("frametest", func(t *testing.T) { test(t, dial(t, frametest.Repeat)) })
-	t.Run("gemma-server", func(t *testing.T) { test(t, dialPath(t, realServer(t))) })
+	t.Run("gemma-server", func(t *testing.T) {
+		t.Parallel()
+		test(t, dialPath(t, realServer(t)))
+	})
 }
 
 func TestConnSeesTheSame(t *testing.T) {
@@ -91,6 +94,7 @@ func TestConnSeesTheSame(t *testing.T) {
 
 // What only the real one does.
 func TestRealServer(t *testing.T) {
+	t.Parallel()
 	path := realServer(t)
 	conn := dialPath(t, path)
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)

@@ -102,7 +102,8 @@ func script(t *testing.T, text string) string {
 func patched(t *testing.T, statements string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "patched_gemma_server.py")
-	text := "import functools, os, signal, time\nfrom gemma_server import build, cli\n" + statements + "\ncli.main()\n"
+	text := "import functools, os, signal, time\n" +
+		"from gemma_server.cli.main import main\nfrom gemma_server.serving import loader\n" + statements + "\nmain()\n"
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 )
 
 func TestStartAskStop(t *testing.T) {
+	t.Parallel()
 	var seen record
 	var progress []gemma.Status
 	cfg := fake(realpython.Path(t), &seen)
@@ -81,7 +82,8 @@ func TestLongTempDir(t *testing.T) {
 
 // Slow answers are allowed to finish, but not beyond the context of Stop.
 func TestStopDrainsOrKills(t *testing.T) {
-	python := patched(t, `build.FakeRunner = functools.partial(build.FakeRunner, step_s=0.05)`)
+	t.Parallel()
+	python := patched(t, `loader.FakeRunner = functools.partial(loader.FakeRunner, step_s=0.05)`)
 	for _, tc := range []struct {
 		name   string
 		prompt string
@@ -92,6 +94,7 @@ func TestStopDrainsOrKills(t *testing.T) {
 		{"kill", strings.Repeat("x", 1500), time.Second, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			var seen record
 			s := start(t, fake(python, &seen))
 			child := worker(t, seen.pid())
@@ -127,6 +130,7 @@ func TestStopDrainsOrKills(t *testing.T) {
 // A server answers again whichever of its two processes was killed, and
 // nothing of the killed one stays.
 func TestKilledServerIsReplaced(t *testing.T) {
+	t.Parallel()
 	var seen record
 	s := start(t, fake(realpython.Path(t), &seen))
 	first := seen.pid()
@@ -148,6 +152,7 @@ func TestKilledServerIsReplaced(t *testing.T) {
 }
 
 func TestCrashLoopEnds(t *testing.T) {
+	t.Parallel()
 	// A server at first, then a program that ends at once.
 	mark := filepath.Join(t.TempDir(), "mark")
 	python := script(t, `if [ -e `+mark+` ]; then echo "my last words" >&2; exit 7; fi
@@ -178,6 +183,7 @@ exec `+realpython.Path(t)+` "$@"
 
 // gunicorn replaces a worker that dies for ever, also one that can never load.
 func TestWorkerThatDiesWhileItLoads(t *testing.T) {
+	t.Parallel()
 	python := patched(t, `
 def load_model(settings, model, *_):
     model.at("the first stage")
@@ -185,7 +191,7 @@ def load_model(settings, model, *_):
     model.at("the second stage")
     time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGKILL)
-build.load_model = load_model
+loader.load_model = load_model
 `)
 	var seen record
 	_, err := sidecar.Start(context.Background(), fake(python, &seen))
@@ -222,7 +228,8 @@ func TestKilledProgramLeavesNoServer(t *testing.T) {
 }
 
 func TestCancelledStartEndsTheServer(t *testing.T) {
-	python := patched(t, `build.FakeRunner = lambda slots: time.sleep(600)`)
+	t.Parallel()
+	python := patched(t, `loader.FakeRunner = lambda slots: time.sleep(600)`)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var seen record
