@@ -1,4 +1,7 @@
-"""As a stranger would: a clean copy, an empty home, and the README's commands as written."""
+"""As a stranger would: a clean copy, an empty home, and the README's commands as written.
+
+Only what pip and Go once downloaded or compiled is the machine's own; with `--long` not even that.
+"""
 
 import os
 import re
@@ -12,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.real_model
+pytestmark = [pytest.mark.real_model, pytest.mark.fresh_copy]
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -59,7 +62,7 @@ class Copy:
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+def copy(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Copy:
     root = tmp_path_factory.mktemp("clone")
     home = tmp_path_factory.mktemp("home")
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
@@ -74,7 +77,21 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
     kept.pop("VIRTUAL_ENV", None)
     base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    return Copy(root, {**kept, "HOME": str(home), "PATH": ":".join(path), "PYTHON": str(base)})
+    environment = {**kept, "HOME": str(home), "PATH": ":".join(path), "PYTHON": str(base)}
+    return Copy(root, environment if pytestconfig.getoption("long") else _caches() | environment)
+
+
+def _caches() -> dict[str, str]:
+    """The variables that lead pip and Go to what this machine's user has of their downloads."""
+    asking = [sys.executable, "-m", "pip", "cache", "dir", "--disable-pip-version-check"]
+    asked = {"PIP_CACHE_DIR": asking}
+    asked |= {
+        name: [str(ROOT / "scripts/go.sh"), "env", name] for name in ("GOCACHE", "GOMODCACHE")
+    }
+    return {
+        name: subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        for name, command in asked.items()
+    }
 
 
 def _wait_ready(server: "subprocess.Popen[str]") -> str:

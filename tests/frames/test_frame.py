@@ -14,6 +14,7 @@ from gemma_server.frames.codec import (
     frame,
     kind_of,
 )
+from testing.counts import cases
 from tests.frames.peer import VECTORS, packed
 
 bodies = st.binary(max_size=300) | st.sampled_from((b"", b"\0" * 70_000))
@@ -49,7 +50,7 @@ def test_cuts_do_not_matter(sent: list[bytes], data: st.DataObject) -> None:
     assert not splitter.waits
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=cases(100, 300))
 @given(st.lists(st.binary(max_size=40), max_size=20))
 def test_any_bytes_are_frames_or_broken(blocks: list[bytes]) -> None:
     """What is cut off is the beginning of what came; nothing is lost or made up."""

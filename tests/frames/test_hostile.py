@@ -1,7 +1,6 @@
 """Clients that do not behave: contained, while others are served."""
 
 import contextlib
-import os
 import resource
 import socket
 import time
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from gemma_server.api.document import MAX_BODY_BYTES
 from gemma_server.frames import connection, server
+from testing.counts import cases
 from testing.waiting import wait_until
 from tests.frames.conftest import Lane, Open
 from tests.frames.peer import ECHO, FAILED, RAW, Peer, packed, request
@@ -34,7 +34,7 @@ anything = st.lists(st.sampled_from(VALID) | mutated | st.binary(max_size=60), m
 
 
 @settings(
-    max_examples=int(os.environ.get("FUZZ_CASES", "300")),
+    max_examples=cases(100, 3000),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gemma_server.frames import session, worker_pool
+from testing.counts import cases
 from testing.waiting import wait_until
 from tests.frames.conftest import Lane, Open
 from tests.frames.peer import (
@@ -322,7 +323,7 @@ acts = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=cases(30, 300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(acts)
 def test_every_request_ends_exactly_once(busy: Lane, sent: list[tuple[str, int]]) -> None:
     """Whatever is cancelled when; ids are told apart, and nothing comes behind an end."""

@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gemma_server.server.http.request_head import PlainParser
+from testing.counts import cases
 
 PEER = ("127.0.0.1", 5)
 FROM_GO = (
@@ -70,7 +71,7 @@ requests = st.builds(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=cases(100, 500), deadline=None)
 @given(
     st.lists(requests | st.sampled_from((FROM_GO, FROM_CURL)), min_size=1, max_size=3), st.data()
 )
