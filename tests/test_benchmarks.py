@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -156,11 +157,13 @@ def test_every_kind_of_result_is_drawn_and_twice_the_same(
 
 @pytest.mark.slow
 def test_what_is_no_result_is_named(tmp_path: Path) -> None:
+    from benchmarks.plot import read
+
     result = tmp_path / "quality.json"
+    why = f"{result}: its last line is no result of decode, load, bench, hop"
     for text in ("", "no json\n", '{"benchmark": "quality"}\n', "[]"):
         result.write_text(text)
-        done = plots(result, out=tmp_path)
-        assert done.returncode == 1
-        assert done.stderr.splitlines() == [
-            f"{result}: its last line is no result of decode, load, bench, hop"
-        ]
+        with pytest.raises(SystemExit, match=f"^{re.escape(why)}$"):
+            read(result)
+    done = plots(result, out=tmp_path)
+    assert (done.returncode, done.stderr.splitlines()) == (1, [why])

@@ -33,11 +33,14 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(model: Path, frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of the network."""
+    """A server of the network; it ends as gemma-server does."""
     args = (*SERVE, "--frames", str(frames), "--model", str(model))
     server = Server(tmp_path_factory.mktemp("server"), args)
     try:
         yield server.wait_ready()
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert not frames.exists()
     finally:
         server.end()
 
@@ -74,13 +77,6 @@ def test_http_tells_how_it_is(server: Server) -> None:
     for path, status in (("/healthz", "ok"), ("/readyz", "ready")):
         answer = server.ask("GET", path)
         assert (answer.status, answer.json["status"]) == (200, status)
-
-
-def test_it_ends_as_gemma_server_does(server: Server, frames: Path) -> None:
-    """The last test of this server."""
-    server.signal(signal.SIGTERM)
-    assert server.wait() == 0
-    assert not frames.exists()
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,10 +22,15 @@ ECHO = (
 THREADS = 16 + 1  # for health, and for the one slot
 
 
-@pytest.fixture
-def small(start: Start) -> Server:
-    """A server with few threads."""
-    return start(*SERVE, "--slots", "1", "--max-queue", "0")
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with few threads, for tests that leave none of them taken."""
+    args = (*SERVE, "--slots", "1", "--max-queue", "0")
+    server = Server(tmp_path_factory.mktemp("small"), args)
+    try:
+        yield server.wait_ready()
+    finally:
+        server.end()
 
 
 def test_without_file_descriptors_the_worker_goes_on(start: Start) -> None:

@@ -207,11 +207,10 @@ def test_sighup_ends_the_server_as_sigterm_does(start: Start) -> None:
     assert server.wait() == 0
 
 
-@pytest.mark.parametrize("name", ["SIGTTIN", "SIGTTOU", "SIGUSR2"])
-def test_signals_for_more_workers_change_nothing(start: Start, name: str) -> None:
-    server = start()
+def test_signals_for_more_workers_change_nothing(server: Server) -> None:
     first = server.worker
-    server.signal(signal.Signals[name])
+    for number in (signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2):
+        server.signal(number)
     time.sleep(1.5)  # gunicorn looks at its signals once a second
     assert server.worker == first  # and fails where there are two
     assert server.prompt("still").json["response"] == "still"

@@ -4,6 +4,7 @@ import contextlib
 import select
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -131,24 +132,30 @@ def test_a_request_that_comes_byte_by_byte_is_answered(server: Server) -> None:
         assert raw_answer(connection).status == 200
 
 
-def test_a_body_that_stalls_is_408_and_no_error_of_ours(start: Start) -> None:
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that waits for a body for one second."""
     patched = "import gemma_server.server.http.worker as worker\nworker.SOCKET_TIMEOUT_S = 1\n"
     command, code, *flags = serve_with_runner("Real")
-    server = start(command, patched + code, *flags)
+    server = Server(tmp_path_factory.mktemp("impatient"), (command, patched + code, *flags))
+    try:
+        yield server.wait_ready()
+    finally:
+        server.end()
+
+
+def test_a_body_that_stalls_is_408_and_no_error_of_ours(impatient: Server) -> None:
     for rest in (b"Content-Length: 100\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"):
-        with server.open_socket(POST_ECHO + rest) as connection:
+        with impatient.open_socket(POST_ECHO + rest) as connection:
             answer = raw_answer(connection)
         assert answer.status == 408
         assert answer.error["code"] == "request_timeout"
-    assert "Traceback" not in server.stderr
+    assert "Traceback" not in impatient.stderr
 
 
-def test_a_body_that_comes_too_slowly_is_408(start: Start) -> None:
+def test_a_body_that_comes_too_slowly_is_408(impatient: Server) -> None:
     """Else a client that sends a byte now and then keeps its thread for ever."""
-    patched = "import gemma_server.server.http.worker as worker\nworker.SOCKET_TIMEOUT_S = 1\n"
-    command, code, *flags = serve_with_runner("Real")
-    server = start(command, patched + code, *flags)
-    with server.open_socket(POST_ECHO + b"Content-Length: 100\r\n\r\n") as connection:
+    with impatient.open_socket(POST_ECHO + b"Content-Length: 100\r\n\r\n") as connection:
         began = time.monotonic()
         while not select.select([connection], [], [], 0.2)[0]:
             connection.sendall(b" ")
