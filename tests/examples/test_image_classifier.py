@@ -370,14 +370,30 @@ def test_the_command_leaves_what_the_classifier_opens_and_images_for_it(tmp_path
 
 
 @pytest.mark.slow
-def test_training_says_at_once_what_cannot_work(tmp_path: Path) -> None:
+def test_training_that_cannot_work_ends_with_code_2(tmp_path: Path) -> None:
     done = run_train("--cifar10", tmp_path, "--out", tmp_path / "trained")
     assert done.returncode == 2
     assert "no data_batch_*.bin" in done.stderr
-    done = run_train("--epochs", 0)
-    assert done.returncode == 2
-    assert "--epochs: at least 1" in done.stderr
-    (tmp_path / "file").touch()
-    done = run_train("--out", tmp_path / "file")
-    assert done.returncode == 2
-    assert "Not a directory" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--epochs", "0"), "--epochs: at least 1"),
+        (("--out", "file"), "Not a directory"),
+    ],
+)
+def test_training_says_at_once_what_cannot_work(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert ended.value.code == 2
+    assert reason in capsys.readouterr().err

@@ -234,6 +234,8 @@ def test_clients_that_leave_and_clients_that_stay_do_not_disturb_each_other(
 
     threads = [threading.Thread(target=stay) for _ in range(3)]
     for thread in threads:
+        # Places for two more, however late the server notices who left.
+        wait_until(lambda: sum(slow_server.load()) <= 3)
         leaving = slow_server.connect()
         send(leaving, "POST", "/prompt", {"prompt": LONG})
         thread.start()
