@@ -1,5 +1,6 @@
 """A tiny model with a cache, called as the runner calls it, and texts for it."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,29 @@ from testing.tiny import tiny_config
 
 BLOCK = 16  # cached positions per turn of the attention loop
 LENGTH = 4 * BLOCK
+SLOTS = 8
 TEXT = 45  # crosses two block borders and every window
+SIZES = (1, BLOCK, LENGTH)  # tokens of a row that there are programs for; the rest is padding
+
+
+@cache
+def _compiled(name: str, block: int, dtype: str, native: bool) -> Any:
+    """The forward pass of a preset, with any weights: compiled once for each shape of its operands.
+
+    Returns all rows' logits [B, T, V] and the new cache.
+    """
+    import jax
+
+    module: Any = Transformer(tiny_config(name), Numerics(np.dtype(dtype), block, native))
+
+    def forward(params: Any, tokens: Any, positions: Any, cache: Any, slots: Any) -> Any:
+        variables = {"params": params}
+        hidden, cache = module.apply(variables, tokens, positions, cache, slots)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        logits = module.apply(variables, flat, method="logits")
+        return logits.reshape(*hidden.shape[:-1], -1), cache
+
+    return jax.jit(forward)
 
 
 class Model:
@@ -24,40 +47,38 @@ class Model:
         name: str,
         params: dict[str, Any],
         *,
-        slots: int = 3,
         block: int = BLOCK,
         dtype: str = "float32",
         native: bool = False,
     ) -> None:
-        import jax
-
-        config = tiny_config(name)
-        self._module: Any = Transformer(config, Numerics(np.dtype(dtype), block, native))
-        self._variables = {"params": params}
-        self._cache = empty_cache(config, slots, LENGTH, np.dtype(dtype))
-
-        def forward(tokens: Any, positions: Any, cache: Any, slots: Any) -> Any:
-            hidden, cache = self._module.apply(self._variables, tokens, positions, cache, slots)
-            flat = hidden.reshape(-1, hidden.shape[-1])
-            logits = self._module.apply(self._variables, flat, method="logits")
-            return logits.reshape(*hidden.shape[:-1], -1), cache
-
-        self._forward = jax.jit(forward)
+        self._forward = _compiled(name, block, dtype, native)
+        self._params = params
+        self.cache = empty_cache(tiny_config(name), SLOTS, LENGTH, np.dtype(dtype))
 
     def feed(
-        self, slots: list[int], rows: list[list[int]], starts: list[int], pad_to: int = 0
+        self,
+        slots: list[int],
+        rows: list[list[int]],
+        starts: list[int],
+        *,
+        least_rows: int = 2,
     ) -> list[npt.NDArray[np.float32]]:
-        """Feed each slot its tokens from its start on; returns each row's logits [T, V]."""
-        longest = max(pad_to, *(len(row) for row in rows))
-        tokens = np.zeros((len(rows), longest), np.int32)
-        positions = np.full((len(rows), longest), LENGTH, np.int32)
+        """Feed each slot its tokens from its start on; returns each row's logits [T, V].
+
+        Rows are filled up with padding to one of the SIZES, and a row alone gets a row of padding.
+        """
+        count, longest = max(least_rows, len(rows)), max(map(len, rows))
+        size = next(size for size in SIZES if size >= longest)
+        tokens = np.zeros((count, size), np.int32)
+        positions = np.full((count, size), LENGTH, np.int32)
+        at = np.full(count, SLOTS, np.int32)
+        at[: len(slots)] = slots
         for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
             tokens[i, : len(row)] = row
             positions[i, : len(row)] = np.arange(start, start + len(row))
-        logits, self._cache = self._forward(
-            tokens, positions, self._cache, np.array(slots, np.int32)
-        )
-        return [np.asarray(logits[i, : len(row)]) for i, row in enumerate(rows)]
+        logits, self.cache = self._forward(self._params, tokens, positions, self.cache, at)
+        logits = np.asarray(logits)
+        return [logits[i, : len(row)] for i, row in enumerate(rows)]
 
 
 def text_of(name: str, seed: int, length: int = TEXT) -> list[int]:

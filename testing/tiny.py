@@ -1,8 +1,11 @@
 """Tiny random Gemmas: the oracle's weights, written as the checkpoints that people have."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +15,7 @@ from gemma_server.model.config import GemmaConfig, Preset
 from gemma_server.text.sentencepiece_model import model_from_pieces
 from gemma_server.weights.blocks import Blocks, pack
 from gemma_server.weights.gguf.container import GgufFile
+from gemma_server.weights.orbax.gemma import OrbaxWeights
 from gemma_server.weights.source import WeightSource, load_leaves
 from testing.oracle.gemma import PRESETS, OracleConfig, random_weights
 
@@ -203,19 +207,43 @@ def read_tensor(file: GgufFile, name: str) -> npt.NDArray[np.float32]:
     return out
 
 
+@dataclass(frozen=True)
+class Leaf:
+    """What a loader is told of one leaf of the parameter tree."""
+
+    shape: tuple[int, ...]
+    dtype: npt.DTypeLike
+
+
+def load_flat(
+    source: WeightSource, config: GemmaConfig, dtype: npt.DTypeLike = np.float32
+) -> dict[str, npt.NDArray[Any]]:
+    """The runner's parameters by path, matrices in `dtype`."""
+    wanted = {
+        path: Leaf(shape, np.float32 if path.endswith("/scale") else dtype)
+        for path, shape in config.leaf_shapes.items()
+    }
+    return cast(
+        dict[str, npt.NDArray[Any]], dict(load_leaves(source, wanted, lambda done, total: None))
+    )
+
+
 def load_params(source: WeightSource, config: GemmaConfig) -> dict[str, Any]:
     """The runner's parameter tree in f32."""
     import jax.numpy as jnp
-    from flax.traverse_util import flatten_dict, unflatten_dict
+    from flax.traverse_util import unflatten_dict
 
-    from gemma_server.model.transformer import abstract_params
-
-    abstract = flatten_dict(abstract_params(config, jnp.float32), sep="/")
-    leaves = load_leaves(source, abstract, lambda done, total: None)
-    params: dict[str, Any] = unflatten_dict(
-        {path: jnp.asarray(array) for path, array in leaves}, sep="/"
-    )
+    leaves = {path: jnp.asarray(array) for path, array in load_flat(source, config).items()}
+    params: dict[str, Any] = unflatten_dict(leaves, sep="/")
     return params
+
+
+@cache
+def tiny_params(name: str) -> dict[str, Any]:
+    """A preset's parameter tree in f32, through a flat Orbax checkpoint on disk."""
+    with TemporaryDirectory() as folder:
+        path = write_orbax(Path(folder) / "checkpoint", tiny_weights(name))
+        return load_params(OrbaxWeights(path), tiny_config(name))
 
 
 def quantized(blocks: Blocks, shape: tuple[int, int] | None = None) -> Any:

@@ -7,24 +7,20 @@ import numpy as np
 import pytest
 
 from gemma_server.weights.gguf.gemma import GgufWeights
-from gemma_server.weights.orbax.gemma import OrbaxWeights
 from testing.forward import BLOCK, LENGTH, Model, text_of
 from testing.oracle import gemma as oracle
-from testing.tiny import load_params, tiny_config, tiny_weights, write_gguf, write_orbax
+from testing.tiny import load_params, tiny_config, tiny_params, tiny_weights, write_gguf
 
 pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-3  # rounding alone moves these logits, which spread over several units, by 1e-4
 
 
-@pytest.fixture(scope="module", params=oracle.PRESETS)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Each preset with its weights, loaded from a flat Orbax checkpoint on disk."""
+@pytest.fixture(params=oracle.PRESETS)
+def case(request: pytest.FixtureRequest) -> Any:
+    """Each preset with its weights, and with these as its parameters."""
     name: str = request.param
-    weights = tiny_weights(name)
-    path = write_orbax(tmp_path_factory.mktemp(name) / "checkpoint", weights)
-    params = load_params(OrbaxWeights(path), tiny_config(name))
-    return name, weights, params
+    return name, tiny_weights(name), tiny_params(name)
 
 
 @pytest.mark.parametrize("block", [BLOCK, LENGTH], ids=["in blocks", "in one, as on a GPU"])
@@ -44,7 +40,7 @@ def test_chunk_borders_change_nothing(case: Any, chunk: int) -> None:
     model = Model(name, params)
     for start in range(0, len(ids), chunk):
         piece = ids[start : start + chunk]
-        [got] = model.feed([1], [piece], [start], pad_to=chunk)
+        [got] = model.feed([1], [piece], [start])
         np.testing.assert_allclose(got, expected[start : start + len(piece)], atol=TOLERANCE)
 
 
@@ -103,11 +99,18 @@ def test_what_a_slot_held_before_cannot_poison_it(case: Any, block: int) -> None
     name, weights, params = case
     model = Model(name, params, block=block)
     model.feed([1], [text_of(name, seed=11)], [0])
-    model._cache = jax.tree.map(lambda rows: rows.at[1, :, 10:].set(np.nan), model._cache)
+    model.cache = jax.tree.map(_spoiled, model.cache)
     ids = text_of(name, seed=12, length=10)
     expected = oracle.logits(oracle.PRESETS[name], weights, ids)
-    [got] = model.feed([1], [ids], [0], pad_to=16)
+    [got] = model.feed([1], [ids], [0])
     np.testing.assert_allclose(got, expected, atol=TOLERANCE)
+
+
+def _spoiled(cached: Any) -> Any:
+    """What slot 1 keeps from its tenth position on is no number."""
+    spoiled = np.array(cached)
+    spoiled[1, :, 10:] = np.nan
+    return spoiled
 
 
 def test_gguf_and_orbax_give_the_same_tree(case: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from gemma_server.model import kernels
 from gemma_server.model.config import BLOCK, GROUP
 from gemma_server.model.quantized import Quantized, product
 from gemma_server.native.library import load
+from gemma_server.settings import default_cache_dir
 from gemma_server.weights.blocks import Blocks
 from testing.tiny import quantized
 
@@ -25,18 +26,15 @@ ROWS = 70  # more than a panel, and no multiple of a tile
 
 
 @pytest.fixture(autouse=True, scope="module", params=["this machine's code", "portable code"])
-def built(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
+def built(request: pytest.FixtureRequest) -> Iterator[None]:
     """The kernels under names of their own, so that both versions can be there."""
     prefix = request.param.replace(" ", "_") + "_"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXXFLAGS", "-DGEMMA_PORTABLE" if "portable" in prefix else "")
-        load(tmp_path_factory.mktemp("kernels"), prefix)
+        load(default_cache_dir() / "native", prefix)
         call: Any = jax.ffi.ffi_call
         patch.setattr(jax.ffi, "ffi_call", lambda name, result: call(prefix + name, result))
         yield
-    jax.clear_caches()
 
 
 def _matrix(out: int, width: int, seed: int = 0) -> tuple[Quantized, npt.NDArray[np.float64]]:
