@@ -1,5 +1,7 @@
 """How many cases a test draws: enough to notice a change every day, or many, with `--long`."""
 
+from testing.oracle.gemma import PRESETS
+
 _long = False
 
 
@@ -12,3 +14,13 @@ def draw_all() -> None:
 def cases(usual: int, long: int) -> int:
     """How many to draw: the usual number, or the one with `--long`."""
     return long if _long else usual
+
+
+def is_long() -> bool:
+    """Whether this is a run with `--long`."""
+    return _long
+
+
+def families() -> list[str]:
+    """The oracle's presets for what depends on the family alone: one of each, or all of them."""
+    return [*PRESETS] if _long else ["gemma1-mqa", "gemma2", "gemma3"]

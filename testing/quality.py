@@ -16,6 +16,10 @@ import numpy.typing as npt
 
 GOLDENS = Path(__file__).parent / "goldens"
 
+# The tiny models' logits spread over some 12 units; rounding in f32 moves them by 8e-5 at most, in
+# the library as in our transformer. A wrong window, cap, base or norm moves them by far more.
+FAMILY_TOLERANCE = 2e-4
+
 CHUNKS = (64, 256)  # tokens a pass reads; each is compiled once
 LENGTH = 1280  # positions of the cache: five blocks, enough for the longest text
 BLOCK = 256
@@ -62,6 +66,12 @@ def read_goldens() -> list[Golden]:
         )
         for i, text in enumerate(texts)
     ]
+
+
+def read_family_golden(preset: str) -> tuple[list[int], npt.NDArray[np.float32]]:
+    """A tiny model's text, and the logits [T, V] that the library has for it."""
+    with np.load(GOLDENS / "families.npz") as file:
+        return file[f"{preset}.ids"].tolist(), file[f"{preset}.logits"]
 
 
 def _split(joined: npt.NDArray[Any], offsets: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
@@ -147,9 +157,9 @@ class Scorer:
 
         opened = open_checkpoint(checkpoint)
         native = dtype == "int8" and register(default_cache_dir() / "native")
-        self._config, self._dtype = opened.config, jnp.dtype(dtype)
-        self._module: Any = Transformer(self._config, Numerics(self._dtype, BLOCK, native))
-        self._params = put_on_device(opened, self._dtype, lambda done, total: None)
+        self.config, self._dtype = opened.config, jnp.dtype(dtype)
+        self._module: Any = Transformer(self.config, Numerics(self._dtype, BLOCK, native))
+        self.params = put_on_device(opened, self._dtype, lambda done, total: None)
 
     @cached_property
     def _read(self) -> Any:
@@ -179,13 +189,13 @@ class Scorer:
             padded = np.concatenate(
                 [rows, np.zeros((ROWS - len(rows), *rows.shape[1:]), rows.dtype)]
             )
-            yield np.asarray(self._logits(self._params, padded))[: len(rows)]
+            yield np.asarray(self._logits(self.params, padded))[: len(rows)]
 
     def _hidden(self, tokens: Sequence[int]) -> npt.NDArray[Any]:
         """The hidden states of all positions [T, D], read in chunks into an empty cache."""
         from gemma_server.model.cache import empty_cache
 
-        cache = empty_cache(self._config, 1, LENGTH, self._dtype)
+        cache = empty_cache(self.config, 1, LENGTH, self._dtype)
         parts, start = [], 0
         while start < len(tokens):
             left = len(tokens) - start
@@ -194,7 +204,7 @@ class Scorer:
             ids, positions = np.zeros((1, size), np.int32), np.full((1, size), LENGTH, np.int32)
             ids[0, : len(chunk)] = chunk
             positions[0, : len(chunk)] = np.arange(start, start + len(chunk))
-            hidden, cache = self._read(self._params, ids, positions, cache)
+            hidden, cache = self._read(self.params, ids, positions, cache)
             parts.append(np.asarray(hidden[0, : len(chunk)]))
             start += len(chunk)
         return np.concatenate(parts)

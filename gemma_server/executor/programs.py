@@ -24,7 +24,7 @@ from gemma_server.model.config import GemmaConfig
 from gemma_server.model.numerics import Numerics
 from gemma_server.model.transformer import Params, Transformer, abstract_params
 
-CHUNKS = (8, 32, 128, 256)  # prompt tokens of the prefill programs; the last is the largest plan
+CHUNKS = (8, 32, 128, 256)
 BLOCK = 256  # cached positions that attention reads at a time
 
 Name = tuple[str | int, ...]  # of a program: what it does, and all that its shapes depend on
@@ -43,6 +43,7 @@ class Programs:
     """The stated list of programs for one configuration.
 
     The weights' dtype is int8, float32 or bfloat16; `native` says that the kernels may be used.
+    `chunks` are the numbers of prompt tokens that prefill programs read, the largest plan last.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class Programs:
         dtype: Any,
         native: bool = False,
         policy: DispatchPolicy = ON_CPU,
+        chunks: tuple[int, ...] = CHUNKS,
     ) -> None:
         self.config, self.slots, self.dtype, self.policy = config, slots, dtype, policy
+        self.chunks = chunks
         self.length = -(-context_length // BLOCK) * BLOCK
         # Without branches no loop may end where its data say: one block is the whole cache.
         block = BLOCK if policy.branches else self.length
@@ -79,7 +82,7 @@ class Programs:
 
     def jobs(self) -> Iterator[Job]:
         """What to compile."""
-        for variant, size in product(self.prefill_variants, CHUNKS):
+        for variant, size in product(self.prefill_variants, self.chunks):
             body = partial(self._steps.prefill, variant=variant)
             yield Job(("prefill", size, str(variant)), body, _i32(chunk_words(size)))
         counts = product(self.decode_variants, row_counts(self.slots), self.step_counts)
@@ -140,6 +143,12 @@ class Programs:
         """Its shapes."""
         shapes: State = jax.eval_shape(self._steps.new_state)
         return shapes
+
+
+def chunks_for(context_length: int) -> tuple[int, ...]:
+    """The chunks that a context has room for: those that are shorter, and the first that is not."""
+    shorter = [size for size in CHUNKS if size < context_length]
+    return CHUNKS[: len(shorter) + 1]
 
 
 def row_counts(slots: int) -> list[int]:

@@ -12,7 +12,7 @@ from gemma_server.engine.plan import Chunk, Copy, Plan, Row
 from gemma_server.engine.request import SamplingParams
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.executor.operands import pack_chunk, pack_copy, pack_rows
-from gemma_server.executor.programs import CHUNKS, Programs, row_counts
+from gemma_server.executor.programs import Programs, row_counts
 from gemma_server.executor.results import PendingTokens
 from gemma_server.executor.variants import ProgramVariant, needed_by
 from gemma_server.model.transformer import Params
@@ -37,7 +37,7 @@ class JaxRunner:
     def warm_up(self) -> None:
         """Run every program once, in a slot that the first request will overwrite."""
         programs, how = self._programs, SamplingParams()
-        for variant, size in product(programs.prefill_variants, CHUNKS):
+        for variant, size in product(programs.prefill_variants, programs.chunks):
             np.asarray(self._prefill(Chunk(0, 0, 0, (0,) * size, how), variant))
         counts = product(programs.decode_variants, row_counts(programs.slots), programs.step_counts)
         for variant, count, steps in counts:
@@ -74,7 +74,7 @@ class JaxRunner:
         self._state = self._programs.copy(self._state, pack_copy(copy))
 
     def _prefill(self, chunk: Chunk, needed: ProgramVariant) -> jax.Array:
-        size = next(size for size in CHUNKS if size >= len(chunk.token_ids))
+        size = next(size for size in self._programs.chunks if size >= len(chunk.token_ids))
         return self._run(self._programs.prefill(size, needed), pack_chunk(chunk, size))
 
     def _decode(self, rows: tuple[Row, ...], steps: int, needed: ProgramVariant) -> jax.Array:

@@ -59,7 +59,7 @@ def _load(
     import jax
 
     from gemma_server.executor.dispatch_policy import ON_CPU, ON_GPU
-    from gemma_server.executor.programs import CHUNKS, Programs
+    from gemma_server.executor.programs import Programs, chunks_for
     from gemma_server.executor.runner import JaxRunner
 
     device = jax.devices()[0]
@@ -74,12 +74,13 @@ def _load(
         dtype=dtype,
         native=native,
         policy=policy,
+        chunks=chunks_for(context_length),
     )
     params = _compile_and_read(settings, model, checkpoint, programs, compilations)
     model.at("warming up")
     runner = JaxRunner(programs, params, compilations)
     runner.warm_up()
-    limits = limits_of(settings, context_length, CHUNKS[-1], policy.steps)
+    limits = limits_of(settings, context_length, programs.chunks[-1], policy.steps)
     return LoadedModel(
         name=settings.model_name or config.name,
         tokenizer=checkpoint.tokenizer,

@@ -1,7 +1,6 @@
 """Logprobs of prompt and answer against the oracle, for every family and across chunk borders."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,37 +9,31 @@ import pytest
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.request import Handle, Logprobs, PromptLogprobs, Request, Token
 from gemma_server.engine.scheduler import Limits, Scheduler
-from gemma_server.weights.orbax.gemma import OrbaxWeights
+from gemma_server.executor.compile_cache import CompileCache
+from gemma_server.executor.programs import Programs
+from gemma_server.executor.runner import JaxRunner
+from testing.counts import families
 from testing.oracle import gemma as oracle
-from testing.tiny import load_params, tiny_config, tiny_weights, write_orbax
+from testing.tiny import tiny_config, tiny_params, tiny_weights
 
 pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-3
 CHUNK, PROMPT = 32, 45
-_WANTED = {("prefill", 32), ("prefill", 8), ("decode", 1)}
 
 
-@pytest.fixture(scope="module", params=oracle.PRESETS)
+@pytest.fixture(scope="module", params=families())
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Each preset's name, weights and engine, with no more programs than one slot needs."""
-    from gemma_server.executor.compile_cache import CompileCache
-    from gemma_server.executor.programs import Job, Programs
-    from gemma_server.executor.runner import JaxRunner
-
-    class Few(Programs):
-        def jobs(self) -> Iterator[Job]:
-            return (job for job in super().jobs() if job.name[:2] in _WANTED)
-
+    """A preset's name, weights, engine and programs: one that reads a chunk, one that decodes."""
     name: str = request.param
-    config, weights, path = tiny_config(name), tiny_weights(name), tmp_path_factory.mktemp(name)
-    programs = Few(config, slots=1, context_length=256, dtype=np.dtype("float32"))
+    path = tmp_path_factory.mktemp(name)
+    fixed: dict[str, Any] = {"context_length": 256, "dtype": np.dtype("float32")}
+    programs = Programs(tiny_config(name), slots=1, chunks=(CHUNK,), **fixed)
     programs.compile(lambda share: None, CompileCache(path, programs.configuration))
-    source = OrbaxWeights(write_orbax(path / "checkpoint", weights))
-    runner = JaxRunner(programs, load_params(source, config))
+    runner = JaxRunner(programs, tiny_params(name))
     engine = Engine(runner, Scheduler(Limits(1, 256, CHUNK, 9, 10_000)), lambda error: None)
     engine.start()
-    yield name, weights, engine, programs
+    yield name, tiny_weights(name), engine, programs
     engine.stop()
 
 

@@ -1,5 +1,6 @@
 """A tiny model at every pace: blocks, plans read late, programs without branches."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,46 +17,46 @@ from gemma_server.engine.request import (
     Token,
 )
 from gemma_server.engine.scheduler import Limits, Scheduler
+from gemma_server.executor.compile_cache import CompileCache
 from gemma_server.executor.dispatch_policy import ON_CPU, ON_GPU, DispatchPolicy
-from gemma_server.weights.orbax.gemma import OrbaxWeights
-from testing.tiny import load_params, tiny_config, tiny_weights, write_orbax
+from gemma_server.executor.programs import CHUNKS, Programs
+from gemma_server.executor.runner import JaxRunner
+from testing.counts import is_long
+from testing.tiny import tiny_config, tiny_params
 
 pytestmark = pytest.mark.slow
 
-NAME = "gemma3"
+NAME = "gemma2"  # the fewest layers that are of both kinds
 SLOTS, CONTEXT = 4, 256  # the cache's very length: what is surplus there has nowhere to go
-POLICIES = {
-    "on a CPU": ON_CPU,
-    "in blocks": DispatchPolicy(steps=3, max_in_flight=1, branches=True),
-    "on a GPU": ON_GPU,
-}
+POLICIES = {"on a CPU": ON_CPU, "on a GPU": ON_GPU}
+SIZES = {"on a CPU": (8, 64), "on a GPU": (64,)}  # each is one program more, or several
+if is_long():
+    POLICIES["in blocks"] = DispatchPolicy(steps=3, max_in_flight=1, branches=True)
+    SIZES = dict.fromkeys(POLICIES, CHUNKS)
 
 
 @pytest.fixture(scope="module", params=POLICIES)
-def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from gemma_server.executor.compile_cache import CompileCache
-    from gemma_server.executor.programs import Programs
-
-    config, policy = tiny_config(NAME), POLICIES[request.param]
+def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Programs:
     made = Programs(
-        config, slots=SLOTS, context_length=CONTEXT, dtype=np.dtype("float32"), policy=policy
+        tiny_config(NAME),
+        slots=SLOTS,
+        context_length=CONTEXT,
+        dtype=np.dtype("float32"),
+        policy=POLICIES[request.param],
+        chunks=SIZES[request.param],
     )
-    kept = CompileCache(tmp_path_factory.mktemp("programs"), made.configuration)
-    made.compile(lambda share: None, kept)
+    cache = CompileCache(tmp_path_factory.mktemp("programs"), made.configuration)
+    made.compile(lambda share: None, cache)
     return made
 
 
 @pytest.fixture(scope="module")
-def engine(programs: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The tiny model at each pace, as `build` puts it together."""
-    from gemma_server.executor.programs import CHUNKS
-    from gemma_server.executor.runner import JaxRunner
-
+def engine(programs: Programs) -> Iterator[Engine]:
+    """The tiny model under each policy, as it is served."""
     policy = programs.policy
-    path = write_orbax(tmp_path_factory.mktemp("tiny") / "checkpoint", tiny_weights(NAME))
-    runner = JaxRunner(programs, load_params(OrbaxWeights(path), programs.config))
+    runner = JaxRunner(programs, tiny_params(NAME))
     runner.warm_up()
-    limits = Limits(SLOTS, CONTEXT, CHUNKS[-1], 64, 10_000, steps=policy.steps)
+    limits = Limits(SLOTS, CONTEXT, programs.chunks[-1], 64, 10_000, steps=policy.steps)
     deaths: list[BaseException] = []
     made = Engine(runner, Scheduler(limits), deaths.append, max_in_flight=policy.max_in_flight)
     made.start()

@@ -11,8 +11,8 @@ from gemma_server.model.config import BLOCK
 from gemma_server.model.quantized import Quantized, product
 from gemma_server.native.library import register
 from gemma_server.weights.blocks import LARGEST, Blocks, quantize
+from testing.counts import families
 from testing.forward import SLOTS, Model, text_of
-from testing.oracle import gemma as oracle
 from testing.tiny import quantized, tiny_params
 
 pytestmark = pytest.mark.slow
@@ -28,9 +28,9 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert register(tmp_path_factory.mktemp("native"))
 
 
-@pytest.fixture(params=oracle.PRESETS)
+@pytest.fixture(params=families())
 def case(request: pytest.FixtureRequest) -> Any:
-    """Each preset, quantized, and the float weights that this makes of it."""
+    """A preset of each family, quantized, and the float weights that this makes of it."""
     name: str = request.param
     return name, *_weights(name)
 

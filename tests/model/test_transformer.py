@@ -9,6 +9,7 @@ import pytest
 from gemma_server.weights.gguf.gemma import GgufWeights
 from testing.forward import BLOCK, LENGTH, Model, text_of
 from testing.oracle import gemma as oracle
+from testing.quality import FAMILY_TOLERANCE, read_family_golden
 from testing.tiny import load_params, tiny_config, tiny_params, tiny_weights, write_gguf
 
 pytestmark = pytest.mark.slow
@@ -104,6 +105,20 @@ def test_what_a_slot_held_before_cannot_poison_it(case: Any, block: int) -> None
     expected = oracle.logits(oracle.PRESETS[name], weights, ids)
     [got] = model.feed([1], [ids], [0])
     np.testing.assert_allclose(got, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("chunk", [45, 7], ids=["in one pass", "in chunks"])
+def test_the_transformer_agrees_with_the_library(case: Any, chunk: int, tmp_path: Path) -> None:
+    """From a GGUF file, against numbers of the Hugging Face library, made once and kept."""
+    name, weights, _ = case
+    source = GgufWeights(write_gguf(tmp_path / "model.gguf", name, weights))
+    model = Model(name, load_params(source, tiny_config(name)))
+    ids, logits = read_family_golden(name)
+    for start in range(0, len(ids), chunk):
+        piece = ids[start : start + chunk]
+        [got] = model.feed([1], [piece], [start])
+        expected = logits[start : start + len(piece)]
+        np.testing.assert_allclose(got, expected, rtol=0, atol=FAMILY_TOLERANCE)
 
 
 def _spoiled(cached: Any) -> Any:
