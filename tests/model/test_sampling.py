@@ -6,10 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from testing.counts import cases
+
 pytestmark = pytest.mark.slow
 
 VOCAB = 50
 LARGE = 2048  # more than the sampler looks at first, and several of its blocks
+FEW, SOME, MANY = 20, 4000, 20_000  # rows
+TEXT = [3, 3, 9, 27, 3, 9, 5, 5, 5, 5]  # from position 6 on what another text left there
 
 
 def _sampling(rows: int, **columns: Any) -> Any:
@@ -68,12 +72,25 @@ def _compiled() -> Any:
 def _draw(
     logits: Any, how: Any, position: Any = 7, adjustment: Any = None, texts: Any = None
 ) -> Any:
+    """Each row's draw. Rows are filled up to few sizes, each a program, with greedy ones."""
     rows = len(logits)
+    filling = next(size for size in (FEW, SOME, rows) if size >= rows) - rows
     positions = np.broadcast_to(np.asarray(position, np.int32), (rows,))
     adjustment = _adjustment(rows) if adjustment is None else adjustment
-    texts = np.zeros((rows, 1), np.int32) if texts is None else np.asarray(texts, np.int32)
-    logits = np.asarray(logits, np.float32)
-    return np.asarray(_compiled()(logits, how, adjustment, texts, positions))
+    texts = np.zeros((rows, len(TEXT))) if texts is None else np.asarray(texts)
+    drawn = _compiled()(
+        np.pad(np.asarray(logits, np.float32), ((0, filling), (0, 0))),
+        _joined(how, _sampling(filling, temperature=0.0)),
+        _joined(adjustment, _adjustment(filling)),
+        np.pad(texts.astype(np.int32), ((0, filling), (0, 0))),
+        np.pad(positions, (0, filling)),
+    )
+    return np.asarray(drawn)[:rows]
+
+
+def _joined(some: Any, others: Any) -> Any:
+    """Two tuples of columns as one, rows behind rows."""
+    return type(some)(*(np.concatenate(pair) for pair in zip(some, others, strict=True)))
 
 
 def _logits(seed: int = 0, vocab: int = VOCAB) -> Any:
@@ -118,7 +135,7 @@ def _reference(logits: Any, temperature: float, top_k: int, top_p: float, min_p:
     ids=str,
 )
 def test_draws_follow_the_filtered_distribution(vocab: int, options: dict[str, float]) -> None:
-    draws = 20_000
+    draws = MANY if vocab == VOCAB else cases(SOME, MANY)
     logits = _logits(vocab=vocab)
     drawn = _draw(np.tile(logits, (draws, 1)), _sampling(draws, **options))
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, **options}
@@ -175,7 +192,7 @@ def test_a_draw_depends_on_its_own_seed_and_position_alone() -> None:
 
 
 def test_draws_that_follow_each_other_have_nothing_to_do_with_each_other() -> None:
-    draws, vocab = 20_000, 8
+    draws, vocab = MANY, 8
     same = _sampling(draws, seed=np.full(draws, 3))
     one_text = _draw(np.zeros((draws, vocab)), same, np.arange(draws))
     many_texts = _draw(np.zeros((draws, vocab)), _sampling(draws))
@@ -214,7 +231,6 @@ def test_tokens_equal_to_the_last_one_kept_stay() -> None:
 
 
 ALWAYS = 1 << 30
-TEXT = [3, 3, 9, 27, 3, 9, 5, 5, 5, 5]  # from position 6 on what another text left there
 ADJUSTMENTS: dict[str, dict[str, Any]] = {
     "repetition": {"repetition": 1.5},
     "below 1": {"repetition": 0.5},
@@ -280,7 +296,7 @@ def test_adjustments_match_their_definitions_row_by_row(position: int) -> None:
 
 
 def test_filters_and_noise_come_after_the_adjustments() -> None:
-    draws = 4000
+    draws = SOME
     options = ADJUSTMENTS["all"]
     columns = {**options, "bias": [options["bias"]] * draws}
     logits, texts = _logits(), np.tile(TEXT, (draws, 1))
