@@ -1,7 +1,7 @@
 """`gemma-server convert` and `inspect`: the same weights in another place, and what they are."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -12,10 +12,9 @@ from click.testing import CliRunner, Result
 from gemma_server.cli.convert import lossless_dtype
 from gemma_server.cli.main import main
 from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
-from gemma_server.weights.source import load_leaves
 from testing.hugging_face import write_hf
 from testing.oracle.gemma import PRESETS
-from testing.tiny import tiny_weights, write_gguf, write_orbax, write_tokenizer
+from testing.tiny import load_flat, tiny_weights, write_gguf, write_orbax, write_tokenizer
 
 NAME = "gemma2"
 
@@ -25,13 +24,7 @@ def _run(*arguments: object) -> Result:
 
 
 def _leaves(checkpoint: Checkpoint, dtype: Any = np.float32) -> dict[str, npt.NDArray[Any]]:
-    from flax.traverse_util import flatten_dict
-
-    from gemma_server.model.transformer import abstract_params
-
-    abstract = flatten_dict(abstract_params(checkpoint.config, dtype), sep="/")
-    leaves = dict(load_leaves(checkpoint.weights, abstract, lambda done, total: None))
-    return cast(dict[str, npt.NDArray[Any]], leaves)
+    return load_flat(checkpoint.weights, checkpoint.config, dtype)
 
 
 @pytest.fixture

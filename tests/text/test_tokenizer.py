@@ -1,4 +1,4 @@
-"""The tokenizer on a vocabulary small enough to check by hand; the real one: test_real_model."""
+"""The tokenizer on a vocabulary small enough to check by hand; the real one: tests/real."""
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +9,7 @@ from gemma_server.errors import InvalidRequest, ModelLoadError
 from gemma_server.text.family import GEMMA
 from gemma_server.text.sentencepiece_model import model_from_pieces
 from gemma_server.text.tokenizer import Tokenizer
+from testing.counts import cases
 
 TOKENIZER = fake_tokenizer()
 FIRST_BYTE = 6
@@ -96,7 +97,7 @@ def test_a_tokenizer_that_is_not_gemma_s_is_refused(missing: str) -> None:
 MODEL = model_from_pieces(*fake_pieces())
 
 
-@settings(max_examples=1000)
+@settings(max_examples=cases(200, 1000))
 @given(st.lists(st.tuples(st.integers(0, len(MODEL) - 1), st.integers(0, 255)), max_size=4))
 def test_a_damaged_model_is_refused_when_it_loads_and_not_later(
     flips: list[tuple[int, int]],

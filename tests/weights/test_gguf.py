@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gemma_server.errors import ModelLoadError
 from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.gguf.gemma import GgufWeights
+from testing.counts import cases
 from testing.oracle.gemma import PRESETS
 from testing.tiny import read_tensor, tiny_weights, write_gguf
 
@@ -138,7 +139,9 @@ def test_a_header_that_lies_is_refused_before_anything_is_allocated(
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=cases(100, 300),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
 def test_no_flipped_byte_in_a_header_crashes_or_hangs(

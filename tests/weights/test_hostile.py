@@ -10,7 +10,6 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,16 @@ from gemma_server.cli.main import main
 from gemma_server.errors import ModelLoadError
 from gemma_server.serving.checkpoint import open_checkpoint
 from gemma_server.weights.open import open_weights
-from gemma_server.weights.source import load_leaves
+from testing.counts import cases
 from testing.hugging_face import write_hf
-from testing.tiny import tiny_config, tiny_weights, write_gguf, write_orbax, write_tokenizer
+from testing.tiny import (
+    load_flat,
+    tiny_config,
+    tiny_weights,
+    write_gguf,
+    write_orbax,
+    write_tokenizer,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -77,19 +83,9 @@ def good(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def _load(path: Path) -> None:
     """All that is done with a checkpoint before the model runs, but for the compiling."""
     opened = open_checkpoint(path / "checkpoint")
-    abstract = {leaf: Shaped(shape) for leaf, shape in opened.config.leaf_shapes.items()}
-    for _ in load_leaves(opened.weights, abstract, lambda done, total: None):
-        pass
+    load_flat(opened.weights, opened.config)
     opened.tokenizer.decode(opened.tokenizer.encode("a <b> \x00 é🎉"))
     opened.tokenizer.decode(range(opened.tokenizer.vocab_size))
-
-
-@dataclass(frozen=True)
-class Shaped:
-    """A leaf in float32."""
-
-    shape: tuple[int, ...]
-    dtype: Any = np.float32
 
 
 def _damage(path: Path, data: st.DataObject) -> None:
@@ -113,7 +109,9 @@ def _damage(path: Path, data: st.DataObject) -> None:
 
 
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=cases(20, 100),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
 def test_no_damage_to_a_file_crashes_or_hangs(

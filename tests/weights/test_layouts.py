@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -15,12 +15,20 @@ from gemma_server.model.config import GemmaConfig
 from gemma_server.weights.hugging_face.container import SafetensorsDir
 from gemma_server.weights.hugging_face.gemma import HuggingFaceWeights
 from gemma_server.weights.open import open_weights
-from gemma_server.weights.source import check, load_leaves
+from gemma_server.weights.source import check
 from testing import layouts
 from testing.hugging_face import EXTRA_ROWS, write_hf, write_hf_multimodal
 from testing.oracle.gemma import PRESETS
 from testing.quality import GOLDENS
-from testing.tiny import Weights, tiny_config, tiny_preset, tiny_weights, write_gguf, write_orbax
+from testing.tiny import (
+    Weights,
+    load_flat,
+    tiny_config,
+    tiny_preset,
+    tiny_weights,
+    write_gguf,
+    write_orbax,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -29,12 +37,7 @@ Write = Callable[[Path, str, Weights], Path]
 
 
 def _tree(path: Path, config: GemmaConfig, dtype: Any = np.float32) -> Flat:
-    from flax.traverse_util import flatten_dict
-
-    from gemma_server.model.transformer import abstract_params
-
-    abstract = flatten_dict(abstract_params(config, dtype), sep="/")
-    return cast(Flat, dict(load_leaves(open_weights(path), abstract, lambda done, total: None)))
+    return load_flat(open_weights(path), config, dtype)
 
 
 @pytest.fixture(scope="module", params=PRESETS)
