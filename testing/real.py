@@ -16,6 +16,8 @@ from gemma_server.weights.gguf.container import GgufFile
 from testing.oracle.gemma import OracleConfig
 from testing.tiny import GGUF_NORMS, read_tensor
 
+Pieces = tuple[list[str], list[float], list[int]]  # of a tokenizer: text, score, type
+
 REAL = OracleConfig(
     layers=18,
     width=640,
@@ -57,17 +59,19 @@ class RealModel:
         return handle
 
     def read(self, handle: Handle) -> list[int]:
-        ids: list[int] = []
-        while True:
-            event = handle.next_event(120)
-            if isinstance(event, Token):
-                ids.append(event.id)
-            else:
-                assert isinstance(event, Finished), event
-                return ids
+        return read_ids(handle)
 
     def generate(self, text: str, steps: int, sampling: SamplingParams | None = None) -> str:
         return self.tokenizer.decode(self.read(self.submit(text, steps, sampling)))
+
+
+def read_ids(handle: Handle) -> list[int]:
+    """The ids of a whole answer."""
+    ids: list[int] = []
+    while isinstance(event := handle.next_event(120), Token):
+        ids.append(event.id)
+    assert isinstance(event, Finished), event
+    return ids
 
 
 def load_real_model(cache_dir: Path | None = None, dtype: str = "auto") -> RealModel:

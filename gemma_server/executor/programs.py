@@ -85,7 +85,7 @@ class Programs:
         for variant, size in product(self.prefill_variants, self.chunks):
             body = partial(self._steps.prefill, variant=variant)
             yield Job(("prefill", size, str(variant)), body, _i32(chunk_words(size)))
-        counts = product(self.decode_variants, row_counts(self.slots), self.step_counts)
+        counts = product(self.decode_variants, self.row_counts, self.step_counts)
         for variant, rows, steps in counts:
             body = partial(self._steps.decode, steps=steps, variant=variant)
             yield Job(("decode", rows, steps, str(variant)), body, _i32(rows, ROW_WORDS))
@@ -104,6 +104,11 @@ class Programs:
         if self.policy.branches:
             return (EVERYTHING_SAMPLED,)
         return (GREEDY, SAMPLING, EVERYTHING_SAMPLED)
+
+    @property
+    def row_counts(self) -> list[int]:
+        """How many rows the decode programs take."""
+        return row_counts(self.slots)
 
     @property
     def step_counts(self) -> list[int]:

@@ -12,7 +12,7 @@ from gemma_server.engine.plan import Chunk, Copy, Plan, Row
 from gemma_server.engine.request import SamplingParams
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.executor.operands import pack_chunk, pack_copy, pack_rows
-from gemma_server.executor.programs import Programs, row_counts
+from gemma_server.executor.programs import Programs
 from gemma_server.executor.results import PendingTokens
 from gemma_server.executor.variants import ProgramVariant, needed_by
 from gemma_server.model.transformer import Params
@@ -39,7 +39,7 @@ class JaxRunner:
         programs, how = self._programs, SamplingParams()
         for variant, size in product(programs.prefill_variants, programs.chunks):
             np.asarray(self._prefill(Chunk(0, 0, 0, (0,) * size, how), variant))
-        counts = product(programs.decode_variants, row_counts(programs.slots), programs.step_counts)
+        counts = product(programs.decode_variants, programs.row_counts, programs.step_counts)
         for variant, count, steps in counts:
             rows = (Row(0, 0, 0, how, steps=steps),) * count
             np.asarray(self._decode(rows, steps, variant))
@@ -79,7 +79,7 @@ class JaxRunner:
 
     def _decode(self, rows: tuple[Row, ...], steps: int, needed: ProgramVariant) -> jax.Array:
         programs = self._programs
-        count = next(count for count in row_counts(programs.slots) if count >= len(rows))
+        count = next(count for count in programs.row_counts if count >= len(rows))
         most = next(most for most in programs.step_counts if most >= steps)
         beyond = programs.slots, programs.length  # where all writes are dropped
         return self._run(programs.decode(count, most, needed), pack_rows(rows, count, beyond))

@@ -17,7 +17,7 @@ from gemma_server.engine.request import Request, SamplingParams
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.engine.step_log import Step, StepLog
 from gemma_server.errors import GenerationFailed, UsageError
-from gemma_server.executor import programs, runner
+from gemma_server.executor import programs
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.serving.model import LoadedModel
 from testing.tiny import tiny_config, tiny_weights, write_gguf
@@ -127,7 +127,6 @@ def test_the_command_measures_a_model(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(bench, "READ_BYTES", 1 << 20)
     monkeypatch.setattr(programs, "CHUNKS", (128, 256))  # fewer programs: they take all of the time
     monkeypatch.setattr(programs, "row_counts", lambda slots: [slots])
-    monkeypatch.setattr(runner, "row_counts", lambda slots: [slots])
     path = write_gguf(tmp_path / "model.gguf", "gemma3", tiny_weights("gemma3"))
     flags = ("--model-checkpoint", path, "--cache-dir", tmp_path / "cache", "--dtype", "float32")
     done = _invoke("--rounds", 1, *flags)

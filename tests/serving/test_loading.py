@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.loading import FORMATS, ROWS, measure
-from testing.counts import LONG
+from testing.counts import is_long
 
 pytestmark = pytest.mark.slow
 
@@ -16,6 +16,6 @@ def test_loading_peaks_just_above_what_stays() -> None:
 
     In bfloat16, where the least room is left; `benchmarks.loading` has float32 too.
     """
-    formats = {name: write for name, write in FORMATS.items() if LONG or name not in SELDOM}
+    formats = {name: write for name, write in FORMATS.items() if is_long() or name not in SELDOM}
     for result in measure(ROWS["gemma-3-270m"], formats, ["bfloat16"]):
         assert result["peak_mb"] <= result["limit_mb"], result

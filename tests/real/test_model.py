@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from gemma_server.engine.request import Cancelled, SamplingParams, Token
+from testing.counts import cases
 from testing.real import RealModel, load_real_model
 
 pytestmark = pytest.mark.real_model
@@ -18,6 +19,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def real() -> Iterator[RealModel]:
+    """As it is served by default: on a CPU with 8-bit weights."""
     model = load_real_model()
     yield model
     model.engine.stop()
@@ -63,9 +65,11 @@ def test_nothing_compiles_after_ready(real: RealModel) -> None:
         SamplingParams(temperature=0.7, seed=1),
         SamplingParams(temperature=1.0, top_k=5, top_p=0.5, min_p=0.1, seed=2),
     ]
+    most = cases(300, 700)  # words: more than the largest chunk
     for count in (1, 2, 3, 8, 11):
         handles = [
-            real.submit("word " * (1 + 97 * i % 700), 1 + i % 5, kinds[i % 3]) for i in range(count)
+            real.submit("word " * (1 + 97 * i % most), 1 + i % 5, kinds[i % 3])
+            for i in range(count)
         ]
         for handle in handles:
             real.read(handle)
@@ -83,26 +87,3 @@ def test_a_prompt_of_the_whole_context_is_read_and_answered(real: RealModel) -> 
     ids = real.tokenizer.encode(text)
     prompt = "la " * (longest // 2 - (len(ids) - longest))
     assert len(real.read(real.submit(prompt, 500))) >= 1
-
-
-NASTY = [
-    "", " ", "  two  spaces", "\n\n\n", "\t\ttabs", "naïve café", "数学と言語", "12345 67,890.12",
-    "\N{WOMAN}\u200d\N{WOMAN}\u200d\N{GIRL}", "<table><tr>", "a\x00b", "\u200b\u202e", "e\u0301",
-    "<0x41>", "def f(x):\n    return x  # ok", "<unused1> <mask> [multimodal]", "<eos> and <bos>",
-    "\r\n", "x" * 500, "🎉" * 50,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", NASTY, ids=repr)
-def test_the_tokenizer_gives_every_text_back(real: RealModel, text: str) -> None:
-    ids = real.tokenizer.encode(text)
-    assert ids[0] == 2
-    assert real.tokenizer.decode(ids) == text
-
-
-def test_the_tokenizer_knows_gemma_s_special_pieces(real: RealModel) -> None:
-    encode = real.tokenizer.encode
-    assert encode("<start_of_turn>user\nhi<end_of_turn>\n")[1:] == [105, 2364, 107, 2202, 106, 107]
-    assert encode("  two")[1] == 138  # one user-defined piece for two spaces
-    assert encode("a\n\n\nb")[2] == 109
-    assert real.tokenizer.stop_ids == {1, 106}

@@ -20,12 +20,14 @@ from gemma_server.text.detokenizer import TextStream
 from gemma_server.text.family import GEMMA
 from gemma_server.text.sentencepiece_model import model_from_pieces
 from gemma_server.text.tokenizer import Tokenizer
+from gemma_server.text.tokenizer_json import model_from_json
 from gemma_server.weights.demo import demo_checkpoint
-from gemma_server.weights.gguf.gemma import GgufWeights
+from testing.counts import cases
+from testing.real import Pieces
+from tests.text.test_tokenizer_json import as_json
 
 pytestmark = pytest.mark.real_model
 
-Pieces = tuple[list[str], list[float], list[int]]
 Encode = Callable[[str, bool], list[int]]  # of a text; whether control tokens in it count as such
 Family = Callable[[random.Random], Iterator[str]]
 
@@ -40,16 +42,6 @@ RETYPED = re.compile("</s>|<mask>|<unused\\d+>")
 # - It looks for the pieces of several spaces before it turns spaces into U+2581, so that a run
 #   with a U+2581 of the text's own in it is one piece for SentencePiece alone.
 OWN_SPACE_SIGN = re.compile("\u2581[ \u2581]| \u2581")
-
-
-@pytest.fixture(scope="module")
-def pieces() -> Pieces:
-    return GgufWeights(demo_checkpoint(default_cache_dir())).tokenizer_pieces
-
-
-@pytest.fixture(scope="module")
-def tokenizer(pieces: Pieces) -> Tokenizer:
-    return Tokenizer(model_from_pieces(*pieces))
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +138,42 @@ def _wrong(ours: dict[str, list[int]], llama: Encode, *, special: bool) -> list[
     return [text for text, ids in ours.items() if ids != llama(text, special)]
 
 
+def test_ids_are_those_of_a_tokenizer_json(
+    pieces: Pieces, tokenizer: Tokenizer, corpus: list[str]
+) -> None:
+    """The one that is made from the same pieces, as transformers' converter does."""
+    texts, scores, types = pieces
+    spelled = [text.replace(" ", "\u2581") for text in texts]
+    found = json.dumps(as_json(spelled, scores, types)).encode()
+    other = Tokenizer(model_from_json(found))
+    assert other.vocab_size == 262_144
+    assert [text for text in corpus if other.encode(text) != tokenizer.encode(text)] == []
+
+
 # Encoding and back.
+
+
+NASTY = [
+    "", " ", "  two  spaces", "\n\n\n", "\t\ttabs", "naïve café", "数学と言語", "12345 67,890.12",
+    "\N{WOMAN}\u200d\N{WOMAN}\u200d\N{GIRL}", "<table><tr>", "a\x00b", "\u200b\u202e", "e\u0301",
+    "<0x41>", "def f(x):\n    return x  # ok", "<unused1> <mask> [multimodal]", "<eos> and <bos>",
+    "\r\n", "x" * 500, "🎉" * 50,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NASTY, ids=repr)
+def test_the_tokenizer_gives_every_text_back(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert ids[0] == 2
+    assert tokenizer.decode(ids) == text
+
+
+def test_the_tokenizer_knows_gemma_s_special_pieces(tokenizer: Tokenizer) -> None:
+    encode = tokenizer.encode
+    assert encode("<start_of_turn>user\nhi<end_of_turn>\n")[1:] == [105, 2364, 107, 2202, 106, 107]
+    assert encode("  two")[1] == 138  # one user-defined piece for two spaces
+    assert encode("a\n\n\nb")[2] == 109
+    assert tokenizer.stop_ids == {1, 106}
 
 
 def _texts() -> st.SearchStrategy[str]:
@@ -156,7 +183,7 @@ def _texts() -> st.SearchStrategy[str]:
     return text.filter(lambda text: not any(marker in text for marker in TURNS))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=cases(150, 1000), deadline=None)
 @given(data=st.data())
 def test_every_text_comes_back(tokenizer: Tokenizer, data: st.DataObject) -> None:
     text = data.draw(_texts())
@@ -164,7 +191,7 @@ def test_every_text_comes_back(tokenizer: Tokenizer, data: st.DataObject) -> Non
     assert tokenizer.decode(tokenizer.encode(text)) == text.replace("\u2581", " ")
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=cases(150, 1000), deadline=None)
 @given(data=st.data())
 def test_a_stream_gives_the_text_of_its_ids(tokenizer: Tokenizer, data: st.DataObject) -> None:
     """Also where an answer ends within a character, or is no text at all."""
