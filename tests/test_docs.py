@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gemma_server.api.operations import OPERATIONS
 from gemma_server.model.config import RELEASED
 from gemma_server.serving.loader import load_model
 from gemma_server.serving.model import ServedModel
@@ -16,6 +17,7 @@ from gemma_server.web.app import make_app
 ROOT = Path(__file__).parent.parent
 MODELS = (ROOT / "docs" / "models.md").read_text()
 API = (ROOT / "docs" / "api.md").read_text()
+FRAMES = (ROOT / "docs" / "frames.md").read_text()
 SETTINGS = load_settings(fake=True)
 PAGES = [
     *ROOT.glob("*.md"),
@@ -32,6 +34,12 @@ def test_every_route_is_documented() -> None:
     for route in routes:
         for method in (route.methods or set()) - {"HEAD", "OPTIONS"}:
             assert f"{method} {route.rule}" in API
+
+
+def test_every_operation_among_frames_is_documented() -> None:
+    for operation in OPERATIONS:
+        if operation.frame is not None:
+            assert f"`{operation.frame}`" in FRAMES, operation.frame
 
 
 def test_the_documented_metrics_are_the_exported_ones() -> None:

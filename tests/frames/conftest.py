@@ -10,7 +10,7 @@ import pytest
 from gemma_server.frames.operations import OperationService
 from gemma_server.frames.server import FrameServer
 from tests.frames.peer import Peer
-from tests.web.conftest import Serve, Sidecar, serve
+from tests.web.conftest import App, Serve, serve
 
 __all__ = ["serve"]  # a fixture
 
@@ -21,7 +21,7 @@ class Lane:
 
     path: Path
     server: FrameServer
-    sidecar: Sidecar
+    app: App
 
     def connect(self) -> Peer:
         """A new connection."""
@@ -38,20 +38,20 @@ def open_lane(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     deaths: list[BaseException] = []
 
     def make(*, threads: int = 80, **settings: Any) -> Lane:
-        sidecar = serve(**settings)
+        app = serve(**settings)
         path = tmp_path_factory.mktemp("frames") / "socket"
-        service = OperationService(sidecar.models)
+        service = OperationService(app.models)
         server = FrameServer(path, service, deaths.append, threads=threads)
         server.start()
-        made.append(Lane(path, server, sidecar))
+        made.append(Lane(path, server, app))
         return made[-1]
 
     yield make
     for lane in made:
-        lane.sidecar.runner.open.set()
+        lane.app.runner.open.set()
         lane.server.stop(5.0)
         assert not lane.path.exists()
-        assert lane.sidecar.models.leases == 0
+        assert lane.app.models.leases == 0
     assert deaths == []
 
 

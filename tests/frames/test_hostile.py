@@ -149,7 +149,7 @@ def test_answers_that_nobody_reads_are_limited(
             for name in range(20):
                 deaf.ask(id=name, op="tokenize", prompt="z" * 20_000)
         wait_until(lambda: lane.server.connections == 1)
-        wait_until(lambda: lane.sidecar.engine.stats().active == 0)
+        wait_until(lambda: lane.app.engine.stats().active == 0)
         other.ask(id=1, op="generate", prompt="ab", sampling_steps=2)
         assert other.whole(1)[1]["response"] == "ab"
 

@@ -64,7 +64,7 @@ def test_answers_are_those_of_http(lane: Lane, peer: Peer) -> None:
         {"prompt": ""},
         {},
     ):
-        there = lane.sidecar.post(json.dumps(fields).encode())
+        there = lane.app.post(json.dumps(fields).encode())
         peer.ask(id=1, op="generate", **fields)
         answer = peer.answer()
         assert answer is not None
@@ -101,7 +101,7 @@ def test_streams_interleave(open_lane: Open) -> None:
 def test_cancelling_is_immediate(open_lane: Open, stream: bool) -> None:
     """At work, and while waiting for a slot; the id may be used again behind the answer."""
     lane = open_lane(slots=1, step_s=0.05)
-    engine = lane.sidecar.engine
+    engine = lane.app.engine
     with lane.connect() as peer:
         for name in ("first", "second"):
             peer.ask(id=name, op="generate", prompt="z" * 200, stream=stream)
@@ -117,7 +117,7 @@ def test_cancelling_is_immediate(open_lane: Open, stream: bool) -> None:
             assert answer[1]["error"]["code"] == "cancelled"
         assert time.monotonic() - began < 2  # 200 steps take ten seconds
         wait_until(lambda: (engine.stats().active, engine.stats().queued) == (0, 0))
-        assert lane.sidecar.metrics()['gemma_frames_total{op="generate",status="499"}'] == 2
+        assert lane.app.metrics()['gemma_frames_total{op="generate",status="499"}'] == 2
         peer.ask(id="first", op="generate", prompt="a", sampling_steps=1)
         assert peer.whole("first")[1]["response"] == "a"
 
@@ -145,7 +145,7 @@ def test_metrics_count_the_answers(open_lane: Open) -> None:
             peer.answer()
     counted = {
         name.removeprefix("gemma_frames_total"): count
-        for name, count in lane.sidecar.metrics().items()
+        for name, count in lane.app.metrics().items()
         if name.startswith("gemma_frames")
     }
     assert counted == {
@@ -171,7 +171,7 @@ def test_what_ends_while_the_server_stops_is_told(open_lane: Open) -> None:
         lane = open_lane(step_s=0.001)
         with lane.connect() as peer:
             peer.ask(id=1, op="generate", prompt="abcdefgh")
-            wait_until(lambda: lane.sidecar.engine.stats().active == 1)  # noqa: B023
+            wait_until(lambda: lane.app.engine.stats().active == 1)  # noqa: B023
             time.sleep(delay / 1000)
             lane.server.stop(5.0)
             assert peer.whole(1)[1]["response"] == "abcdefgh"
@@ -180,7 +180,7 @@ def test_what_ends_while_the_server_stops_is_told(open_lane: Open) -> None:
 
 def test_closing_the_connection_cancels_what_it_asked_for(open_lane: Open) -> None:
     lane = open_lane(slots=1, step_s=0.02)
-    engine = lane.sidecar.engine
+    engine = lane.app.engine
     with lane.connect() as peer:
         for name in range(5):
             peer.ask(id=name, op="generate", prompt="z" * 200)
@@ -207,16 +207,16 @@ def test_raw_frames_are_answered_in_their_order(peer: Peer) -> None:
 
 def test_an_id_stands_for_one_request_at_a_time(open_lane: Open) -> None:
     lane = open_lane(slots=1)
-    lane.sidecar.runner.open.clear()
+    lane.app.runner.open.clear()
     with lane.connect() as peer:
         peer.ask(id=7, op="generate", prompt="a", sampling_steps=1)
-        wait_until(lambda: lane.sidecar.engine.stats().active == 1)
+        wait_until(lambda: lane.app.engine.stats().active == 1)
         peer.ask(id=7, op="ready")
         error = peer.error()
         assert (error["code"], error["param"], error["id"]) == ("id_in_use", "id", None)
         peer.ask(id="7", op="ready")  # a string is another one
         assert peer.whole("7")[1]["status"] == "ready"
-        lane.sidecar.runner.open.set()
+        lane.app.runner.open.set()
         assert peer.whole(7)[1]["response"] == "a"
 
 
@@ -257,7 +257,7 @@ def test_refusals_say_when_to_try_again(open_lane: Open) -> None:
             peer.ask(id=1, op="ready")
             assert peer.whole(1)[1]["status"] == code
             assert peer.echo() == b"?"
-            lane.sidecar.model.drain()
+            lane.app.model.drain()
 
 
 def test_too_many_are_refused_one_by_one(open_lane: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,11 +265,11 @@ def test_too_many_are_refused_one_by_one(open_lane: Open, monkeypatch: pytest.Mo
     monkeypatch.setattr(session, "MAX_REQUESTS", 6)
     monkeypatch.setattr(worker_pool, "LEAVING", 0)
     lane = open_lane(slots=1, max_queue=4, threads=6)
-    lane.sidecar.runner.open.clear()
+    lane.app.runner.open.clear()
     with lane.connect() as peer, lane.connect() as other:
         for name in range(5):
             peer.ask(id=name, op="generate", prompt="a", sampling_steps=1)
-        wait_until(lambda: lane.sidecar.engine.stats().queued == 4)
+        wait_until(lambda: lane.app.engine.stats().queued == 4)
         peer.ask(id="line", op="generate", prompt="a")
         error = peer.error()
         assert (error["id"], error["status"], error["code"]) == ("line", 429, "overloaded")
@@ -277,7 +277,7 @@ def test_too_many_are_refused_one_by_one(open_lane: Open, monkeypatch: pytest.Mo
         assert other.error()["id"] == "sixth"
         other.send(packed(RAW, b"a"))  # the seventh thread waits for the engine, in vain
         assert other.error()["about"] == RAW
-        lane.sidecar.runner.open.set()
+        lane.app.runner.open.set()
         ended = [peer.answer() for _ in range(5)]
         assert {answer[1]["id"] for answer in ended if answer} == set(range(5))
         other.send(packed(RAW, b"again"))
@@ -291,13 +291,13 @@ def test_refused_raw_frames_are_told_in_their_turn(
     monkeypatch.setattr(session, "MAX_RAWS", 2)
     monkeypatch.setattr(session, "MAX_REFUSED", 3)
     lane = open_lane(slots=1)
-    lane.sidecar.runner.open.clear()
+    lane.app.runner.open.clear()
     with lane.connect() as peer, lane.connect() as flooding:
         peer.send(*(packed(RAW, prompt) for prompt in (b"a", b"b", b"c", b"d")), packed(ECHO, b""))
         assert peer.answer() == (ECHO, b"")
         flooding.send(*[packed(RAW, b"x")] * 6)
         assert flooding.error()["code"] == "too_many_raw_frames"
-        lane.sidecar.runner.open.set()
+        lane.app.runner.open.set()
         assert [peer.answer(), peer.answer()] == [(RAW, b"a"), (RAW, b"b")]
         for _ in "cd":
             error = peer.error()
@@ -352,7 +352,7 @@ def test_every_request_ends_exactly_once(busy: Lane, sent: list[tuple[str, int]]
                 untold += 1
         assert all(ended[name] <= count for name, count in begun.items())
         assert peer.echo() == b"?"  # and that is all
-    wait_until(lambda: busy.sidecar.engine.stats().active + busy.sidecar.engine.stats().queued == 0)
+    wait_until(lambda: busy.app.engine.stats().active + busy.app.engine.stats().queued == 0)
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ def test_a_socket_that_is_there_takes_connections(
         listen(self, backlog)
 
     monkeypatch.setattr(socket.socket, "listen", listen_late)
-    sidecar, path, deaths = serve(), tmp_path / name, list[BaseException]()
-    service = OperationService(sidecar.models)
+    app, path, deaths = serve(), tmp_path / name, list[BaseException]()
+    service = OperationService(app.models)
     with ThreadPoolExecutor(1) as pool:
         making = pool.submit(FrameServer, path, service, deaths.append, threads=1)
         wait_until(path.exists)

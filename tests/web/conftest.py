@@ -42,7 +42,7 @@ class WatchedRunner(FakeRunner):
 
 
 @dataclass
-class Sidecar:
+class App:
     """An app, everything behind it, and one way to ask it."""
 
     client: FlaskClient
@@ -76,13 +76,13 @@ class Sidecar:
         return parse_metrics(self.client.get("/metrics").get_data(as_text=True))
 
 
-Serve = Callable[..., Sidecar]
+Serve = Callable[..., App]
 
 
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Serve]:
-    """Makes sidecars whose models are ready, unless told `loading`; ends their engines."""
-    made: list[Sidecar] = []
+    """Makes apps whose models are ready, unless told `loading`; ends their engines."""
+    made: list[App] = []
 
     def make(
         *,
@@ -93,7 +93,7 @@ def serve() -> Iterator[Serve]:
         fail_at: int | None = None,
         loading: bool = False,
         **settings: Any,
-    ) -> Sidecar:
+    ) -> App:
         runner = WatchedRunner(slots, step_s=step_s, fail_at=fail_at)
         limits = Limits(slots, context_length, 32, max_queue, max_queue_tokens=10_000)
         deaths: list[BaseException] = []
@@ -110,19 +110,19 @@ def serve() -> Iterator[Serve]:
             )
         models = Models(model)
         client = make_app(models, own).test_client()
-        made.append(Sidecar(client, model, models, engine, runner, deaths))
+        made.append(App(client, model, models, engine, runner, deaths))
         return made[-1]
 
     with pytest.MonkeyPatch.context() as patch:
         for setting in Settings.model_fields:
             patch.delenv(variable_name(setting), raising=False)
         yield make
-    for sidecar in made:
-        sidecar.runner.open.set()
-        sidecar.engine.stop()
+    for app in made:
+        app.runner.open.set()
+        app.engine.stop()
 
 
 @pytest.fixture(scope="module")
-def sidecar(serve: Serve) -> Sidecar:
-    """The sidecar for tests that leave nothing behind."""
+def app(serve: Serve) -> App:
+    """The app for tests that leave nothing behind."""
     return serve()

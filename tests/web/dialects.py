@@ -7,7 +7,7 @@ import pytest
 from werkzeug.test import TestResponse
 
 from testing.answers import parse_json, sse_events
-from tests.web.conftest import Sidecar
+from tests.web.conftest import App
 
 PROMPT: dict[str, Any] = {"model": "fake", "prompt": "hello", "temperature": 0}
 GENERATE: dict[str, Any] = {
@@ -27,8 +27,8 @@ ROUTES: dict[str, dict[str, Any]] = {
 each_route = pytest.mark.parametrize("path", ROUTES)
 
 
-def ask(sidecar: Sidecar, path: str, **fields: Any) -> TestResponse:
-    return sidecar.post(json.dumps({**ROUTES[path], **fields}).encode(), path)
+def ask(app: App, path: str, **fields: Any) -> TestResponse:
+    return app.post(json.dumps({**ROUTES[path], **fields}).encode(), path)
 
 
 def parts_of(response: TestResponse) -> list[dict[str, Any]]:

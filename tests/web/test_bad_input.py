@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testing.answers import assert_error, assert_error_form, parse_json, sse_events
-from tests.web.conftest import Serve, Sidecar
+from tests.web.conftest import App, Serve
 
 MIB = 1 << 20
 HUGE = "1" + "0" * 4000  # as long as json.loads takes
@@ -52,10 +52,8 @@ def _raw(field: str, literal: str) -> bytes:
         pytest.param(_raw("seed", "9" * 5000), id="integer of 5000 digits"),
     ],
 )
-def test_a_body_that_is_no_json_object_is_invalid_json(
-    sidecar: Sidecar, path: str, body: bytes
-) -> None:
-    error = assert_error(sidecar.post(body, path), 400, "invalid_json")
+def test_a_body_that_is_no_json_object_is_invalid_json(app: App, path: str, body: bytes) -> None:
+    error = assert_error(app.post(body, path), 400, "invalid_json")
     assert len(error["message"]) < 300
 
 
@@ -117,8 +115,8 @@ def test_a_body_that_is_no_json_object_is_invalid_json(
     ],
     ids=lambda value: value.decode()[:60] if isinstance(value, bytes) else value,
 )
-def test_a_value_that_cannot_be_names_its_field(sidecar: Sidecar, body: bytes, param: str) -> None:
-    error = assert_error(sidecar.post(body), 400, "invalid_value", param)
+def test_a_value_that_cannot_be_names_its_field(app: App, body: bytes, param: str) -> None:
+    error = assert_error(app.post(body), 400, "invalid_value", param)
     assert len(error["message"]) < 300
 
 
@@ -126,20 +124,20 @@ def test_a_value_that_cannot_be_names_its_field(sidecar: Sidecar, body: bytes, p
 @pytest.mark.parametrize(
     "name", ["max_tokens", "Prompt", "", "prompt ", "ünï", "a\0b", "__class__"]
 )
-def test_an_unknown_field_is_refused_by_name(sidecar: Sidecar, path: str, name: str) -> None:
-    error = assert_error(sidecar.post(_body(**{name: 1}), path), 400, "unknown_field", name)
+def test_an_unknown_field_is_refused_by_name(app: App, path: str, name: str) -> None:
+    error = assert_error(app.post(_body(**{name: 1}), path), 400, "unknown_field", name)
     assert name in error["message"]
 
 
 @pytest.mark.parametrize("path", ["/prompt", "/echo"])
-def test_a_field_name_with_a_lone_surrogate_is_a_client_error(sidecar: Sidecar, path: str) -> None:
-    response = sidecar.post(b'{"prompt": "x", "\\ud800": 1}', path)
+def test_a_field_name_with_a_lone_surrogate_is_a_client_error(app: App, path: str) -> None:
+    response = app.post(b'{"prompt": "x", "\\ud800": 1}', path)
     assert response.status_code == 400
     assert_error_form(response)
 
 
-def test_a_huge_field_name_makes_no_huge_answer(sidecar: Sidecar) -> None:
-    response = sidecar.post(_body(**{"x" * 100_000: 1}))
+def test_a_huge_field_name_makes_no_huge_answer(app: App) -> None:
+    response = app.post(_body(**{"x" * 100_000: 1}))
     assert assert_error_form(response)["code"] == "unknown_field"
     assert len(response.data) < 1000
 
@@ -149,35 +147,35 @@ def test_a_huge_field_name_makes_no_huge_answer(sidecar: Sidecar) -> None:
     "content_type",
     ["text/plain", "multipart/form-data", "application/xml", "json"],
 )
-def test_another_content_type_is_415(sidecar: Sidecar, path: str, content_type: str | None) -> None:
-    response = sidecar.client.post(path, data=_body(), content_type=content_type)
+def test_another_content_type_is_415(app: App, path: str, content_type: str | None) -> None:
+    response = app.client.post(path, data=_body(), content_type=content_type)
     assert_error(response, 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("path", ["/prompt", "/echo"])
 @pytest.mark.parametrize("content_type", [None, "", "application/x-www-form-urlencoded"])
 def test_a_body_is_json_if_its_sender_says_nothing_better_and_is_no_web_page(
-    sidecar: Sidecar, path: str, content_type: str | None
+    app: App, path: str, content_type: str | None
 ) -> None:
     """So `curl -d` works, and a form on somebody's page does not."""
-    send = functools.partial(sidecar.client.post, path, data=_body(), content_type=content_type)
+    send = functools.partial(app.client.post, path, data=_body(), content_type=content_type)
     assert send().status_code == 200
     for header in ({"Origin": "http://evil.com"}, {"Sec-Fetch-Site": "cross-site"}):
         assert_error(send(headers=header), 415, "unsupported_media_type")
 
 
-def test_a_charset_behind_the_content_type_is_welcome(sidecar: Sidecar) -> None:
+def test_a_charset_behind_the_content_type_is_welcome(app: App) -> None:
     content_type = "Application/JSON; charset=utf-8"
-    response = sidecar.client.post("/echo", data=_body(), content_type=content_type)
+    response = app.client.post("/echo", data=_body(), content_type=content_type)
     assert response.json == {"echo_prompt": "x"}
 
 
 @pytest.mark.parametrize("path", ["/prompt", "/echo"])
-def test_a_body_over_one_mebibyte_is_413(sidecar: Sidecar, path: str) -> None:
+def test_a_body_over_one_mebibyte_is_413(app: App, path: str) -> None:
     fits = _body(prompt="x" * (MIB - len(_body()) + 1))
     assert len(fits) == MIB
-    assert sidecar.post(fits, path).status_code == (200 if path == "/echo" else 400)
-    response = sidecar.post(fits + b" ", path)
+    assert app.post(fits, path).status_code == (200 if path == "/echo" else 400)
+    response = app.post(fits + b" ", path)
     assert_error(response, 413, "request_entity_too_large")
 
 
@@ -185,8 +183,8 @@ def test_a_body_over_one_mebibyte_is_413(sidecar: Sidecar, path: str) -> None:
 @pytest.mark.parametrize(
     "body", [b'{"prompt": "' + b"x" * MIB + b'"}', b"[" * 10_000_000], ids=["text", "nested"]
 )
-def test_a_chunked_body_over_one_mebibyte_is_413(sidecar: Sidecar, path: str, body: bytes) -> None:
-    response = sidecar.client.post(
+def test_a_chunked_body_over_one_mebibyte_is_413(app: App, path: str, body: bytes) -> None:
+    response = app.client.post(
         path,
         input_stream=io.BytesIO(body),
         content_type="application/json",
@@ -196,11 +194,11 @@ def test_a_chunked_body_over_one_mebibyte_is_413(sidecar: Sidecar, path: str, bo
     assert_error(response, 413, "request_entity_too_large")
 
 
-def test_nesting_around_the_parsers_limit_is_echoed_or_refused(sidecar: Sidecar) -> None:
+def test_nesting_around_the_parsers_limit_is_echoed_or_refused(app: App) -> None:
     statuses = set()
     for depth in range(100, 1100, 4):
         document = b"[" * depth + b"]" * depth
-        response = sidecar.post(b'{"prompt": ' + document + b"}", "/echo")
+        response = app.post(b'{"prompt": ' + document + b"}", "/echo")
         statuses.add(response.status_code)
         if response.status_code == 200:
             assert response.data.strip() == b'{"echo_prompt":' + document + b"}"
@@ -213,8 +211,8 @@ def test_nesting_around_the_parsers_limit_is_echoed_or_refused(sidecar: Sidecar)
     "path", ["/nothing", "/prompts", "/prompt/", "/v1/nothing", "/../etc/passwd"]
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-def test_another_path_is_404(sidecar: Sidecar, path: str, method: str) -> None:
-    assert_error(sidecar.client.open(path, method=method), 404, "not_found")
+def test_another_path_is_404(app: App, path: str, method: str) -> None:
+    assert_error(app.client.open(path, method=method), 404, "not_found")
 
 
 @pytest.mark.parametrize(
@@ -229,10 +227,8 @@ def test_another_path_is_404(sidecar: Sidecar, path: str, method: str) -> None:
         ("BREW", "/prompt"),
     ],
 )
-def test_another_method_is_405_and_says_which_are_allowed(
-    sidecar: Sidecar, method: str, path: str
-) -> None:
-    response = sidecar.client.open(path, method=method)
+def test_another_method_is_405_and_says_which_are_allowed(app: App, method: str, path: str) -> None:
+    response = app.client.open(path, method=method)
     assert_error(response, 405, "method_not_allowed")
     assert ("POST" if path in ("/prompt", "/echo") else "GET") in response.headers["Allow"]
 
@@ -266,10 +262,8 @@ def _dump(value: Any) -> bytes:
     value=_JSON | _BODIES | st.fixed_dictionaries({"prompt": _JSON}),
     path=st.sampled_from(["/prompt", "/echo"]),
 )
-def test_any_json_gets_a_json_answer_and_never_a_500(
-    sidecar: Sidecar, value: Any, path: str
-) -> None:
-    response = sidecar.post(_dump(value), path)
+def test_any_json_gets_a_json_answer_and_never_a_500(app: App, value: Any, path: str) -> None:
+    response = app.post(_dump(value), path)
     assert response.status_code in (200, 400)
     if response.status_code == 400:
         assert_error_form(response)
@@ -281,18 +275,18 @@ def test_any_json_gets_a_json_answer_and_never_a_500(
 
 @settings(max_examples=100, deadline=None, database=None)
 @given(body=st.binary(max_size=60), path=st.sampled_from(["/prompt", "/echo"]))
-def test_any_bytes_get_a_client_error(sidecar: Sidecar, body: bytes, path: str) -> None:
-    response = sidecar.post(body, path)
+def test_any_bytes_get_a_client_error(app: App, body: bytes, path: str) -> None:
+    response = app.post(body, path)
     assert response.status_code == 400
     assert_error_form(response)
 
 
 def test_bad_input_leaves_the_engine_idle(serve: Serve) -> None:
-    sidecar = serve()
+    app = serve()
     for body in (b"{", _body(stop=5), _body(prompt=["x", ""]), _body(sampling_steps=0)):
-        sidecar.post(body)
+        app.post(body)
     assert (
-        sidecar.engine.stats().steps,
-        sidecar.engine.stats().active,
-        sidecar.engine.stats().queued,
+        app.engine.stats().steps,
+        app.engine.stats().active,
+        app.engine.stats().queued,
     ) == (0, 0, 0)

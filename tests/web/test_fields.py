@@ -9,31 +9,31 @@ import pytest
 from gemma_server.engine.fake import fake_tokenizer
 from gemma_server.text.chat_template import Message, encode_chat
 from testing.answers import assert_error, assert_error_form
-from tests.web.conftest import Serve, Sidecar
+from tests.web.conftest import App, Serve
 from tests.web.dialects import ROUTES, ask, parts_of, text_of
 
 
-def test_null_is_as_good_as_nothing(sidecar: Sidecar) -> None:
+def test_null_is_as_good_as_nothing(app: App) -> None:
     nothing = dict.fromkeys(("stop", "n", "tools", "logprobs", "user"))
     nothing["stream_options"] = {"include_usage": None}
-    assert ask(sidecar, "/v1/completions", **nothing).status_code == 200
-    assert ask(sidecar, "/api/generate", format=None, think=None, stream=None).status_code == 200
+    assert ask(app, "/v1/completions", **nothing).status_code == 200
+    assert ask(app, "/api/generate", format=None, think=None, stream=None).status_code == 200
 
 
 def test_every_dialect_s_defaults_are_its_own(serve: Serve) -> None:
-    sidecar = serve()
+    app = serve()
     for path, body in ROUTES.items():
         fields = {
             key: value for key, value in body.items() if key not in ("temperature", "options")
         }
-        sidecar.post(json.dumps(fields).encode(), path)
-    found = [(how.temperature, how.top_k, how.top_p) for how in sidecar.runner.samplings]
+        app.post(json.dumps(fields).encode(), path)
+    found = [(how.temperature, how.top_k, how.top_p) for how in app.runner.samplings]
     openai, ollama = (1.0, 0, 1.0), (0.8, 40, 0.9)
     assert found == [(0.0, 0, 1.0), openai, openai, ollama, ollama]
 
 
 def test_penalties_and_bias_arrive(serve: Serve) -> None:
-    sidecar = serve()
+    app = serve()
     wishes = {
         "frequency_penalty": 0.5,
         "presence_penalty": -1.0,
@@ -41,20 +41,20 @@ def test_penalties_and_bias_arrive(serve: Serve) -> None:
         "logit_bias": {"9": 5, "10": -100.0},
         "min_tokens": 3,
     }
-    assert ask(sidecar, "/v1/completions", **wishes).status_code == 200
+    assert ask(app, "/v1/completions", **wishes).status_code == 200
     last_words = {"repeat_penalty": 1.3, "repeat_last_n": 7, "frequency_penalty": 1}
-    assert ask(sidecar, "/api/generate", options=last_words).status_code == 200
-    one, other = sidecar.runner.samplings
+    assert ask(app, "/api/generate", options=last_words).status_code == 200
+    one, other = app.runner.samplings
     assert (one.frequency_penalty, one.presence_penalty, one.repetition_penalty) == (0.5, -1, 1.2)
     assert (one.bias, one.penalty_window) == (((9, 5.0), (10, -100.0)), None)
     assert (other.repetition_penalty, other.frequency_penalty) == (1.3, 1)
     assert other.penalty_window == 7
 
 
-def test_completions_list_the_token_that_ended_the_text(sidecar: Sidecar) -> None:
+def test_completions_list_the_token_that_ended_the_text(app: App) -> None:
     """Evaluation harnesses drop the last entry of one drawn token, whatever it was."""
     asked: dict[str, Any] = {"prompt": "hi", "max_tokens": 3, "logprobs": 1, "echo": True}
-    document = ask(sidecar, "/v1/completions", **asked).json
+    document = ask(app, "/v1/completions", **asked).json
     assert document is not None
     [choice] = document["choices"]
     assert choice["text"] == "hihi"
@@ -64,12 +64,12 @@ def test_completions_list_the_token_that_ended_the_text(sidecar: Sidecar) -> Non
     assert logprobs["token_logprobs"][-1] == pytest.approx(-math.log(2))
     assert "<eos>" in logprobs["top_logprobs"][-1]
     assert document["usage"]["completion_tokens"] == 3
-    streamed = parts_of(ask(sidecar, "/v1/completions", stream=True, **asked))
+    streamed = parts_of(ask(app, "/v1/completions", stream=True, **asked))
     chunks = [part["choices"][0] for part in streamed]
     listed = [chunk["logprobs"] for chunk in chunks if chunk["logprobs"]]
     for name, values in logprobs.items():
         assert [value for part in listed for value in part[name]] == values
-    cut = ask(sidecar, "/v1/completions", **{**asked, "max_tokens": 2}).json
+    cut = ask(app, "/v1/completions", **{**asked, "max_tokens": 2}).json
     assert cut is not None
     assert cut["choices"][0]["logprobs"]["tokens"][-2:] == ["h", "i"]
 
@@ -83,10 +83,10 @@ def test_completions_list_the_token_that_ended_the_text(sidecar: Sidecar) -> Non
     ],
 )
 def test_the_model_goes_on_with_what_it_was_made_to_say(
-    sidecar: Sidecar, path: str, fields: dict[str, Any]
+    app: App, path: str, fields: dict[str, Any]
 ) -> None:
     said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because "}]
-    document = ask(sidecar, path, messages=said, stream=False, **fields).json
+    document = ask(app, path, messages=said, stream=False, **fields).json
     assert document is not None
     turns = [Message("user", "Why?"), Message("assistant", "Because")]
     expected = encode_chat(fake_tokenizer(), turns, goes_on=True)
@@ -112,14 +112,14 @@ def test_the_model_goes_on_with_what_it_was_made_to_say(
     ],
 )
 def test_what_a_chat_cannot_be_is_refused_by_name(
-    sidecar: Sidecar, fields: dict[str, Any], param: str
+    app: App, fields: dict[str, Any], param: str
 ) -> None:
-    response = ask(sidecar, "/v1/chat/completions", **fields)
+    response = ask(app, "/v1/chat/completions", **fields)
     assert (response.status_code, assert_error_form(response)["param"]) == (400, param)
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-def test_constraints_that_others_know_are_never_ignored(sidecar: Sidecar, path: str) -> None:
+def test_constraints_that_others_know_are_never_ignored(app: App, path: str) -> None:
     wanted: dict[str, Any] = {
         "guided_choice": ["a", "b"],
         "structured_outputs": {"choice": ["a"]},
@@ -132,7 +132,7 @@ def test_constraints_that_others_know_are_never_ignored(sidecar: Sidecar, path: 
         "repeat_penalty": 1.1,
     }
     for name, value in wanted.items():
-        assert_error(ask(sidecar, path, **{name: value}), 400, "unsupported_field", name)
+        assert_error(ask(app, path, **{name: value}), 400, "unsupported_field", name)
     nothing: dict[str, Any] = {
         "guided_json": None,
         "grammar": "",
@@ -140,12 +140,12 @@ def test_constraints_that_others_know_are_never_ignored(sidecar: Sidecar, path: 
         "mirostat": 0,
         "typical_p": 1.0,
     }
-    assert ask(sidecar, path, **nothing, min_keep=0).status_code == 200
+    assert ask(app, path, **nothing, min_keep=0).status_code == 200
 
 
-def test_a_raw_prompt_is_all_there_is(sidecar: Sidecar) -> None:
+def test_a_raw_prompt_is_all_there_is(app: App) -> None:
     for name, value in (("system", "S"), ("context", [2, 9])):
-        response = ask(sidecar, "/api/generate", raw=True, **{name: value})
+        response = ask(app, "/api/generate", raw=True, **{name: value})
         assert (response.status_code, response.json) == (
             400,
             {"error": f"{name}: a raw prompt is all that the model gets"},
@@ -153,22 +153,22 @@ def test_a_raw_prompt_is_all_there_is(sidecar: Sidecar) -> None:
 
 
 def test_ollama_s_seed_is_random_at_minus_1_alone(serve: Serve) -> None:
-    sidecar = serve()
+    app = serve()
     for options in ({"seed": 0}, {"seed": 0}, {"seed": -1}, {"seed": -1}, {}):
-        ask(sidecar, "/api/generate", options=options)
-    seeds = [how.seed for how in sidecar.runner.samplings]
+        ask(app, "/api/generate", options=options)
+    seeds = [how.seed for how in app.runner.samplings]
     assert seeds[:2] == [0, 0]
     assert len(set(seeds)) == 4
 
 
-def test_show_takes_either_name_and_both(sidecar: Sidecar) -> None:
+def test_show_takes_either_name_and_both(app: App) -> None:
     for body in ({"name": "fake"}, {"model": "fake"}, {"model": "", "name": "fake"}):
-        assert sidecar.client.post("/api/show", json=body).status_code == 200
-    assert sidecar.client.post("/api/show", json={"model": "", "name": "x"}).status_code == 404
+        assert app.client.post("/api/show", json=body).status_code == 200
+    assert app.client.post("/api/show", json={"model": "", "name": "x"}).status_code == 404
 
 
-def test_tokens_behind_a_stop_string_have_no_logprobs(sidecar: Sidecar) -> None:
-    document = ask(sidecar, "/v1/completions", stop="lo", logprobs=0).json
+def test_tokens_behind_a_stop_string_have_no_logprobs(app: App) -> None:
+    document = ask(app, "/v1/completions", stop="lo", logprobs=0).json
     assert document is not None
     assert document["choices"][0]["text"] == "hel"
     assert document["choices"][0]["logprobs"]["tokens"] == ["h", "e", "l"]
@@ -178,37 +178,37 @@ def test_tokens_behind_a_stop_string_have_no_logprobs(sidecar: Sidecar) -> None:
 def test_a_long_text_is_cut_only_for_those_who_ask_and_says_by_how_much(
     serve: Serve, path: str
 ) -> None:
-    sidecar = serve(context_length=32)
+    app = serve(context_length=32)
     limits: dict[str, Any] = {"max_tokens": 10, "options": {"num_predict": 10, "temperature": 0}}
     text = "0123456789" * 5
-    assert ask(sidecar, path, prompt=text, stream=False).status_code == 400
-    document = ask(sidecar, path, prompt=text, stream=False, truncate=True, **limits).json
+    assert ask(app, path, prompt=text, stream=False).status_code == 400
+    document = ask(app, path, prompt=text, stream=False, truncate=True, **limits).json
     assert document is not None
     # <bos> and the last 21 of 50: then ten fit behind it
     assert document["truncated_tokens"] == 29
     assert text_of(document) == text[29:39]
-    parts = parts_of(ask(sidecar, path, prompt=text, stream=True, truncate=True, **limits))
+    parts = parts_of(ask(app, path, prompt=text, stream=True, truncate=True, **limits))
     assert parts[-1]["truncated_tokens"] == 29
-    short = ask(sidecar, path, prompt="0", stream=False, truncate=True, **limits).json
+    short = ask(app, path, prompt="0", stream=False, truncate=True, **limits).json
     assert short is not None
     assert short["truncated_tokens"] == 0
-    assert "truncated_tokens" not in (ask(sidecar, path, stream=False).json or {})
+    assert "truncated_tokens" not in (ask(app, path, stream=False).json or {})
 
 
 def test_a_text_to_score_is_cut_to_the_longest_that_fits(serve: Serve) -> None:
-    sidecar = serve(context_length=32)
+    app = serve(context_length=32)
     text = "0123456789" * 5
     scored: dict[str, Any] = {"max_tokens": 0, "logprobs": 0, "echo": True}
-    document = ask(sidecar, "/v1/completions", prompt=text, truncate=True, **scored).json
+    document = ask(app, "/v1/completions", prompt=text, truncate=True, **scored).json
     assert document is not None
     assert document["truncated_tokens"] == 51 - 31
     assert document["choices"][0]["text"] == text[-30:]
 
 
-def test_whole_numbers_may_have_a_fraction_of_zero(sidecar: Sidecar) -> None:
+def test_whole_numbers_may_have_a_fraction_of_zero(app: App) -> None:
     whole: dict[str, Any] = {"max_tokens": 2.0, "options": {"num_predict": 2.0}}
     for path in ("/v1/completions", "/api/generate"):
-        document = ask(sidecar, path, prompt="hello", stream=False, **whole).json
+        document = ask(app, path, prompt="hello", stream=False, **whole).json
         assert document is not None
         assert len(text_of(document)) == 2
 
@@ -217,26 +217,26 @@ def test_whole_numbers_may_have_a_fraction_of_zero(sidecar: Sidecar) -> None:
 def test_a_long_chat_loses_its_oldest_messages_but_not_the_system_s(
     serve: Serve, path: str
 ) -> None:
-    sidecar = serve(context_length=128)
+    app = serve(context_length=128)
     said = [
         {"role": "system", "content": "S"},
         {"role": "user", "content": "u" * 80},
         {"role": "assistant", "content": "a" * 30},
         {"role": "user", "content": "v"},
     ]
-    whole = ask(sidecar, path, messages=said, stream=False)
+    whole = ask(app, path, messages=said, stream=False)
     assert whole.status_code == 400
-    document = ask(sidecar, path, messages=said, stream=False, truncate=True).json
+    document = ask(app, path, messages=said, stream=False, truncate=True).json
     assert document is not None
     assert document["truncated_tokens"] == 80 + 8  # the turn: two markers, user, two line ends
     assert text_of(document) == "model\n" + "a" * 30
     # No more goes than has to.
     many = [{"role": "user", "content": str(number)} for number in range(400)]
-    document = ask(sidecar, path, messages=many, stream=False, truncate=True).json
+    document = ask(app, path, messages=many, stream=False, truncate=True).json
     assert document is not None
     kept = text_of(document).removeprefix("user\n").split("\n\n")
     # 16 tokens of the template, three to a message and two between them: ten make just 64.
     assert kept == [str(number) for number in range(390, 400)]
     # The last message alone is too long.
     said[-1]["content"] = "v" * 200
-    assert ask(sidecar, path, messages=said, truncate=True).status_code == 400
+    assert ask(app, path, messages=said, truncate=True).status_code == 400

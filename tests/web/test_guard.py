@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from testing.answers import assert_error
-from tests.web.conftest import Serve, Sidecar
+from tests.web.conftest import App, Serve
 
 LOCAL = [
     *("localhost", "localhost:20200", "LOCALHOST", "foo.localhost", "foo.localhost:1"),
@@ -19,25 +19,23 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("host", LOCAL)
-def test_a_loopback_host_may_ask(sidecar: Sidecar, host: str) -> None:
-    response = sidecar.client.post("/echo", json={"prompt": 1}, headers={"Host": host})
+def test_a_loopback_host_may_ask(app: App, host: str) -> None:
+    response = app.client.post("/echo", json={"prompt": 1}, headers={"Host": host})
     assert response.status_code == 200
 
 
 @pytest.mark.parametrize("host", FOREIGN)
 @pytest.mark.parametrize("path", ["/echo", "/prompt", "/healthz", "/metrics", "/nothing"])
-def test_a_foreign_host_on_loopback_is_403_everywhere(
-    sidecar: Sidecar, host: str, path: str
-) -> None:
-    response = sidecar.client.post(path, json={"prompt": "x"}, headers={"Host": host})
+def test_a_foreign_host_on_loopback_is_403_everywhere(app: App, host: str, path: str) -> None:
+    response = app.client.post(path, json={"prompt": "x"}, headers={"Host": host})
     error = assert_error(response, 403, "forbidden")
     assert error["type"] == "permission_error"
 
 
 def test_a_foreign_host_never_reaches_the_engine(serve: Serve) -> None:
-    sidecar = serve()
-    sidecar.prompt("x", headers={"Host": "evil.com"})
-    assert sidecar.engine.stats().steps == 0
+    app = serve()
+    app.prompt("x", headers={"Host": "evil.com"})
+    assert app.engine.stats().steps == 0
 
 
 @pytest.fixture
@@ -79,10 +77,10 @@ def test_other_hosts_may_ask_where_the_server_is_not_local(
 def test_one_of_the_keys_is_needed(
     serve: Serve, keys: Path, header: str | None, status: int
 ) -> None:
-    sidecar = serve(api_key_file=keys)
+    app = serve(api_key_file=keys)
     headers = {} if header is None else {"Authorization": header}
     for path in ("/prompt", "/echo"):
-        response = sidecar.post(b'{"prompt": "x"}', path, headers=headers)
+        response = app.post(b'{"prompt": "x"}', path, headers=headers)
         if status == 200:
             assert response.status_code == 200
         else:
@@ -90,7 +88,7 @@ def test_one_of_the_keys_is_needed(
             assert error["type"] == "authentication_error"
             assert response.headers["WWW-Authenticate"].lower() == "bearer"
             assert "first-key" not in error["message"]
-    assert sidecar.client.get("/metrics", headers=headers).status_code == status
+    assert app.client.get("/metrics", headers=headers).status_code == status
 
 
 def test_health_is_public_and_metrics_and_unknown_paths_are_not(serve: Serve, keys: Path) -> None:

@@ -5,14 +5,12 @@ from typing import Any
 import pytest
 
 from testing.waiting import wait_until
-from tests.web.conftest import Serve, Sidecar
+from tests.web.conftest import App, Serve
 from tests.web.dialects import ask, each_route
 
 
 @each_route
-def test_a_whole_answer_a_stream_and_a_refusal_give_the_lease_back(
-    sidecar: Sidecar, path: str
-) -> None:
+def test_a_whole_answer_a_stream_and_a_refusal_give_the_lease_back(app: App, path: str) -> None:
     asked: tuple[tuple[int, dict[str, Any]], ...] = (
         (200, {"stream": False}),
         (200, {"stream": True}),
@@ -20,19 +18,19 @@ def test_a_whole_answer_a_stream_and_a_refusal_give_the_lease_back(
         (404, {"model": "other"}),
     )
     for status, fields in asked:
-        with ask(sidecar, path, **fields) as answer:  # a server always closes
+        with ask(app, path, **fields) as answer:  # a server always closes
             assert answer.status_code == status
             assert answer.get_data()
-    assert sidecar.models.leases == 0
+    assert app.models.leases == 0
 
 
 @each_route
 def test_a_stream_holds_its_model_until_the_client_leaves(serve: Serve, path: str) -> None:
-    sidecar = serve(slots=1)
-    response = ask(sidecar, path, stream=True)
-    assert sidecar.models.leases == 1
+    app = serve(slots=1)
+    response = ask(app, path, stream=True)
+    assert app.models.leases == 1
     response.close()
-    wait_until(lambda: sidecar.models.leases == 0)
+    wait_until(lambda: app.models.leases == 0)
 
 
 @pytest.mark.parametrize(
@@ -46,14 +44,14 @@ def test_a_stream_holds_its_model_until_the_client_leaves(serve: Serve, path: st
     ],
 )
 def test_what_does_not_generate_gives_it_back_too(
-    sidecar: Sidecar, path: str, body: dict[str, Any]
+    app: App, path: str, body: dict[str, Any]
 ) -> None:
-    sidecar.client.post(path, json=body)
-    sidecar.client.get("/v1/models/fake")
-    assert sidecar.models.leases == 0
+    app.client.post(path, json=body)
+    app.client.get("/v1/models/fake")
+    assert app.models.leases == 0
 
 
 def test_a_failed_generation_gives_it_back(serve: Serve) -> None:
-    sidecar = serve(fail_at=2)
-    assert sidecar.prompt("hello").status_code == 500
-    assert sidecar.models.leases == 0
+    app = serve(fail_at=2)
+    assert app.prompt("hello").status_code == 500
+    assert app.models.leases == 0

@@ -16,26 +16,26 @@ from gemma_server.web.app import make_app
 from gemma_server.web.page import ROUTES
 from testing.answers import parse_json
 from testing.counts import cases
-from tests.web.conftest import Sidecar
+from tests.web.conftest import App
 
 DESCRIBED = openapi.document(ROUTES)
 CASES = cases(25, 125)  # for each way in which an operation is asked
 _REF = "#/components/schemas/"
 
 
-def test_every_route_is_described_and_no_other(sidecar: Sidecar) -> None:
+def test_every_route_is_described_and_no_other(app: App) -> None:
     routes = {
         (re.sub(r"<path:(\w+)>", r"{\1}", rule.rule), method.lower())
-        for rule in sidecar.client.application.url_map.iter_rules()
+        for rule in app.client.application.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
-    found = sidecar.client.get("/openapi.json").json
+    found = app.client.get("/openapi.json").json
     assert found == DESCRIBED
     assert {(path, method) for path, item in found["paths"].items() for method in item} == routes
 
 
-def test_the_page_names_every_field_of_bodies_and_answers(sidecar: Sidecar) -> None:
-    page = sidecar.client.get("/docs").get_data(as_text=True)
+def test_the_page_names_every_field_of_bodies_and_answers(app: App) -> None:
+    page = app.client.get("/docs").get_data(as_text=True)
     for schema in ("PromptBody", "CompletionBody", "GenerateBody", "PromptAnswer", "Tags"):
         for name in DESCRIBED["components"]["schemas"][schema]["properties"]:
             assert f"<code>{name}</code>" in page

@@ -7,7 +7,7 @@ from werkzeug.test import TestResponse
 
 from testing.answers import STAGES, assert_error, error_inside, parse_json, sse_events
 from testing.waiting import wait_until
-from tests.web.conftest import Serve, Sidecar
+from tests.web.conftest import App, Serve
 
 
 def _broken_stream(response: TestResponse) -> tuple[str, dict[str, Any]]:
@@ -23,8 +23,8 @@ def _broken_stream(response: TestResponse) -> tuple[str, dict[str, Any]]:
     return "".join(piece["response"] for piece in pieces), error_form
 
 
-def test_a_stream_is_pieces_then_a_summary_then_done(sidecar: Sidecar) -> None:
-    response = sidecar.prompt("hey", stream=True)
+def test_a_stream_is_pieces_then_a_summary_then_done(app: App) -> None:
+    response = app.prompt("hey", stream=True)
     assert response.status_code == 200
     assert response.content_type == "text/event-stream; charset=utf-8"
     assert response.headers["Cache-Control"] == "no-cache"
@@ -54,10 +54,10 @@ def test_a_stream_is_pieces_then_a_summary_then_done(sidecar: Sidecar) -> None:
         {"prompt": "x" * 250},
     ],
 )
-def test_a_stream_joined_is_the_unstreamed_answer(sidecar: Sidecar, body: dict[str, Any]) -> None:
-    whole = sidecar.prompt(**body).json
+def test_a_stream_joined_is_the_unstreamed_answer(app: App, body: dict[str, Any]) -> None:
+    whole = app.prompt(**body).json
     assert whole is not None
-    *pieces, last = sse_events(sidecar.prompt(**body, stream=True).data)
+    *pieces, last = sse_events(app.prompt(**body, stream=True).data)
     assert all(list(piece) == ["response"] for piece in pieces)
     assert "" not in [piece["response"] for piece in pieces]
     assert "".join(piece["response"] for piece in pieces) == whole["response"]
@@ -65,67 +65,67 @@ def test_a_stream_joined_is_the_unstreamed_answer(sidecar: Sidecar, body: dict[s
         assert last[field] == whole[field]
 
 
-def test_no_part_of_a_stop_string_is_ever_shown(sidecar: Sidecar) -> None:
-    response = sidecar.prompt("abcSTabSTOP more", stop=["STOP", "bSTx"], stream=True)
+def test_no_part_of_a_stop_string_is_ever_shown(app: App) -> None:
+    response = app.prompt("abcSTabSTOP more", stop=["STOP", "bSTx"], stream=True)
     *pieces, last = sse_events(response.data)
     # What may still become a stop string is held back, and comes out whole.
     assert [piece["response"] for piece in pieces] == ["a", "bc", "STa", "b"]
     assert last["usage"]["completion_tokens"] == len("abcSTabSTOP")
 
 
-def test_stream_false_is_no_stream(sidecar: Sidecar) -> None:
-    response = sidecar.prompt("x", stream=False)
+def test_stream_false_is_no_stream(app: App) -> None:
+    response = app.prompt("x", stream=False)
     assert response.json is not None
     assert response.json["response"] == "x"
 
 
 @pytest.mark.parametrize("prompt", [["a"], ["a", "b"]])
-def test_a_list_cannot_be_streamed(sidecar: Sidecar, prompt: list[str]) -> None:
-    assert_error(sidecar.prompt(prompt, stream=True), 400, "invalid_value", "stream")
+def test_a_list_cannot_be_streamed(app: App, prompt: list[str]) -> None:
+    assert_error(app.prompt(prompt, stream=True), 400, "invalid_value", "stream")
 
 
 def test_what_is_refused_before_the_first_event_is_a_plain_error(serve: Serve) -> None:
-    sidecar = serve(slots=1, max_queue=0, context_length=32)
-    too_long = sidecar.prompt("x" * 40, sampling_steps=1, stream=True)
+    app = serve(slots=1, max_queue=0, context_length=32)
+    too_long = app.prompt("x" * 40, sampling_steps=1, stream=True)
     assert_error(too_long, 400, "context_length_exceeded", "prompt")
-    sidecar.occupy(1)
-    assert_error(sidecar.prompt("x", sampling_steps=1, stream=True), 429, "overloaded")
-    sidecar.model.drain()
-    assert_error(sidecar.prompt("x", stream=True), 503, "draining")
+    app.occupy(1)
+    assert_error(app.prompt("x", sampling_steps=1, stream=True), 429, "overloaded")
+    app.model.drain()
+    assert_error(app.prompt("x", stream=True), 503, "draining")
 
 
 def test_leaving_a_stream_frees_its_slot_at_once(serve: Serve) -> None:
-    sidecar = serve(step_s=0.02)
-    response = sidecar.prompt("x" * 200, stream=True)
-    assert sidecar.engine.stats().active == 1
+    app = serve(step_s=0.02)
+    response = app.prompt("x" * 200, stream=True)
+    assert app.engine.stats().active == 1
     response.close()
-    wait_until(lambda: sidecar.engine.stats().active == 0, timeout_s=1)
+    wait_until(lambda: app.engine.stats().active == 0, timeout_s=1)
 
 
 def test_an_engine_that_dies_ends_the_stream_with_an_error_event_and_a_broken_body(
     serve: Serve,
 ) -> None:
-    sidecar = serve(fail_at=4)
-    text, error = _broken_stream(sidecar.prompt("hello", stream=True))
+    app = serve(fail_at=4)
+    text, error = _broken_stream(app.prompt("hello", stream=True))
     assert text == "hel"
     assert (error["code"], error["type"]) == ("generation_failed", "server_error")
-    wait_until(lambda: len(sidecar.deaths) == 1)
+    wait_until(lambda: len(app.deaths) == 1)
 
 
 def test_a_deadline_cuts_a_stream_with_an_error_event_after_partial_text(serve: Serve) -> None:
-    sidecar = serve(step_s=0.02)
+    app = serve(step_s=0.02)
     headers = {"X-Request-Timeout-Ms": "300"}
-    response = sidecar.prompt("x" * 200, stream=True, headers=headers)
+    response = app.prompt("x" * 200, stream=True, headers=headers)
     text, error = _broken_stream(response)
     assert text == "x" * len(text)
     assert 1 <= len(text) <= 16
     assert error["code"] == "deadline"
-    wait_until(lambda: sidecar.engine.stats().active == 0, timeout_s=1)
+    wait_until(lambda: app.engine.stats().active == 0, timeout_s=1)
 
 
 def test_stopping_the_engine_ends_a_stream_with_an_error_event(serve: Serve) -> None:
-    sidecar = serve(step_s=0.02)
-    response = sidecar.prompt("x" * 200, stream=True)
-    sidecar.engine.stop()
+    app = serve(step_s=0.02)
+    response = app.prompt("x" * 200, stream=True)
+    app.engine.stop()
     _, error = _broken_stream(response)
     assert error["code"] == "draining"
