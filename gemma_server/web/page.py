@@ -22,29 +22,6 @@ this address. What each route takes and answers is told in docs/api.md of the pr
 {% for methods, path in routes %}<li><code>{{ methods }} {{ path }}</code></li>
 {% endfor %}</ul>
 """
-_ROUTES = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>gemma-server: routes</title>
-<body style="font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto">
-<h1>Routes</h1>
-<p>From <a href="/openapi.json">/openapi.json</a>. What all of it means: docs/api.md of the
-project.</p>
-{% macro fields(schema) %}
-<table cellpadding="4">
-{% for name, field in (schema.properties or {}).items() %}<tr><td><code>{{ name }}</code></td>
-<td>{{ "needed" if name in schema.required else field.default | tojson
-       if field.default is defined else "" }}</td></tr>
-{% endfor %}</table>
-{% endmacro %}
-{% for operation, bodies, answers in routes %}
-<h2><code>{{ operation.method | upper }} {{ operation.path }}</code></h2>
-<p>{{ operation.summary }}{% if operation.stream %}; with <code>stream</code> as
-{{ operation.stream[0] }}{% endif %}.</p>
-{% for body in bodies %}{{ fields(body) }}{% endfor %}
-{% for answer in answers %}<p>Answers {% for name in answer.properties %}<code>{{ name }}</code>
-{% endfor %}</p>
-{% endfor %}{% endfor %}
-"""
-
 _ROUTES_PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>gemma-server: routes</title>
 <body style="font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto">
