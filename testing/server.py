@@ -31,7 +31,7 @@ BY_HAND = (
     "python:gemma_server.server.gunicorn_conf",
     "gemma_server.server.worker:create_app()",
 )
-_START_S = 180.0  # a tiny real model compiles, maybe beside others
+START_S = 180.0  # a tiny real model compiles, maybe beside others
 
 _PATCHED = """
 import functools, pathlib, time
@@ -69,7 +69,7 @@ def clean_environment(home: Path, extra: dict[str, str] | None = None) -> dict[s
 
 
 def run(
-    home: Path, args: Sequence[str], env: dict[str, str] | None = None, timeout_s: float = 30.0
+    home: Path, args: Sequence[str], env: dict[str, str] | None = None, timeout_s: float = START_S
 ) -> subprocess.CompletedProcess[str]:
     """Run Python with these arguments until it ends by itself."""
     return subprocess.run(
@@ -221,7 +221,7 @@ class Server:
             assert self.process.poll() is None, self.stderr
             return len(READY.findall(self.stdout)) >= times
 
-        wait_until(ready, _START_S)
+        wait_until(ready, START_S)
         assert self.worker
         return self
 
@@ -266,7 +266,7 @@ class Server:
         """Send a signal to the master."""
         self.process.send_signal(number)
 
-    def wait(self, timeout_s: float = 10.0) -> int:
+    def wait(self, timeout_s: float = 30.0) -> int:
         """The exit code, once it has ended."""
         return self.process.wait(timeout_s)
 

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from testing.answers import parse_json
-from testing.server import Server, free_port, listens, serve_when
+from testing.server import START_S, Server, free_port, listens, serve_when
 from testing.waiting import wait_until
 from tests.clients.test_curl import GENERATE, curl_command
 from tests.clients.test_ollama_python import connect
@@ -30,7 +30,7 @@ def server(tmp_path: Path, gate: Path) -> Iterator[Server]:
     port = free_port()
     server = Server(tmp_path, serve_when(gate, port), port=port)
     try:
-        wait_until(lambda: listens(port))
+        wait_until(lambda: listens(port), START_S)
         yield server
     finally:
         server.end()

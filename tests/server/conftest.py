@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from testing.server import SERVE, Server, listens, serve_slowly
+from testing.server import SERVE, START_S, Server, listens, serve_slowly
 from testing.waiting import wait_until
 
 Start = Callable[..., Server]
@@ -38,7 +38,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         server = Server(home, args or SERVE, env, port)
         servers.append(server)
         if port is not None:
-            wait_until(lambda: listens(port))
+            wait_until(lambda: listens(port), START_S)
             return server
         return server.wait_ready() if ready else server
 

@@ -12,6 +12,7 @@ import pytest
 from testing.answers import error_inside
 from testing.server import (
     LONG,
+    START_S,
     Server,
     ask,
     free_port,
@@ -78,7 +79,7 @@ def test_sigint_cuts_a_stream_but_never_silently(start: Start) -> None:
 
 def test_sigterm_while_loading_ends_quickly_and_is_no_failure(start: Start) -> None:
     server = start(*serve_with_runner("lambda slots: time.sleep(60)"), ready=False)
-    wait_until(lambda: "starting" in server.stderr, timeout_s=20)
+    wait_until(lambda: "starting" in server.stderr, START_S)
     server.signal(signal.SIGTERM)
     assert server.wait(5) == 0
     assert server.stdout == ""
@@ -90,7 +91,7 @@ def test_a_load_that_ends_while_the_server_drains_is_no_failure(start: Start) ->
     port = free_port()
     args = serve_with_runner("lambda slots: time.sleep(2) or Real(slots)", "--port", str(port))
     server = start(*args, ready=False)
-    wait_until(lambda: listens(port), timeout_s=20)
+    wait_until(lambda: listens(port), START_S)
     # A request that is still on its way in keeps the worker until the load is over.
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         connection.sendall(b"POST /echo HTTP/1.1\r\nHost: localhost\r\n")

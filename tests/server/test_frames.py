@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from testing.server import LONG, SERVE, serve_slowly, serve_when
+from testing.server import LONG, SERVE, START_S, serve_slowly, serve_when
 from testing.waiting import wait_until
 from tests.frames.peer import ECHO, PIECE, Peer, packed
 from tests.server.conftest import Start
@@ -52,7 +52,7 @@ def test_a_client_that_reads_once(start: Start, path: Path) -> None:
 def test_echo_works_while_the_model_loads(start: Start, path: Path, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     server = start(*serve_when(gate, 0), "--frames", str(path), ready=False)
-    wait_until(path.exists, 30)
+    wait_until(path.exists, START_S)
     with Peer(path) as peer:
         assert peer.echo() == b"?"
         peer.ask(id=1, op="ready")
@@ -104,7 +104,7 @@ def test_a_killed_worker_is_replaced_at_the_same_path(start: Start, path: Path) 
         assert peer.echo() == b"?"
         os.kill(server.worker, signal.SIGKILL)
         assert peer.answer() is None
-    wait_until(lambda: answers(path), 30)
+    wait_until(lambda: answers(path), START_S)
 
 
 def test_a_stale_socket_is_replaced(start: Start, path: Path) -> None:

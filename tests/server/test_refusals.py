@@ -170,7 +170,7 @@ def test_a_checkpoint_that_is_none_ends_the_server_with_code_3(home: Path, tmp_p
     path, frames = tmp_path / "missing.gguf", tmp_path / "frames"
     args = ("-m", "gemma_server", "serve", "--port", "0", "--model-checkpoint", str(path))
     env = {"MODEL_CHECKPOINT": "/overridden/by/the/flag"}
-    result = run(home, (*args, "--frames", str(frames)), env, timeout_s=60)
+    result = run(home, (*args, "--frames", str(frames)), env)
     assert_refused(result.returncode, 3, result.stderr, "cannot load the model", str(path))
     assert result.stdout == ""
     assert not frames.exists()

@@ -13,6 +13,7 @@ from testing.server import (
     BY_HAND,
     READY,
     SERVE,
+    START_S,
     Answer,
     UnixConnection,
     ask,
@@ -61,7 +62,7 @@ def test_while_loading_health_and_echo_answer_and_prompts_are_refused(start: Sta
     port = free_port()
     args = serve_with_runner("lambda slots: time.sleep(3) or Real(slots)", "--port", str(port))
     server = start(*args, ready=False)
-    wait_until(lambda: listens(port), timeout_s=20)
+    wait_until(lambda: listens(port), START_S)
 
     def early(method: str, path: str, document: object = None) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from testing.server import SERVE, is_our_server, serve_slowly, serve_with_runner
+from testing.server import SERVE, START_S, is_our_server, serve_slowly, serve_with_runner
 from testing.waiting import wait_until
 from tests.server.conftest import Start
 
@@ -78,7 +78,7 @@ def test_the_end_of_the_pipe_drains_the_server(start: Start, pipe: Pipe) -> None
 def test_the_end_of_the_pipe_ends_a_server_that_loads(start: Start, pipe: Pipe) -> None:
     args = serve_with_runner("lambda slots: time.sleep(60)", FLAG)
     server = start(*pipe.feeds(*args), ready=False)
-    wait_until(lambda: "starting" in server.stderr, timeout_s=20)
+    wait_until(lambda: "starting" in server.stderr, START_S)
     pipe.close()
     assert server.wait() == 0
     assert server.stdout == ""
