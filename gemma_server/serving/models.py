@@ -1,40 +1,25 @@
 """The models of this process by name, and the leases that requests hold on them."""
 
 import threading
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from gemma_server.errors import ModelNotFound
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import LoadedModel, Readiness, ServedModel
 
-
-class Lease:
-    """A request's hold on a model: it is not unloaded while one is out."""
-
-    def __init__(self, models: "Models", model: LoadedModel) -> None:
-        self._models, self._model = models, model
-
-    def __enter__(self) -> LoadedModel:
-        self._models.lease_taken(1)
-        return self._model
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._models.lease_taken(-1)
+# A request's hold on a model, from entering it to leaving: meanwhile it is not unloaded.
+Lease = AbstractContextManager[LoadedModel]
 
 
 class Models:
     """What handlers see of the models. There is one."""
 
     def __init__(self, model: ServedModel) -> None:
+        self.metrics = Metrics(model)
+        self.leases = 0  # that are out
         self._model = model
         self._lock = threading.Lock()  # guards the count
-        self.leases = 0  # that are out
-        self.metrics = Metrics(model)
 
     def resolve(self, name: str | None) -> Lease:
         """The model of this name; Ollama's users may add `:latest`. No name is the one there is.
@@ -46,7 +31,7 @@ class Models:
         loaded = self._model.require_ready()
         if name is not None and name not in (loaded.name, f"{loaded.name}:latest"):
             raise ModelNotFound(name)
-        return Lease(self, loaded)
+        return self._lease(loaded)
 
     def require_ready(self) -> None:
         """Refuse a request whose body need not be read.
@@ -68,7 +53,12 @@ class Models:
         """How far they are, for those who wait."""
         return self._model.readiness()
 
-    def lease_taken(self, change: int) -> None:
-        """Count a lease that is taken (1) or given back (-1)."""
+    @contextmanager
+    def _lease(self, loaded: LoadedModel) -> Iterator[LoadedModel]:
         with self._lock:
-            self.leases += change
+            self.leases += 1
+        try:
+            yield loaded
+        finally:
+            with self._lock:
+                self.leases -= 1
