@@ -20,7 +20,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 # the library as in our transformer. A wrong window, cap, base or norm moves them by far more.
 FAMILY_TOLERANCE = 2e-4
 
-CHUNKS = (64, 256)  # tokens a pass reads; each is compiled once
+CHUNK = 128  # tokens that a pass reads
 LENGTH = 1280  # positions of the cache: five blocks, enough for the longest text
 BLOCK = 256
 ROWS = 32  # scored positions whose logits are held at a time
@@ -196,15 +196,12 @@ class Scorer:
         from gemma_server.model.cache import empty_cache
 
         cache = empty_cache(self.config, 1, LENGTH, self._dtype)
-        parts, start = [], 0
-        while start < len(tokens):
-            left = len(tokens) - start
-            size = next((size for size in CHUNKS if left <= size), CHUNKS[-1])
-            chunk = list(tokens[start : start + size])
-            ids, positions = np.zeros((1, size), np.int32), np.full((1, size), LENGTH, np.int32)
+        parts = []
+        for start in range(0, len(tokens), CHUNK):
+            chunk = list(tokens[start : start + CHUNK])
+            ids, positions = np.zeros((1, CHUNK), np.int32), np.full((1, CHUNK), LENGTH, np.int32)
             ids[0, : len(chunk)] = chunk
             positions[0, : len(chunk)] = np.arange(start, start + len(chunk))
             hidden, cache = self._read(self.params, ids, positions, cache)
-            parts.append(np.asarray(hidden[0, : len(chunk)]))
-            start += len(chunk)
+            parts.append(np.asarray(hidden)[0, : len(chunk)])
         return np.concatenate(parts)

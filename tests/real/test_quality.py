@@ -102,7 +102,7 @@ def test_the_distributions_are_the_oracle_s(
 @pytest.fixture
 def engine(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     """In float32. Outside the long run without the programs for other sizes."""
-    chunks, slots = CHUNKS if is_long() else (32,), 8
+    chunks, slots = CHUNKS if is_long() else (128,), 8
     if not is_long():
         monkeypatch.setattr(programs, "row_counts", lambda slots: [slots])
     fixed: dict[str, Any] = {"context_length": LENGTH, "dtype": np.dtype("float32")}
