@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gemma_server.engine.fake import fake_tokenizer
-from gemma_server.errors import InvalidRequest
+from gemma_server.errors import InvalidText
 from gemma_server.text.chat_template import Message, encode_chat
 from testing.quality import GOLDENS
 
@@ -79,5 +79,5 @@ def test_what_no_official_template_takes_is_folded_not_refused() -> None:
 
 
 def test_a_lone_surrogate_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="surrogate"):
+    with pytest.raises(InvalidText, match="surrogate"):
         _ids(("user", "a\udc00"))

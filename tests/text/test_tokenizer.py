@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma_server.engine.fake import fake_pieces, fake_tokenizer
-from gemma_server.errors import InvalidRequest, ModelLoadError
+from gemma_server.errors import InvalidText, ModelLoadError
 from gemma_server.text.family import GEMMA
 from gemma_server.text.sentencepiece_model import model_from_pieces
 from gemma_server.text.tokenizer import Tokenizer
@@ -64,7 +64,7 @@ def test_every_text_comes_back(text: str) -> None:
         text = text.replace(marker, "")
     try:
         ids = TOKENIZER.encode(text)
-    except InvalidRequest:
+    except InvalidText:
         assert any(0xD800 <= ord(char) <= 0xDFFF for char in text)
         return
     # U+2581 is SentencePiece's own sign for a space: the two cannot be told apart.
@@ -72,7 +72,7 @@ def test_every_text_comes_back(text: str) -> None:
 
 
 def test_a_lone_surrogate_is_refused_by_name() -> None:
-    with pytest.raises(InvalidRequest, match="lone surrogate at character 1"):
+    with pytest.raises(InvalidText, match="lone surrogate at character 1"):
         TOKENIZER.encode("a\ud800b")
 
 
