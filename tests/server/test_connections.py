@@ -133,7 +133,7 @@ def test_clients_that_do_not_close_hold_nobody_up(small: Server) -> None:
 def test_a_fault_of_ours_amid_an_answer_ends_its_connection_alone(start: Start) -> None:
     broken = (
         "import gemma_server.api.native.handlers as native\n"
-        "native.PromptWriter.end = lambda self, job: iter([b'data: x'[9]])\n"
+        "native.PromptForm.end = lambda self, job: iter([{}['no such part']])\n"
     )
     command, code, *flags = serve_with_runner("Real")
     server = start(command, broken + code, *flags)
