@@ -17,6 +17,7 @@ from gemma_server.engine.request import (
     Token,
 )
 from gemma_server.engine.scheduler import Limits, Scheduler
+from gemma_server.executor import programs as executor_programs
 from gemma_server.executor.compile_cache import CompileCache
 from gemma_server.executor.dispatch_policy import ON_CPU, ON_GPU, DispatchPolicy
 from gemma_server.executor.programs import CHUNKS, Programs
@@ -36,14 +37,23 @@ if is_long():
 
 
 @pytest.fixture(scope="module", params=POLICIES)
-def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Programs:
+def programs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Programs]:
+    with pytest.MonkeyPatch.context() as patch:
+        if not is_long():
+            patch.setattr(executor_programs, "row_counts", lambda slots: [slots])
+        yield _compiled(request.param, tmp_path_factory)
+
+
+def _compiled(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Programs:
     made = Programs(
         tiny_config(NAME),
         slots=SLOTS,
         context_length=CONTEXT,
         dtype=np.dtype("float32"),
-        policy=POLICIES[request.param],
-        chunks=SIZES[request.param],
+        policy=POLICIES[policy],
+        chunks=SIZES[policy],
     )
     cache = CompileCache(tmp_path_factory.mktemp("programs"), made.configuration)
     made.compile(lambda share: None, cache)
