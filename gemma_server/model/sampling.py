@@ -67,16 +67,25 @@ def sample(
     Temperature, top-k, top-p and min-p apply in that order, after bias and penalties. The chance
     depends on (seed, position) alone, so neither the other rows nor the way the text was batched
     can change a row's token. Greedy rows take the exact argmax of the adjusted logits. What no row
-    needs is left out as `choose` decides: everything but the argmax when all rows are greedy, and
-    the search for the top when none has top-k or top-p.
+    needs is left out as `choose` and `given.choose` decide: everything but the argmax when all rows
+    are greedy and change nothing, and the search for the top when none has top-k or top-p.
     """
-    random, adjusted = how.temperature > 0.0, given.apply(positions)
-    best = jnp.argmax(adjusted, axis=-1)  # outside of the condition, where XLA:CPU divides it
-    sampled = choose(
-        jnp.any(random),
-        lambda: jnp.where(random, _sample_filtered(adjusted, how, positions, choose), best),
-        lambda: best,
-    )
+    random, changed = how.temperature > 0.0, given.penalties.active(positions)
+    # Outside of the condition, where XLA:CPU divides it. What a condition returns is copied: the
+    # adjusted logits never leave theirs (benchmarks/LOG.md).
+    plain = jnp.argmax(given.logits, axis=-1)
+
+    def adjusted_or_random() -> jax.Array:
+        adjusted = given.apply(positions)
+        best = given.choose(jnp.any(changed), lambda: jnp.argmax(adjusted, axis=-1), lambda: plain)
+        return choose(
+            jnp.any(random),
+            lambda: jnp.where(random, _sample_filtered(adjusted, how, positions, choose), best),
+            lambda: best,
+        )
+
+    either = choose if given.choose is never else given.choose
+    sampled = either(jnp.any(random | changed), adjusted_or_random, lambda: plain)
     # The largest logit is NaN when any logit is, and infinite when any is +infinity.
     finite = jnp.isfinite(given.logits.max(axis=-1))
     return jnp.where(finite, sampled, NOT_FINITE).astype(jnp.int32)
