@@ -56,7 +56,7 @@ class InvalidRequest(RequestError):
 
 
 class PromptRefused(RequestError):
-    """No prompt can be like that."""
+    """Such a prompt can never be accepted."""
 
     code = "invalid_value"
 
@@ -72,7 +72,7 @@ class InvalidText(PromptRefused):
 
 
 class EmptyPrompt(PromptRefused):
-    """There is no token in it."""
+    """The prompt has no token."""
 
     def __init__(self) -> None:
         super().__init__("the prompt is empty")

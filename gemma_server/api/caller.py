@@ -1,4 +1,4 @@
-"""Who asks, over whatever carries the request."""
+"""The caller of a handler, over any transport."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -24,15 +24,15 @@ class Running(Protocol):
 
 @dataclass(frozen=True)
 class Caller:
-    """What a handler knows of whoever waits for the answer."""
+    """What a handler knows of the client that waits for the answer."""
 
     request_id: str
-    held: ExitStack  # closed by what carries the request, once the answer is complete
+    held: ExitStack  # the transport closes it once the answer is complete
     disconnected: Callable[[], bool] = lambda: False
     deadline: float | None = None  # on the monotonic clock
-    stages: Stages = field(default_factory=dict)  # where the request's time went so far
+    stages: Stages = field(default_factory=dict)  # milliseconds of each stage so far
     params: Mapping[str, str] = field(default_factory=dict)  # of a path and its query
-    on_job: Callable[[Running], None] = lambda job: None  # is told of it as it begins
+    on_job: Callable[[Running], None] = lambda job: None  # called with the job when it begins
 
     def hold(self, lease: Lease) -> LoadedModel:
         """The leased model, which stays loaded until the answer is complete."""

@@ -32,7 +32,7 @@ class TextPart(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """What somebody said. Names and such are ignored; pictures and tool calls are refused."""
+    """One message. Names and similar fields are ignored; images and tool calls are refused."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -54,11 +54,11 @@ def encode_messages(
     *,
     goes_on: bool,
 ) -> list[int]:
-    """The model's template around the messages, as ids; what is dropped are whole messages, and
-    never the system's. With `goes_on` the model goes on with the last one, which is its own.
+    """The ids of the messages in the model's template. Truncation drops whole messages, but none
+    of the system's. With `goes_on` the model continues the last message, which is its own.
 
     Raises:
-        InvalidRequest: one of them cannot be; `param` says which. Or they are too long.
+        InvalidRequest: a message is not valid, and `param` names it; or they are too long.
     """
     with timed(stages, "tokenize"), prompt_in("messages"):
         plain = [_plain(index, message) for index, message in enumerate(messages)]

@@ -1,4 +1,4 @@
-"""JSON documents from clients: parsed, and checked by a schema."""
+"""JSON documents from clients: parsed, and checked against a schema."""
 
 import json
 import math
@@ -15,10 +15,10 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """The object that a body in JSON is.
+    """Parse a body as a JSON object.
 
     Raises:
-        InvalidRequest: it is none (`invalid_json`).
+        InvalidRequest: it is not one (`invalid_json`).
     """
     try:
         document = _DECODER.decode(body.decode("utf-8"))
@@ -37,7 +37,7 @@ def check(schema: type[Schema], document: dict[str, Any]) -> Schema:
     """The document as `schema`.
 
     Raises:
-        InvalidRequest: a field that has no place here (`unknown_field`), or a value that cannot be
+        InvalidRequest: a field is unknown (`unknown_field`), or a value is not valid
             (`invalid_value`).
     """
     try:
@@ -66,13 +66,13 @@ def _invalid_json(why: str) -> InvalidRequest:
 
 def _explain(error: ValidationError) -> InvalidRequest:
     """The most telling problem, with the field's name and the limit."""
-    # A field that may be one of several types reports a problem for each: the one that found the
-    # right type, and got deepest into the value, is the one to tell.
+    # A field that may be one of several types reports a problem for each. Report the one that
+    # found the right type and got deepest into the value.
     problem = min(
         error.errors(include_url=False, include_context=False),
         key=lambda item: (item["type"].endswith("_type"), -len(item["loc"])),
     )
-    if not problem["loc"]:  # a field's name that is no valid text has no place to point at
+    if not problem["loc"]:  # a field name that is not valid text has no path
         return InvalidRequest(f"the body: {problem['msg']}")
     param = _path(problem["loc"])
     match problem["type"]:
@@ -84,8 +84,8 @@ def _explain(error: ValidationError) -> InvalidRequest:
 
 
 def _path(loc: tuple[int | str, ...]) -> str:
-    """`("messages", 2, "role")` -> `messages[2].role`. pydantic names the tried types of a union
-    in between; these are no identifiers of ours."""
+    """`("messages", 2, "role")` -> `messages[2].role`. pydantic also names the tried types of a
+    union; those are left out."""
     path = str(loc[0])[:100]
     for part in loc[1:]:
         if isinstance(part, int):

@@ -1,4 +1,4 @@
-"""What clients are told of an error: its status in HTTP's numbers, its fields, its form."""
+"""What clients are told of an error: its HTTP status, its fields, its form."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -71,7 +71,7 @@ OLLAMA = ErrorForm(OllamaErrorAnswer, lambda body: {"error": body["message"]})
 
 
 class InvalidPrompt(InvalidRequest):
-    """A prompt that was refused, and the field that it came in."""
+    """A prompt was refused; `param` is the field that it came in."""
 
     def __init__(self, refusal: PromptRefused, param: str) -> None:
         super().__init__(_message(refusal), param=param, code=refusal.code)
@@ -80,7 +80,7 @@ class InvalidPrompt(InvalidRequest):
 
 @contextmanager
 def prompt_in(param: str) -> Iterator[None]:
-    """What is refused in this block came in the field `param`.
+    """Name the field `param` in the refusal of a prompt in this block.
 
     Raises:
         InvalidPrompt: in place of `PromptRefused`.
@@ -97,7 +97,7 @@ def status_of(error: RequestError) -> int:
 
 
 def error_body(error: RequestError, request_id: str) -> ErrorBody:
-    """What is told of one of our own errors."""
+    """The body of one of our own errors."""
     param = error.param if isinstance(error, InvalidRequest) else _PARAMS.get(type(error))
     body = make_error_body(_row(error)[1], _message(error), error.code, request_id, param)
     refusal = error.refusal if isinstance(error, InvalidPrompt) else error
@@ -109,7 +109,7 @@ def error_body(error: RequestError, request_id: str) -> ErrorBody:
 def make_error_body(
     kind: str, message: str, code: str | None, request_id: str, param: str | None = None
 ) -> ErrorBody:
-    """What is told of any error."""
+    """The body of any error."""
     return {
         "type": kind,
         "message": message,
@@ -127,7 +127,7 @@ def _row(error: RequestError) -> tuple[int, str]:
 
 
 def _message(error: RequestError) -> str:
-    """With the flag that sets the limit, where an operator could change it."""
+    """The message, with the flag that sets the limit where an operator can change it."""
     match error:
         case ContextLengthExceeded():
             return (

@@ -1,4 +1,4 @@
-"""The last hop of a request: its handle's tokens become safe text, a piece at a time."""
+"""Turns the tokens of a request's handle into safe text, a piece at a time."""
 
 import math
 import time
@@ -22,18 +22,18 @@ from gemma_server.errors import DeadlineExceeded
 from gemma_server.text.detokenizer import TextStream
 from gemma_server.text.tokenizer import Tokenizer
 
-_LOOK_UP_S = 0.2  # how often a waiting handler looks whether its client is still there
+_LOOK_UP_S = 0.2  # how often a waiting handler checks whether its client has disconnected
 
 
 class Disconnected(Exception):
-    """Whoever asked has closed the connection: there is nobody to answer."""
+    """The client has closed the connection or given up: there is nobody to answer."""
 
 
 @dataclass(frozen=True)
 class Piece:
     """The next part of an answer's text, and the tokens that begin in it.
 
-    Before any text the prompt's logprobs come in a piece of their own, if they are wanted.
+    If the prompt's logprobs are wanted, they come before any text, in a piece of their own.
     """
 
     text: str
@@ -42,7 +42,7 @@ class Piece:
 
     @property
     def is_keepalive(self) -> bool:
-        """It only says that nothing has come for a while."""
+        """It only says that nothing has come for `keepalive_s`."""
         return not (self.text or self.tokens or self.prompt)
 
 
@@ -51,8 +51,8 @@ class Completion:
     """How a generation ended, and what it took."""
 
     text: str
-    tokens: tuple[Token, ...]  # of the text: none behind a stop string
-    stop_token: Token | None  # what ended it, if a token did; it has no text
+    tokens: tuple[Token, ...]  # of the text: none after a stop string
+    stop_token: Token | None  # the token that ended it, if one did; it has no text
     prompt_logprobs: tuple[Logprobs, ...]  # of all prompt tokens but the first, if wanted
     finish_reason: FinishReason
     prompt_tokens: int
@@ -82,7 +82,7 @@ class Generation:
         self._disconnected = disconnected
         self._deadline = deadline  # on the monotonic clock
         self._keepalive_s = keepalive_s  # after so many seconds without text, an empty piece
-        self._unshown: deque[tuple[int, Token]] = deque()  # and where in the text each begins
+        self._unshown: deque[tuple[int, Token]] = deque()  # with the offset where each begins
         self._shown = 0  # characters
         self._prompt_logprobs: list[Logprobs] = []
         self._ending: Finished | None = None
@@ -127,7 +127,7 @@ class Generation:
         return self.completion
 
     def cancel(self) -> None:
-        """Free the slot, or the place in the line; nothing happens if the request has ended."""
+        """Free the slot, or the place in the queue; nothing happens if the request has ended."""
         self._engine.cancel(self._handle)
 
     @property

@@ -15,7 +15,7 @@ from gemma_server.engine.request import Request, Timings
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import LoadedModel
 
-KEEPALIVE_S = 5.0  # a stream without text says so often that it is alive
+KEEPALIVE_S = 5.0  # between two keepalives of a stream without text
 
 Arrival = tuple[int, Piece]  # which generation, and what came
 
@@ -84,12 +84,12 @@ class Job:
         return self.completions
 
     def cancel(self) -> None:
-        """Free all slots and places in the line; what has ended stays as it is."""
+        """Free all slots and places in the queue; what has ended stays as it is."""
         for generation in self._generations:
             generation.cancel()
 
     def pieces(self) -> Iterator[Arrival]:
-        """What comes, as it comes, side by side; when one fails, the others are given up.
+        """The pieces of all generations as they come; when one fails, the others are cancelled.
 
         Raises:
             RequestError, Disconnected: as `Generation.pieces`.
@@ -111,21 +111,21 @@ class Job:
         }
 
     def costs(self) -> Costs:
-        """Timings, and what was dropped, if that was allowed."""
+        """Timings, and if truncation was allowed, the number of tokens dropped."""
         costs: Costs = {"timings": self.timings()}
         if self._truncation is not None and self._truncation.room is not None:
             costs["truncated_tokens"] = self._truncation.dropped
         return costs
 
     def timings(self) -> dict[str, float]:
-        """Milliseconds of each stage up to now, those before the job included; of several
-        generations, which run side by side, the longest of each stage."""
+        """Milliseconds of each stage up to now, those before the job included. Generations run in
+        parallel: the longest counts in each stage."""
         timings = [generation.timings for generation in self._generations]
         compile_s = self._compilations.seconds - self._compiled_s
         return {**self._stages, **_stages(timings), "compile_ms": milliseconds(compile_s)}
 
     def _merged(self) -> Iterator[Arrival]:
-        # A thread each, so that each frees its slot the moment its own stop string is there.
+        # One thread each: each frees its slot as soon as its own stop string is there.
         arrived: queue.SimpleQueue[tuple[int, Piece | BaseException | None]] = queue.SimpleQueue()
 
         def read(index: int) -> None:

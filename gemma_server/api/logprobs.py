@@ -1,4 +1,4 @@
-"""Logprobs as the clients know them: the model's own, whatever the sampling options."""
+"""Logprobs as clients expect them: the model's own, whatever the sampling options."""
 
 import codecs
 from collections.abc import Iterable, Sequence
@@ -18,13 +18,14 @@ class TokenName(TypedDict):
 
 
 class TokenLogprob(TokenName):
-    """A sampled token, and the likeliest in its place."""
+    """A sampled token, and the likeliest tokens at its position."""
 
     top_logprobs: list[TokenName]
 
 
 class TextLogprobs(TypedDict):
-    """Of the tokens of one text, as OpenAI's completions have them. A prompt's first has none."""
+    """Lists over the tokens of a text, as in OpenAI's completions. A prompt's first token has no
+    logprob."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -58,8 +59,8 @@ def _entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> TokenName:
 
 
 class TextOffsets:
-    """Where in the text of one choice each token begins, and the lists that OpenAI's completions
-    have of them."""
+    """Tracks where in the text of one choice each token begins, and makes the lists of OpenAI's
+    completions."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -67,7 +68,7 @@ class TextOffsets:
         self._characters = 0
 
     def lists(self, tokens: Sequence[Scored]) -> TextLogprobs:
-        """Of the next tokens of the choice."""
+        """The lists for the next tokens of the choice."""
         return {
             "tokens": [self._tokenizer.token_name(token_id) for token_id, _ in tokens],
             "token_logprobs": [None if own is None else own.logprob for _, own in tokens],
@@ -76,7 +77,7 @@ class TextOffsets:
         }
 
     def _top(self, token_id: int, own: Logprobs | None) -> dict[str, float] | None:
-        """By name; the token itself is always among them."""
+        """The likeliest tokens by name; the token itself is always among them."""
         if own is None:
             return None
         pairs = (*own.top, (token_id, own.logprob))

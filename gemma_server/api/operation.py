@@ -1,4 +1,4 @@
-"""What there is to ask for, said once: a row of types and a handler for each operation."""
+"""The declaration of an operation: its types and its handler, in one place."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from gemma_server.api.generation import Piece
 from gemma_server.api.job import Job
 from gemma_server.serving.models import Models
 
-Document = Mapping[str, Any]  # as JSON has it
+Document = Mapping[str, Any]  # a JSON object
 Body = TypeVar("Body", bound=BaseModel | None)
 EVENTS: Literal["text/event-stream"] = "text/event-stream"
 LINES: Literal["application/x-ndjson"] = "application/x-ndjson"
@@ -20,7 +20,7 @@ LINES: Literal["application/x-ndjson"] = "application/x-ndjson"
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer that is more than a document: text, or another status than 200."""
+    """A whole answer that is not just a document: text, or a status other than 200."""
 
     content: Document | str | bytes
     status: int = 200
@@ -36,11 +36,11 @@ class StreamForm(Protocol):
         ...
 
     def keepalive(self) -> Document | None:
-        """A part without text; None where the stream's content type has a sign of life itself."""
+        """A part without text; None where the transport has a keepalive itself, or needs none."""
         ...
 
     def end(self, job: Job) -> Iterable[Document]:
-        """What comes behind the whole text of all generations."""
+        """The parts after the whole text of all generations."""
         ...
 
 
@@ -62,18 +62,18 @@ class StreamType:
 
 @dataclass(frozen=True)
 class Operation(Generic[Body]):
-    """One operation, whatever carries it: HTTP by `method` and `path`, frames by `frame`."""
+    """One operation over any transport: HTTP by `method` and `path`, frames by `frame`."""
 
     name: str
     summary: str
     handle: Callable[[Body, Models, Caller], Document | Answer | Stream]
     method: Literal["GET", "POST"] = "POST"
     path: str | None = None  # with {parameters}; None: HTTP has no such route
-    frame: str | None = None  # the operation's name among frames; None: they have none
+    frame: str | None = None  # the operation's name over frames; None: frames do not have it
     body: type[Body] | None = None
     answer: Any = None  # the type of the JSON; None: text
     stream: StreamType | None = None
     error_form: ErrorForm = STANDARD
     text: tuple[str, ...] = ()  # content types
     query: tuple[tuple[str, tuple[str, ...]], ...] = ()  # parameters, each with its values
-    unready: Any = None  # the type of what is no error, but the answer while the model loads
+    unready: Any = None  # the type of the answer while the model loads, if that is no error

@@ -1,5 +1,5 @@
-"""Every operation of the server: Flask's routes, frames, the OpenAPI document and the docs' tests
-loop over this."""
+"""Every operation of the server. Flask's routes, frames, the OpenAPI document and the docs' tests
+are made from this list."""
 
 from typing import Any
 

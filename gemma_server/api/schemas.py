@@ -24,7 +24,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]  # to JSON 100.0 is 100, and some send it so
+Whole = Annotated[int, BeforeValidator(_whole)]  # 100.0 is 100 in JSON, and some clients send it
 PromptText = Annotated[str, StringConstraints(min_length=1)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 Stops = StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)]
@@ -32,23 +32,23 @@ Temperature = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 TopK = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
 MinP = Annotated[float, Field(ge=0.0, le=1.0)]
-TopPOrZero = Annotated[float, Field(ge=0.0, le=1.0)]  # 0: nothing beside the likeliest token
+TopPOrZero = Annotated[float, Field(ge=0.0, le=1.0)]  # 0: only the likeliest token
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 RepetitionPenalty = Annotated[float, Field(gt=0.0, le=100.0)]
 TopLogprobs = Annotated[Whole, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 
 
 class ModelBody(BaseModel):
-    """A body that may say which model it is for."""
+    """A body that may name its model."""
 
     model: str | None = None
 
 
 class ForeignBody(BaseModel):
-    """A body in the form of another project, whose clients send more than they mean.
+    """A body in the form of another project, whose clients send more fields than they mean.
 
-    Unknown fields are ignored, and null is as good as nothing. `REFUSED` has the fields that
-    would change the answer and are not supported, each with the values that ask for nothing.
+    Unknown fields are ignored, and null counts as absent. `REFUSED` has the fields that would
+    change the answer and are not supported, each with the values that ask for nothing.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -87,12 +87,12 @@ def seed_of(seed: int | None, index: int) -> int:
 
 
 def temperature_and_top_p(temperature: float, top_p: float) -> tuple[float, float]:
-    """As the engine takes them, which has the exact argmax at temperature 0 alone."""
+    """Both as the engine takes them: it has the exact argmax at temperature 0 alone."""
     return (temperature, top_p) if top_p > 0.0 else (0.0, 1.0)
 
 
 def within(asked: int, limit: int | None, param: str) -> int:
-    """What was asked for.
+    """Return `asked`.
 
     Raises:
         InvalidRequest: it is more than the server's operator allows.
@@ -103,10 +103,10 @@ def within(asked: int, limit: int | None, param: str) -> int:
 
 
 def check_tokens(ids: Sequence[int], vocab_size: int, param: str) -> None:
-    """Ids from a client.
+    """Check ids from a client.
 
     Raises:
-        InvalidRequest: one of them is no token.
+        InvalidRequest: one of them is not a token.
     """
     wrong = next((index for index in ids if not 0 <= index < vocab_size), None)
     if wrong is not None:

@@ -1,4 +1,4 @@
-"""For whoever runs the server: is it alive, is it ready, what is it doing."""
+"""For operators: is the server alive, is it ready, what is it doing."""
 
 from typing import Literal
 
@@ -23,7 +23,7 @@ def health(body: None, models: Models, caller: Caller) -> Health:
 
 
 def ready(body: None, models: Models, caller: Caller) -> Answer:
-    """How far the model is; no error while it loads, but no success either."""
+    """The model's status; while it loads the answer is no error, but no success either."""
     readiness = models.readiness()
     if readiness["status"] == "ready":
         return Answer(readiness)

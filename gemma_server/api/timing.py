@@ -1,4 +1,4 @@
-"""Where an answer's time went, in milliseconds a stage."""
+"""How long each stage of an answer took, in milliseconds."""
 
 import time
 
@@ -6,7 +6,7 @@ Stages = dict[str, float]  # "parse_ms" and the like
 
 
 def milliseconds(seconds: float) -> float:
-    """As answers have it."""
+    """Milliseconds, rounded as in answers."""
     return round(seconds * 1000, 3)
 
 

@@ -19,13 +19,13 @@ class Truncation:
 
     @classmethod
     def of(cls, loaded: LoadedModel, steps: int, *, truncate: bool) -> "Truncation":
-        """Leaves room for `steps` tokens of answer, but for no more than half of the context."""
+        """Leave room for `steps` tokens of answer, but for no more than half of the context."""
         length = loaded.engine.context_length
         answer = max(1, min(steps, length // 2))  # a prompt never fills the context
         return cls(length - answer if truncate else None)
 
     def ids(self, ids: list[int]) -> list[int]:
-        """The first id, which is `<bos>`, and as many of the newest as fit behind it."""
+        """The first id, which is `<bos>`, then as many of the newest as fit."""
         if self.room is None or len(ids) <= self.room:
             return ids
         self.dropped += len(ids) - self.room
@@ -37,8 +37,8 @@ class Truncation:
         encode: Callable[[Sequence[Item]], list[int]],
         keep: Callable[[Item], bool],
     ) -> list[int]:
-        """The ids of all items, without as many of the oldest as it takes to fit. The last one
-        stays, and what `keep` says: then it may not fit even so."""
+        """The ids of the items, without as many of the oldest as it takes to fit. The last item
+        stays, and so does what `keep` selects: the result may still not fit."""
         ids = encode(items)
         if self.room is None or len(ids) <= self.room:
             return ids
@@ -49,7 +49,7 @@ class Truncation:
             gone = set(oldest[:count])
             return encode([item for index, item in enumerate(items) if index not in gone])
 
-        # By bisection: a chat may have thousands of messages, and encoding them takes long.
+        # Bisection: a chat may have thousands of messages, and encoding them is slow.
         counts = range(len(oldest) + 1)
         fewest = bisect_left(counts, True, key=lambda count: len(without(count)) <= room)
         ids = without(min(fewest, len(oldest)))

@@ -3,16 +3,16 @@
 Prompts are random ids, and every request runs to its full length. A round measures
 
 - first token: from submission to the first token, for a prompt of 8 tokens in an idle engine
-- decode: 64 tokens for each of 1, 2, 4, 8 and 16 streams. A step is the time between the results of
-  two steps, of all streams and without a prompt; tokens a second are those of these steps
-- host: of each such step, how long the device waited for the host: from one result until the next
-  step had been handed over. An upper bound, as the device may begin while that call returns
+- decode: 64 tokens for each of 1, 2, 4, 8 and 16 streams. A step's time is from one result to the
+  next, of steps with all streams and without a prompt; tokens a second are those of these steps
+- host: how long the device waited for the host in each such step: from one result until the next
+  step was dispatched. An upper bound, as the device may begin before that call returns
 - prefill: prompt tokens over the time from getting a slot to the first token
 - memory: how fast jax, with all cores that it uses, sums the rows of a matrix of 512 MiB: the best
   of 5 times
 
-What a step has to read is all weights once, and each row's cache as far as it is filled. This, over
-the time of the step, is the share of the memory's speed that the step attains.
+A step has to read all weights once, and the filled part of each row's cache. These bytes over the
+step's time, compared with the memory's speed, are the share that the step attains.
 """
 
 import json
@@ -48,7 +48,7 @@ Report = dict[str, Any]
 
 @dataclass
 class Decoding:
-    """What decoding with one number of streams took."""
+    """The measurements of decoding with one number of streams."""
 
     step_s: list[float] = field(default_factory=list)
     host_s: list[float] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Decoding:
 
     @property
     def bytes_per_s(self) -> float:
-        """How fast the steps had to read."""
+        """Bytes a second that the steps had to read."""
         return sum(self.step_bytes) / sum(self.step_s)
 
 
@@ -65,7 +65,7 @@ class Bench:
     """Measures one model, round after round, and keeps the samples.
 
     Raises:
-        UsageError: the context has no room for what a stream decodes.
+        UsageError: the context has no room for the tokens that a stream decodes.
     """
 
     def __init__(self, loaded: LoadedModel, log: StepLog) -> None:
@@ -125,7 +125,7 @@ class Bench:
     def _first_token(self) -> float:
         began = time.perf_counter()
         [handle] = self._engine.submit([self._request(PROMPT_TOKENS, 1)])
-        _wait(handle)  # its end comes with its only token
+        _wait(handle)  # it ends with its only token
         return time.perf_counter() - began
 
     def _decode(self, streams: int, decoding: Decoding) -> None:
@@ -157,7 +157,7 @@ class Bench:
 
 
 def full_steps(steps: Sequence[Step], streams: int) -> Iterator[tuple[Step, Step]]:
-    """Neighbours that decode all the streams and read no prompt."""
+    """Pairs of successive steps that decode all the streams and read no prompt."""
     for pair in pairwise(steps):
         if all(step.plan.prefill is None and len(step.plan.decode) == streams for step in pair):
             yield pair

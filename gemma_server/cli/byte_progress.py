@@ -1,4 +1,4 @@
-"""Work that is counted in bytes, as a person sees it."""
+"""Progress of work that is counted in bytes, for a person."""
 
 import time
 
@@ -56,7 +56,7 @@ class ByteProgress:
             say(what)
 
     def __call__(self, done: int, total: int) -> None:
-        """So many of all bytes are done."""
+        """Show that `done` of `total` bytes are done."""
         self._bar.update(self._task, completed=done, total=total)
         now = time.monotonic()
         if self._bar.disable and now - self._shown_at > _LINE_S:

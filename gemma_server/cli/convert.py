@@ -1,6 +1,6 @@
-"""`gemma-server convert`: any checkpoint as the one that starts fastest.
+"""`gemma-server convert`: rewrites any checkpoint in the form that starts fastest.
 
-That is the runner's own tree, uncompressed.
+That form is the runner's own tree, uncompressed.
 """
 
 import signal
@@ -21,7 +21,7 @@ from gemma_server.serving.checkpoint import Checkpoint
 from gemma_server.weights.converted import write_config
 from gemma_server.weights.source import Progress, load_leaves
 
-# So much is read at a time later: small enough for memory, large enough for the disk.
+# The bytes of one later read: small enough for memory, large enough for the disk.
 _CHUNK_BYTES = 32 << 20
 
 
@@ -38,13 +38,13 @@ def convert(
     progress: Progress,
     at: Callable[[str], None],
 ) -> None:
-    """Write the checkpoint to the new directory `target`; all of it, or nothing.
+    """Write the checkpoint to the new directory `target`, atomically.
 
-    Takes the memory of the weights in `dtype`, float32 or bfloat16, and up to a gigabyte for what
-    is on its way to the disk. `progress` is told of what has been read, `at` what is being done.
+    Takes the memory of the weights in `dtype`, float32 or bfloat16, and up to a gigabyte for
+    writes in flight. `progress` gets the bytes read, `at` the name of the current stage.
 
     Raises:
-        UsageError: the target is there already, or cannot be written.
+        UsageError: the target exists already, or cannot be written.
         ModelLoadError: the checkpoint cannot be read.
     """
     if target.exists() or target.is_symlink():
@@ -66,7 +66,7 @@ def convert(
 
 @contextmanager
 def _scratch_beside(target: Path) -> Iterator[Path]:
-    """A directory that is removed with all in it; making it shows that one can write there."""
+    """A temporary directory beside `target`; making it checks that one can write there."""
     with tempfile.TemporaryDirectory(
         prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True
     ) as scratch:
@@ -75,7 +75,7 @@ def _scratch_beside(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block as an exception does, so that nothing stays behind."""
+    """SIGTERM raises an exception in the block, so that nothing stays behind."""
 
     def end(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""How a command ends that cannot go on."""
+"""How a command that cannot go on ends."""
 
 import sys
 from typing import NoReturn

@@ -65,7 +65,7 @@ def command(
     **flags: Any,
 ) -> None:
     """Load the model, continue PROMPT or answer it (--chat) on standard output, and end."""
-    # With as many slots as the server has: then its compiled programs serve here too.
+    # As many slots as the server has, so that the kept programs fit both.
     settings = read_settings(flags)
     from gemma_server.api.generation import Generation
     from gemma_server.engine.request import Request, SamplingParams, random_seed

@@ -1,4 +1,4 @@
-"""`gemma-server inspect`: what a checkpoint is and needs, told from its headers alone."""
+"""`gemma-server inspect`: what a checkpoint is and needs, from its headers alone."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -54,7 +54,7 @@ def _heads(layer: LayerConfig) -> str:
 
 
 def _each(values: Iterable[object]) -> str:
-    """What differs from layer to layer, once each."""
+    """The different values over all layers, once each."""
     return " or ".join(dict.fromkeys(map(str, values)))
 
 

@@ -1,4 +1,4 @@
-"""Loading a model for a command, which ends if it cannot be done."""
+"""Loads a model for a command; the command ends if that fails."""
 
 import threading
 import traceback
@@ -13,7 +13,7 @@ from gemma_server.settings import Settings
 
 
 def load(settings: Settings, wrap: Wrap = lambda runner: runner) -> LoadedModel:
-    """Load a model in this thread while another shows how far it is."""
+    """Load a model in this thread while another shows the progress."""
     model = ServedModel("gemma")
     reporter = threading.Thread(target=report_progress, args=(model,), daemon=True)
     reporter.start()

@@ -10,10 +10,10 @@ COMMANDS = ("serve", "generate", "bench", "inspect", "convert")
 
 
 class Commands(click.Group):
-    """Imports a command's module once it is asked for: `serve` needs nothing of the others."""
+    """Imports a command's module only when it is asked for: `serve` needs none of the others."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All commands, in the order in which people meet them."""
+        """All commands, in the order in which people need them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

@@ -1,4 +1,4 @@
-"""Opening a checkpoint for a command, which ends if it cannot be done."""
+"""Opens a checkpoint for a command; the command ends if that fails."""
 
 from pathlib import Path
 

@@ -18,7 +18,7 @@ from gemma_server.settings import (
     variable_name,
 )
 
-# Of a command that loads a model and serves nobody.
+# Settings without a use in a command that loads a model but starts no server.
 NOT_WITHOUT_SERVER = (
     *("host", "port", "uds", "frames", "max_queue", "max_queue_tokens", "api_key_file"),
     *("slots", "max_steps", "drain_timeout", "stop_with_stdin", "model_name"),
@@ -68,7 +68,7 @@ tokenizer_option = click.option(
 
 
 def read_settings(flags: dict[str, Any]) -> Settings:
-    """The settings of a command; one that cannot work ends it."""
+    """The settings of a command; a setting that cannot work ends the command."""
     try:
         settings = load_settings(**flags)
         settings.api_keys()

@@ -1,4 +1,4 @@
-"""Measured figures: samples summed up, for a person and for a program."""
+"""Measured figures: summaries of samples, for a person and for a program."""
 
 import io
 import statistics
@@ -50,7 +50,7 @@ def format_table(rows: Iterable[Sequence[str]]) -> str:
 
 
 def format_facts(facts: Mapping[str, str]) -> str:
-    """What is told of something, a line each."""
+    """Names and values, one pair a line."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for name, text in facts.items():
         table.add_row(Text(name), Text(text))
@@ -58,7 +58,7 @@ def format_facts(facts: Mapping[str, str]) -> str:
 
 
 def plain(table: Table) -> str:
-    """A table as text that depends on no terminal."""
+    """A table as text that does not depend on the terminal."""
     console = Console(width=_WIDTH, color_system=None, file=io.StringIO())
     with console.capture() as captured:
         console.print(table)

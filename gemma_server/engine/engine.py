@@ -13,7 +13,7 @@ from gemma_server.errors import BatchTooLarge, GenerationFailed, NotReady, Reque
 
 
 class _Probe:
-    """Somebody who waits for the engine's thread to come by."""
+    """A caller that waits for the engine's thread to answer."""
 
     def __init__(self, *, device: bool) -> None:
         self.device = device
@@ -26,10 +26,10 @@ class Engine:
 
     Any thread may submit and cancel. Every accepted request ends with exactly one terminal event.
     When the runner raises, every request fails, later ones are refused, and `on_death` is called
-    with the exception: an engine that died is not restarted, its process is.
+    with the exception: the process is restarted, not the engine.
 
-    `max_in_flight` is how many plans may be with the device at once: with two, the device goes on
-    while the host looks at what the older one sampled.
+    `max_in_flight` is the most plans in flight at once. With two, the device runs one while the
+    host reads the tokens of the other.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Engine:
         self._scheduler = scheduler
         self._on_death = on_death
         self._max_in_flight = max_in_flight
-        self._in_flight: deque[tuple[Plan, PendingStep]] = deque()  # the thread's own
+        self._in_flight: deque[tuple[Plan, PendingStep]] = deque()  # its thread's alone
         self._probes: deque[_Probe] = deque()
         self._changed = threading.Condition()  # guards the scheduler and the fields below
         self._refusal: RequestError | None = None
@@ -59,7 +59,7 @@ class Engine:
         return self._scheduler.limits.context_length
 
     def stats(self) -> EngineStats:
-        """This moment's figures."""
+        """The figures at this moment."""
         scheduler = self._scheduler
         return EngineStats(
             slots=scheduler.limits.slots,
@@ -74,7 +74,7 @@ class Engine:
         self._thread.start()
 
     def check_prompt(self, tokens: int) -> None:
-        """Raise `PromptRefused` when no prompt of so many tokens can ever be taken."""
+        """Raise `PromptRefused` when a prompt of so many tokens can never be accepted."""
         self._scheduler.check_prompt(tokens)
 
     def submit(self, requests: list[Request], deadline: float | None = None) -> list[Handle]:
@@ -82,7 +82,7 @@ class Engine:
 
         Raises:
             PromptRefused, QueueFull, DeadlineExceeded: as `Scheduler.submit`.
-            BatchTooLarge: there are more requests than can ever be taken at once.
+            BatchTooLarge: there are more requests than slots and queue together can hold.
             GenerationFailed, NotReady: the engine is dead, or has stopped.
         """
         limits = self._scheduler.limits
@@ -108,7 +108,7 @@ class Engine:
             self._scheduler.cancel(handle)
 
     def probe(self, *, device: bool) -> None:
-        """Wait until the engine's thread comes by; with `device`, until that has answered it too.
+        """Wait for the engine's thread to answer, and with `device` for the device too.
 
         Raises:
             GenerationFailed, NotReady: the engine is dead, or has stopped.
@@ -124,12 +124,12 @@ class Engine:
             raise probe.refusal.with_traceback(None)
 
     def step_age_s(self) -> float:
-        """For how long the device has had work and ended no plan; 0 when it is idle."""
+        """Seconds since the device, which has work, last ended a plan; 0 when it is idle."""
         at = self._progress_at
         return 0.0 if at is None else time.monotonic() - at
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """Fail what is left and end the thread once the device is through with what it has."""
+        """Fail all requests, and wait up to `timeout_s` for the plans in flight and the thread."""
         with self._changed:
             self._stopping = True
             self._refuse(NotReady("draining", "the server has stopped", retry_after_s=5))
@@ -144,13 +144,13 @@ class Engine:
                 if len(self._in_flight) >= (self._max_in_flight if plan is not None else 1):
                     self._commit_oldest()
                 self._receive()
-        except BaseException as error:  # the device is in an unknown state: give up loudly
+        except BaseException as error:  # the device is in an unknown state
             with self._changed:
                 self._refuse(GenerationFailed(f"the engine died: {type(error).__name__}"))
             self._on_death(error)
 
     def _next_plan(self) -> Plan | None:
-        """The next plan; None when only results can bring one, or the engine is stopping."""
+        """The next plan; None while results or probes come first, or the engine is stopping."""
         with self._changed:
             while not self._stopping:
                 plan = self._scheduler.plan()
@@ -173,10 +173,10 @@ class Engine:
             self._scheduler.commit(plan, result)
 
     def _receive(self) -> None:
-        """Let those go who wait for this thread."""
+        """Answer the probes."""
         for probe in list(self._probes):
             if probe.device:
-                self._progress_at = time.monotonic()  # a device that hangs here hangs too
+                self._progress_at = time.monotonic()  # so that a hang here counts too
                 self._runner.touch()
                 self._progress_at = time.monotonic() if self._in_flight else None
             with self._changed:

@@ -1,16 +1,16 @@
-"""How fast requests go through, as measured."""
+"""How long requests take, as measured."""
 
 from collections import deque
 
 from gemma_server.engine.request import Timings
 
 _UNKNOWN_S = 1.0  # per request, until one has ended
-_SHARE = 0.2  # of the newest in a running mean
-_CHUNKS = 32  # that are remembered: one that a stall made look quick is forgotten again
+_SHARE = 0.2  # the newest value's weight in the running mean
+_CHUNKS = 32  # remembered; a stall can make one look quick, and it must be forgotten
 
 
 class ServiceEstimates:
-    """What retries are advised by, and what deadlines are held against."""
+    """The basis of Retry-After, and of refusals by deadline."""
 
     def __init__(self) -> None:
         self._held_s: float | None = None  # a running mean
@@ -18,7 +18,7 @@ class ServiceEstimates:
 
     @property
     def held_s(self) -> float:
-        """Seconds that a request keeps its slot, more or less."""
+        """Seconds that a request keeps its slot: a running mean."""
         return _UNKNOWN_S if self._held_s is None else self._held_s
 
     def ended(self, timings: Timings) -> None:
@@ -32,5 +32,5 @@ class ServiceEstimates:
         self._chunks_s.append(seconds)
 
     def prefill_s(self, chunks: int) -> float:
-        """The least that so many full chunks take, one after the other; 0 if none was measured."""
+        """The least seconds that so many full chunks take in turn; 0 if none was measured."""
         return chunks * min(self._chunks_s, default=0.0)

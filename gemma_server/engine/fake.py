@@ -2,9 +2,9 @@
 
 Its tokenizer has one token per byte. After "<bos>hello" it samples h, e, l, l, o, <eos>. With a
 temperature above 0 and an odd seed, letters come in the other case, so that a test can see sampling
-options arrive. What it samples has probability 1/2, and the ids behind it 1/4, 1/8, ...; penalties
-and bias it ignores, and while <eos> is banned it samples dots. Like a real cache it knows only what
-was put into a slot, and it refuses plans that no real device could run.
+options arrive. What it samples has probability 1/2, and the next likeliest ids 1/4, 1/8, ... It
+ignores penalties and bias, and while <eos> is banned it samples dots. Like a real cache it knows
+only what was put into a slot, and it refuses plans that no real device could run.
 """
 
 import math
@@ -36,8 +36,8 @@ def fake_tokenizer() -> Tokenizer:
 
 
 class FakeRunner:
-    """Repeats each slot's prompt. `step_s` is how long a step takes; `fail_at` is the number of
-    the plan, from 1, that raises."""
+    """Repeats each slot's prompt. A step takes `step_s` seconds; plan number `fail_at`, counted
+    from 1, raises."""
 
     def __init__(self, slots: int, *, step_s: float = 0.0, fail_at: int | None = None) -> None:
         self.step_s = step_s
@@ -64,7 +64,7 @@ class FakeRunner:
         return FakeStep(StepResult(first, rows, prompt))
 
     def touch(self) -> None:
-        """There is no device."""
+        """Nothing to do: there is no device."""
 
     def _copy(self, copy: Copy) -> None:
         cached = self._cached[copy.source]
@@ -107,13 +107,13 @@ class FakeRunner:
 
 
 class FakeStep:
-    """A plan that was over before it was asked for."""
+    """A plan that has already ended."""
 
     def __init__(self, result: StepResult) -> None:
         self._result = result
 
     def read(self) -> StepResult:
-        """What the plan drew."""
+        """What the plan sampled."""
         return self._result
 
 

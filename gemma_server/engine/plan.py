@@ -19,10 +19,11 @@ class Copy:
 class Chunk:
     """Read `token_ids` into `slot` at positions offset, offset + 1, ...
 
-    `sampling` is None except in a prompt's last chunk, behind which the first token is sampled.
-    That chunk says for the whole answer how its tokens are sampled: `banned` ids not before
-    `min_tokens` others, and with the `top_logprobs` likeliest (None: no logprobs).
-    `scored` are the ids that follow each token within the prompt, if their logprobs are wanted.
+    `sampling` is None except in a prompt's last chunk, after which the first token is sampled.
+    That chunk holds the sampling options of the whole answer: no id of `banned` is sampled before
+    `min_tokens` others, and each token comes with the logprobs of the `top_logprobs` likeliest
+    (None: no logprobs). `scored` are the prompt's ids that follow each token, if their logprobs
+    are wanted.
     """
 
     sequence: int
@@ -38,11 +39,11 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Row:
-    """Feed the slot's last sampled token at `position`, and sample the `steps` tokens that follow,
-    each fed at the position behind the one before.
+    """Feed the slot's last sampled token at `position`, and sample `steps` tokens, each of them
+    fed at the next position.
 
-    How is known from the prompt's last chunk; here it only helps to choose a program. `banned`
-    says whether some ids still are.
+    The device has the sampling options from the prompt's last chunk; here they only choose a
+    program. `banned` says whether some ids are still banned.
     """
 
     sequence: int
@@ -56,8 +57,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the device does next: the copies, at most one chunk of one prompt, then the rows, side
-    by side."""
+    """What the device does next: the copies, at most one chunk of one prompt, then all rows as one
+    batch."""
 
     prefill: Chunk | None
     decode: tuple[Row, ...]
@@ -71,11 +72,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class StepResult:
-    """The tokens sampled: behind the prefill chunk (None if it was not the last), and by each row,
+    """The tokens sampled: after the prefill chunk (None if it was not the last), and by each row,
     as many as its steps.
 
-    A negative id says that the row's logits were not finite. The device knows no ends: it samples
-    behind a stop token and behind the cache's end, too, and what it samples there means nothing.
+    A negative id says that the row's logits were not finite. The device does not know where an
+    answer ends: it goes on after a stop token and past the cache's end, and those tokens mean
+    nothing.
     """
 
     prefill: Token | None
@@ -84,7 +86,7 @@ class StepResult:
 
 
 class PendingStep(Protocol):
-    """A plan under way on the device."""
+    """A plan in flight."""
 
     def read(self) -> StepResult:
         """Wait for the plan's end and return what it sampled."""
@@ -95,9 +97,9 @@ class Runner(Protocol):
     """What executes plans. Only the engine's thread may call it."""
 
     def dispatch(self, plan: Plan) -> PendingStep:
-        """Start a plan; plans run in the order of their dispatch, whether or not they are read."""
+        """Start a plan. Plans run in the order of dispatch, whether or not they are read."""
         ...
 
     def touch(self) -> None:
-        """Have the device do nothing, and wait until it has."""
+        """Wait until the device has answered; it runs next to nothing."""
         ...

@@ -25,8 +25,8 @@ class SamplingParams:
     """How to choose each token. Temperature 0 is the exact argmax; then the filters are inert.
 
     First `bias` is added to the logits, then the penalties apply to tokens that occur in the last
-    `penalty_window` tokens of prompt and answer. If that is None, repetition looks at all of
-    both, presence and frequency at the answer alone.
+    `penalty_window` tokens of prompt and answer. If that is None, the repetition penalty looks at
+    all of both, and the presence and frequency penalties at the answer alone.
     """
 
     temperature: float = 0.0
@@ -35,7 +35,7 @@ class SamplingParams:
     min_p: float = 0.0  # 0 is off
     seed: int = 0  # 0 <= seed < 2**64
     repetition_penalty: float = 1.0  # 1 is off; else it divides logits above 0, multiplies others
-    frequency_penalty: float = 0.0  # subtracted for each time
+    frequency_penalty: float = 0.0  # subtracted for each occurrence
     presence_penalty: float = 0.0  # subtracted once
     penalty_window: int | None = None
     bias: tuple[tuple[int, float], ...] = ()  # of ids; at most MAX_BIAS
@@ -51,9 +51,9 @@ class SamplingParams:
 class Request:
     """Generate after `token_ids`, at most `max_new_tokens`, until one of `stop_ids` is sampled.
 
-    None of them can be sampled before `min_tokens` others have been. With 0 `max_new_tokens` the
-    prompt is read and nothing sampled. `top_logprobs` asks for each token's logprob and those of
-    so many likeliest ones, `prompt_logprobs` for the prompt's too.
+    No stop id can be sampled before `min_tokens` other tokens. With 0 `max_new_tokens` the prompt
+    is read, and the answer is empty. `top_logprobs` asks for the logprobs of each token and of so
+    many likeliest ones; `prompt_logprobs` asks for those of the prompt's tokens too.
     """
 
     token_ids: tuple[int, ...]
@@ -65,7 +65,7 @@ class Request:
     prompt_logprobs: bool = False  # needs top_logprobs
 
     def __post_init__(self) -> None:
-        """Raises ValueError for what a slot has no room for; who asks has to prevent it."""
+        """Raises ValueError for what a slot has no room for; the caller has to prevent it."""
         if len(self.sampling.bias) > MAX_BIAS:
             raise ValueError(f"at most {MAX_BIAS} tokens can have a bias")
         if self.min_tokens > 0 and len(self.stop_ids) > MAX_BANS:
@@ -86,9 +86,9 @@ class Logprobs:
 
 @dataclass(frozen=True)
 class PromptLogprobs:
-    """Those of the next prompt tokens, from the second on: one event per chunk, before any Token.
+    """Logprobs of the next prompt tokens: one event per chunk, before any Token.
 
-    The first token has none.
+    They start at the second token: the first has no logprob.
     """
 
     scores: tuple[Logprobs, ...]
@@ -113,7 +113,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """Terminal: whoever asked gave up, or has all it wanted."""
+    """Terminal: the caller gave up, or has all it wanted."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Who gets a slot, and what each slot does next. Pure bookkeeping: no threads, no device."""
+"""Which request gets a slot, and what each slot does next. No threads, no device."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ from gemma_server.errors import (
 
 @dataclass(frozen=True)
 class Limits:
-    """How much the scheduler takes on."""
+    """How much the scheduler accepts."""
 
     slots: int
     context_length: int  # tokens of prompt and answer together
@@ -44,16 +44,16 @@ class Limits:
 
     @property
     def longest_prompt(self) -> int:
-        """A prompt must leave room for one token of answer."""
+        """The most tokens of a prompt: it must leave room for one token of answer."""
         return self.context_length - 1
 
 
 class Scheduler:
     """First come, first served over a fixed number of slots, with a bounded queue.
 
-    Plans may be made while the results of earlier ones are not in yet. Each is to be dispatched,
-    and committed once, both in the order in which they were made. A slot that is free again may be
-    in such an earlier plan: the device comes to its new use later, and the old result is ignored.
+    A plan may be made before the results of earlier plans are known. Each must be dispatched and
+    committed once, in the order of planning. A slot can be freed while an earlier plan still uses
+    it: the device reaches its new use later, and the old result is ignored.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -65,7 +65,7 @@ class Scheduler:
         self._estimates = ServiceEstimates()
         self._planned_at: deque[float] = deque()  # of plans that are not committed
         self._committed_at = -math.inf  # the last one
-        self.tokens_sampled = 0  # for requests, surplus apart
+        self.tokens_sampled = 0  # for requests; surplus does not count
 
     @property
     def queued(self) -> int:
@@ -74,16 +74,16 @@ class Scheduler:
 
     @property
     def active(self) -> int:
-        """Slots at work."""
+        """Slots in use."""
         return sum(sequence is not None for sequence in self._slots)
 
     def submit(self, request: Request, deadline: float | None = None) -> Handle:
-        """Put a request at the end of the queue; `deadline` is by the scheduler's clock.
+        """Put a request at the end of the queue; `deadline` is on the scheduler's clock.
 
         Raises:
-            EmptyPrompt, ContextLengthExceeded: no prompt can be like that.
+            EmptyPrompt, ContextLengthExceeded: such a prompt can never be accepted.
             QueueFull: there is no room in the queue.
-            DeadlineExceeded: the first token cannot come in time, as requests go now.
+            DeadlineExceeded: by the current estimates the first token cannot come in time.
         """
         self.check_prompt(len(request.token_ids))
         self._refuse_when_full(len(request.token_ids))
@@ -95,7 +95,7 @@ class Scheduler:
         return handle
 
     def check_prompt(self, tokens: int) -> None:
-        """Raise `PromptRefused` when no prompt of so many tokens can ever be taken."""
+        """Raise `PromptRefused` when a prompt of so many tokens can never be accepted."""
         if tokens == 0:
             raise EmptyPrompt
         if tokens > self.limits.longest_prompt:
@@ -113,12 +113,12 @@ class Scheduler:
         if chunk is None and not decoding:
             return None
         self._planned_at.append(self._clock())
-        # Between two chunks of a prompt the others sample one token: its first would wait for more.
+        # While a prompt is read, rows sample one token a plan: more would delay its next chunk.
         steps = 1 if chunk is not None else self.limits.steps
         return Plan(chunk, tuple(sequence.next_row(slot, steps) for slot, sequence in decoding))
 
     def commit(self, plan: Plan, result: StepResult) -> None:
-        """Turn what a plan sampled into events. Sequences that have ended get none of it."""
+        """Turn what a plan sampled into events. Sequences that have ended get none."""
         now = self._clock()
         began = max(self._planned_at.popleft(), self._committed_at)
         self._committed_at = now
@@ -142,7 +142,7 @@ class Scheduler:
                 return
 
     def fail_all(self, error: RequestError) -> None:
-        """End every request, waiting ones too, with the same error."""
+        """End every request, queued ones too, with the same error."""
         for slot, sequence in enumerate(self._slots):
             if sequence is not None:
                 self._end(slot, sequence, Failed(error))
@@ -176,7 +176,7 @@ class Scheduler:
             )
 
     def _refuse_when_late(self, prompt_tokens: int, deadline: float | None) -> None:
-        """Prompts are read one after the other; how long answers get, nobody knows."""
+        """Counts prompts alone, read one after the other: the length of answers is unknown."""
         if deadline is None:
             return
         unread = [len(sequence.request.token_ids) for sequence in self._queue]
@@ -199,7 +199,7 @@ class Scheduler:
                 self._slots[slot] = admitted
 
     def _next_in_line(self) -> Sequence | None:
-        """The first who still has time; those in front of it end."""
+        """The first sequence in the queue whose deadline has not passed; those before it end."""
         while self._queue:
             sequence = self._queue.popleft()
             if sequence.deadline is None or sequence.deadline > self._clock():
@@ -209,7 +209,7 @@ class Scheduler:
         return None
 
     def _next_chunk(self) -> Chunk | None:
-        """The next piece of the oldest prompt that is not yet planned to its end."""
+        """The next chunk of the oldest prompt that is not fully scheduled."""
         prefilling = [
             (sequence.id, slot, sequence)
             for slot, sequence in enumerate(self._slots)
@@ -221,7 +221,7 @@ class Scheduler:
         return sequence.next_chunk(slot, self.limits.chunk)
 
     def _owner(self, part: Chunk | Row) -> Sequence | None:
-        """The sequence that the part was planned for, unless it has ended."""
+        """The sequence that the part belongs to, unless it has ended."""
         sequence = self._slots[part.slot]
         return sequence if sequence is not None and sequence.id == part.sequence else None
 
@@ -233,7 +233,7 @@ class Scheduler:
             self._take(chunk, (result.prefill,))
 
     def _take(self, part: Chunk | Row, tokens: tuple[Token, ...]) -> None:
-        """Give a sequence its tokens until it ends; what is behind that is surplus."""
+        """Give a sequence its tokens until it ends; later ones are surplus."""
         for token in tokens:
             sequence = self._owner(part)
             if sequence is None:

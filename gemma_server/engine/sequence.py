@@ -1,4 +1,4 @@
-"""A request in the scheduler: how far it is, on the device and as far as results are in."""
+"""A request in the scheduler: how many of its tokens are scheduled, and how many are known."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ from gemma_server.engine.request import Handle, Request
 class Sequence:
     """A request from submission to its terminal event.
 
-    Plans may run ahead of their results. Of the prompt, `prefilled` tokens are in some plan. Of the
-    answer, `confirmed` tokens are known and wanted, and `in_flight` more are scheduled, in plans
-    whose results are not in; there will be at most `longest`.
+    Plans may run ahead of their results. Of the prompt, `prefilled` tokens are scheduled. Of the
+    answer, `confirmed` tokens are known and wanted, and `in_flight` more are scheduled in plans
+    whose results are not known yet. The answer has at most `longest` tokens.
     """
 
     id: int
@@ -30,17 +30,17 @@ class Sequence:
 
     @property
     def prefilling(self) -> bool:
-        """Some of its prompt is in no plan yet."""
+        """Some of its prompt is not scheduled yet."""
         return self.prefilled < len(self.request.token_ids)
 
     @property
     def decoding(self) -> bool:
-        """It has a last token on the device, or will have, and is not yet sure to end."""
+        """Its first token is scheduled, and fewer than `longest` tokens are."""
         return 0 < self._scheduled < self.longest
 
     @property
     def position(self) -> int:
-        """Where that last token goes: right behind everything the cache then holds."""
+        """Where its last scheduled token is fed: the first free position of the cache by then."""
         return len(self.request.token_ids) + self._scheduled - 1
 
     @property
@@ -48,8 +48,8 @@ class Sequence:
         return self.confirmed + self.in_flight
 
     def next_chunk(self, slot: int, most: int) -> Chunk:
-        """Schedule the next tokens of the prompt, at most so many; behind the last of them, the
-        answer's first token."""
+        """Schedule at most `most` further tokens of the prompt; with the prompt's last token, the
+        answer's first too."""
         request, offset = self.request, self.prefilled
         end = min(offset + most, len(request.token_ids))
         self.prefilled = end
@@ -73,7 +73,7 @@ class Sequence:
         )
 
     def next_row(self, slot: int, steps: int) -> Row:
-        """Schedule so many tokens more."""
+        """Schedule `steps` more tokens of the answer."""
         request = self.request
         banned = bool(request.stop_ids) and self._scheduled < request.min_tokens
         position, self.in_flight = self.position, self.in_flight + steps

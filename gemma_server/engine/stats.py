@@ -1,14 +1,14 @@
-"""What an engine tells of itself."""
+"""An engine's figures."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class EngineStats:
-    """A moment's figures, and totals since the start."""
+    """Figures of one moment, and totals since the start."""
 
     slots: int
-    active: int  # slots at work
+    active: int  # slots in use
     queued: int  # requests that wait for a slot
     steps: int  # that the device ran
-    tokens_sampled: int  # for requests, those that ended an answer included
+    tokens_sampled: int  # for requests, stop tokens included

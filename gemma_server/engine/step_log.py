@@ -1,4 +1,4 @@
-"""A runner that notes when each step began and ended: how the benchmark looks into the engine."""
+"""A runner that notes when each step began and ended, for the benchmark."""
 
 import time
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ class Step:
 
 
 class StepLog:
-    """The steps of one runner, in their order. Read it when its engine has nothing to do."""
+    """The steps of one runner, in their order. Read it while its engine is idle."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
 
     def around(self, runner: Runner) -> Runner:
-        """The runner with this log behind it."""
+        """The runner, wrapped so that this log notes its steps."""
         return _TimedRunner(runner, self.steps)
 
 

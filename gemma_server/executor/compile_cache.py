@@ -1,7 +1,7 @@
 """Compiled programs kept on disk, so that a warm start neither traces nor compiles.
 
-jax's own cache spares the compiling, but a program has to be traced and lowered before it can be
-looked up there, which takes twice as long as reading it.
+jax's own cache saves the compilation, but a program has to be traced and lowered before it can be
+looked up there. That takes twice as long as reading the program.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ import gemma_server
 
 logger = logging.getLogger(__name__)
 
-KEPT = 16  # configurations, the last used ones
+KEPT = 16  # configurations: the most recently used
 _PACKAGE = Path(gemma_server.__file__).parent
 _ROOMS = ("model", "native", "engine", "executor")  # what programs are made of, and `errors`
 
@@ -30,8 +30,9 @@ _ROOMS = ("model", "native", "engine", "executor")  # what programs are made of,
 class CompileCache:
     """The programs of one configuration, each in a file of `directory`.
 
-    Reading one runs what is in it: the directory must be its user's alone. `configuration` tells
-    all that the programs depend on beside this package's code, its libraries, and the machine.
+    Reading a file can run code in it: only its owner may write to the directory. `configuration`
+    holds all that the programs depend on, except this package's code, its libraries and the
+    machine.
     """
 
     def __init__(self, directory: Path, configuration: str) -> None:
@@ -50,14 +51,14 @@ class CompileCache:
             return program
         except FileNotFoundError:
             pass
-        except Exception as error:  # whatever a damaged file leads to: it will be replaced
+        except Exception as error:  # a damaged file can raise anything; it is replaced
             logger.warning("%s cannot be used, compiling anew: %s", path, error)
         program = compile_it()
         self._keep(path, pickle.dumps(serialize(program)))
         return program
 
     def _keep(self, path: Path, data: bytes) -> None:
-        """Whole or not at all. Without space on the disk, the next start compiles again."""
+        """Write the file atomically. If the disk is full, the next start compiles again."""
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:
@@ -68,8 +69,8 @@ class CompileCache:
             logger.warning("%s cannot be kept: %s", path, error.strerror)
 
     def _prune(self) -> None:
-        """Remove the programs of all configurations but the last used ones, and what starts that
-        were cut short left behind."""
+        """Remove all but the most recently used configurations, and the temporary files of starts
+        that were interrupted."""
         used: dict[str, float] = {}
         files = [(path, path.stat().st_mtime) for path in self._directory.iterdir()]
         for path, moment in files:
@@ -93,12 +94,12 @@ def sources() -> list[Path]:
 
 
 def _device() -> jax.Device:
-    """The one that programs run on."""
+    """The device that programs run on."""
     return jax.devices()[0]
 
 
 def _machine() -> list[str]:
-    """What XLA compiles for, and with: libraries, flags, devices, the CPU and its threads."""
+    """What compilation depends on: libraries, flags, devices, the CPU and its threads."""
     device = _device()
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text()
@@ -119,7 +120,7 @@ def _machine() -> list[str]:
 
 
 def _cpus() -> str:
-    """Those that this process may use, where the system tells: XLA divides work among them."""
+    """The CPUs that this process may use, where the system tells: XLA splits work among them."""
     if hasattr(os, "sched_getaffinity"):
         return str(len(os.sched_getaffinity(0)))
     return str(os.cpu_count())

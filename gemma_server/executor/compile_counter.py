@@ -1,4 +1,4 @@
-"""Counts what XLA compiles for one model, so that "nothing compiles after ready" can be watched."""
+"""Counts XLA's compilations for one model, to check that nothing compiles after ready."""
 
 import threading
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ _thread = threading.local()
 
 
 class CompileCounter:
-    """What was compiled in the blocks of `blamed`; none without a device.
+    """Counts the compilations in the blocks of `blamed`; stays at 0 without a device.
 
-    jax tells of a compilation in the thread that waits for it.
+    jax reports a compilation in the thread that waits for it.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class CompileCounter:
 
     @contextmanager
     def blamed(self) -> Iterator[None]:
-        """What this thread compiles in the block counts here, and nowhere else."""
+        """Count what this thread compiles in the block, here and in no other counter."""
         _listen()
         before = getattr(_thread, "counter", None)
         _thread.counter = self
@@ -33,7 +33,7 @@ class CompileCounter:
 
 @cache
 def _listen() -> None:
-    """Once a process: jax has no way to end a listener."""
+    """Register one listener a process; it counts for the counter of the thread that calls it."""
     import jax.monitoring
 
     jax.monitoring.register_event_duration_secs_listener(_on_event)

@@ -1,22 +1,22 @@
-"""How host and device share the work: the few things that a GPU wants otherwise than a CPU."""
+"""How host and device share the work: the few choices that differ between GPU and CPU."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class DispatchPolicy:
-    """What a device is asked at once, and how long before the answer is looked at."""
+    """How much work a plan has, how many plans are in flight, and where branches are taken."""
 
     steps: int  # tokens that a row samples in one plan
-    max_in_flight: int  # plans with the device at once
-    branches: bool  # programs decide by their data what to leave out
+    max_in_flight: int  # plans
+    branches: bool  # programs skip work depending on their data
 
 
-# A step is long beside a dispatch: blocks would only hold tokens back, and XLA:CPU would convert
-# the weights ahead of a loop, all at once. A second plan in flight would hide a tenth of a
-# millisecond a step, and cost a whole step behind each end.
+# A step is long compared with a dispatch: several steps a plan would only delay tokens, and XLA:CPU
+# would convert all weights at once before the loop. A second plan in flight would save a tenth of a
+# millisecond a step, and waste a whole step after each answer's end.
 ON_CPU = DispatchPolicy(steps=1, max_in_flight=1, branches=True)
 
-# A step is short beside a dispatch, and where control flow follows data the host has to wait for
-# them: the host decides instead, before it dispatches.
+# A step is short compared with a dispatch. Control flow that depends on data would make the host
+# wait for the data: the host chooses a program before it dispatches instead.
 ON_GPU = DispatchPolicy(steps=8, max_in_flight=2, branches=False)

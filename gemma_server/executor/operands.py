@@ -1,7 +1,7 @@
-"""What a dispatch uploads: one array of words. On a GPU each small array more is a copy more.
+"""What a dispatch uploads: one array of words, since on a GPU each small array costs a copy.
 
-How a slot samples comes with its prompt's last chunk and stays on the device; decode names slots,
-positions and steps only.
+A slot's sampling parameters come with its prompt's last chunk and stay on the device; decode
+uploads slots, positions and steps only.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ ROW_WORDS = 3  # slot, position, steps
 COPY_WORDS = 3  # source, target, length
 _ALWAYS = np.iinfo(np.int32).max
 _TABLE = MAX_BIAS + MAX_BANS
-_CHUNK = 5  # words of a chunk beside its parameters and tokens
+_CHUNK = 5  # words of a chunk before its parameters and tokens
 
 # A slot's parameters as the host writes them.
 _PARAMS = np.dtype(
@@ -45,7 +45,7 @@ PARAM_WORDS = _PARAMS.itemsize // 4
 
 
 class SlotParams(NamedTuple):
-    """The same as the programs see them, of several rows."""
+    """The parameters of several rows, as the programs see them."""
 
     how: Sampling
     penalties: Penalties
@@ -53,7 +53,7 @@ class SlotParams(NamedTuple):
 
 
 def pack_params(chunk: Chunk) -> npt.NDArray[np.int32]:
-    """How to go on behind a prompt's last chunk: [PARAM_WORDS]."""
+    """How the slot samples after the prompt's last chunk: [PARAM_WORDS]."""
     how, answer = chunk.sampling or SamplingParams(), chunk.offset + len(chunk.token_ids)
     packed = np.zeros((), _PARAMS)
     packed["temperature"], packed["min_p"] = how.temperature, how.min_p
@@ -102,12 +102,12 @@ class ChunkOperand(NamedTuple):
 
     slot: jax.Array  # [] i32
     offset: jax.Array  # [] i32: the first token's position
-    filled: jax.Array  # [] i32: how many of the tokens are no padding
+    filled: jax.Array  # [] i32: how many of the tokens are not padding
     sample: jax.Array  # [] bool
     score: jax.Array  # [] bool
     params: jax.Array  # [PARAM_WORDS] i32
     tokens: jax.Array  # [T] i32
-    scored: jax.Array  # [T] i32: the ids that follow them
+    scored: jax.Array  # [T] i32: the id that follows each token
 
 
 def pack_chunk(chunk: Chunk, size: int) -> npt.NDArray[np.int32]:

@@ -1,4 +1,4 @@
-"""Every program that serving needs, compiled from shapes alone, before any weight is there."""
+"""Every program that serving needs, compiled from shapes alone, before any weight is read."""
 
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
@@ -27,11 +27,11 @@ from gemma_server.model.transformer import Params, Transformer, abstract_params
 CHUNKS = (8, 32, 128, 256)
 BLOCK = 256  # cached positions that attention reads at a time
 
-Name = tuple[str | int, ...]  # of a program: what it does, and all that its shapes depend on
+Name = tuple[str | int, ...]  # what a program does, and all that its shapes depend on
 
 
 class Job(NamedTuple):
-    """A program to compile: over the weights, if it reads them, the state, and one operand."""
+    """A program to compile. It takes the weights, if it reads them, the state and one operand."""
 
     name: Name
     body: Callable[..., Any]
@@ -40,10 +40,10 @@ class Job(NamedTuple):
 
 
 class Programs:
-    """The stated list of programs for one configuration.
+    """The programs of one configuration.
 
     The weights' dtype is int8, float32 or bfloat16; `native` says that the kernels may be used.
-    `chunks` are the numbers of prompt tokens that prefill programs read, the largest plan last.
+    `chunks` are the sizes, in prompt tokens, of the prefill programs, the largest last.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Programs:
         self.config, self.slots, self.dtype, self.policy = config, slots, dtype, policy
         self.chunks = chunks
         self.length = -(-context_length // BLOCK) * BLOCK
-        # Without branches no loop may end where its data say: one block is the whole cache.
+        # Without branches no loop's length may depend on data: one block is the whole cache.
         block = BLOCK if policy.branches else self.length
         model = Transformer(config, Numerics(dtype, block, native))
         self._steps = Steps(model, slots, self.length, branches=policy.branches)
         self._compiled: dict[Name, Any] = {}
 
     def compile(self, progress: Callable[[float], None], cache: CompileCache) -> None:
-        """Compile the whole list, or read what is kept of it; `progress` gets the share done."""
+        """Compile all programs, or read the kept ones; `progress` gets the share done, 0 to 1."""
         jobs = list(self.jobs())
         for done, job in enumerate(jobs):
             name = "_".join(map(str, job.name))
@@ -76,7 +76,7 @@ class Programs:
 
     @property
     def configuration(self) -> str:
-        """All that the programs depend on beside the code."""
+        """All that the programs depend on, except the code."""
         fixed = (self.slots, self.length, str(self.dtype), self.policy)
         return f"{self.config} {fixed} {self._steps.model}"
 
@@ -93,14 +93,14 @@ class Programs:
 
     @property
     def prefill_variants(self) -> tuple[ProgramVariant, ...]:
-        """From cheap to dear. With branches one program does all."""
+        """The variants of prefill, from cheap to expensive. With branches one program does all."""
         if self.policy.branches:
             return (EVERYTHING,)
         return (GREEDY, SAMPLING, EVERYTHING_SAMPLED, EVERYTHING)
 
     @property
     def decode_variants(self) -> tuple[ProgramVariant, ...]:
-        """The same of decode, which scores no prompt."""
+        """The variants of decode, which scores no prompt, from cheap to expensive."""
         if self.policy.branches:
             return (EVERYTHING_SAMPLED,)
         return (GREEDY, SAMPLING, EVERYTHING_SAMPLED)
@@ -116,16 +116,16 @@ class Programs:
         return sorted({1, self.policy.steps})
 
     def new_state(self) -> State:
-        """Nothing cached, and greedy slots; compiled here and now."""
+        """An empty cache and greedy slots; this compiles a program that is not kept."""
         state: State = jax.jit(self._steps.new_state)()
         return state
 
     def prefill(self, size: int, needed: ProgramVariant) -> Any:
-        """The program that reads `size` tokens, and can do what is needed."""
+        """The program that reads `size` tokens and covers `needed`."""
         return self._compiled["prefill", size, str(least_of(self.prefill_variants, needed))]
 
     def decode(self, rows: int, steps: int, needed: ProgramVariant) -> Any:
-        """The program in which so many rows sample so many tokens."""
+        """The program that samples `steps` tokens in each of `rows` rows and covers `needed`."""
         return self._compiled["decode", rows, steps, str(least_of(self.decode_variants, needed))]
 
     @property
@@ -140,7 +140,7 @@ class Programs:
 
     @cached_property
     def _weights(self) -> Params:
-        """Their shapes; tracing the model for them is not for a warm start."""
+        """Their shapes, without tracing the model, which would slow down a warm start."""
         return abstract_params(self.config, self.dtype)
 
     @cached_property
@@ -151,13 +151,13 @@ class Programs:
 
 
 def chunks_for(context_length: int) -> tuple[int, ...]:
-    """The chunks that a context has room for: those that are shorter, and the first that is not."""
+    """The chunk sizes for a context: all that are shorter, and the first that is not."""
     shorter = [size for size in CHUNKS if size < context_length]
     return CHUNKS[: len(shorter) + 1]
 
 
 def row_counts(slots: int) -> list[int]:
-    """The row counts that decode is compiled for: 1, 4, 8, 16, ... and all slots.
+    """The row counts that decode is compiled for: 1, 4, 8, 16, ... and all slots, if 1 or >= 4.
 
     XLA:CPU multiplies two or three rows more slowly than four.
     """

@@ -1,4 +1,4 @@
-"""What the programs return, on the host again: tokens and their logprobs."""
+"""What the programs return, unpacked on the host: tokens and their logprobs."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ Words = npt.NDArray[np.int32]
 
 
 class PendingTokens:
-    """The results of a dispatched plan, still on their way from the device.
+    """The results of a plan in flight.
 
-    Those of a chunk are [1 + T, words]: of the token behind it, then of the prompt's tokens. Those
-    of the rows are [steps, B, words].
+    A chunk's results are [1 + T, words]: the token sampled after it, then the prompt's tokens. The
+    rows' results are [steps, B, words].
     """
 
     def __init__(self, plan: Plan, prefill: Any, decode: Any) -> None:
@@ -29,7 +29,7 @@ class PendingTokens:
         rows: tuple[tuple[Token, ...], ...] = ()
         if self._decode is not None:
             words = np.asarray(self._decode).swapaxes(0, 1)
-            pairs = zip(self._plan.decode, words, strict=False)  # what is left is padding
+            pairs = zip(self._plan.decode, words, strict=False)  # the rest is padding
             rows = tuple(_tokens(found[: row.steps], row.top_logprobs) for row, found in pairs)
         chunk = self._plan.prefill
         if chunk is None:

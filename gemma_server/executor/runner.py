@@ -21,7 +21,7 @@ from gemma_server.model.transformer import Params
 class JaxRunner:
     """Executes plans on the device with one set of weights and one cache.
 
-    What compiles on the way, though nothing should, `counter` is told of.
+    `counter` counts what compiles in a dispatch, though nothing should.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class JaxRunner:
 
     @property
     def weight_bytes(self) -> int:
-        """What the weights take on the device, all leaves together."""
+        """Bytes of the weights on the device."""
         return sum(int(leaf.nbytes) for leaf in jax.tree.leaves(self._params))
 
     @property
     def token_bytes(self) -> int:
-        """What one position of one slot takes in the cache, all layers together."""
+        """Bytes of the cache for one position of one slot, over all layers."""
         positions = self._programs.slots * self._programs.length
         return sum(int(leaf.nbytes) for leaf in jax.tree.leaves(self._state.cache)) // positions
 
@@ -67,7 +67,7 @@ class JaxRunner:
             return PendingTokens(plan, prefill, decode)
 
     def touch(self) -> None:
-        """Run the least of programs, and fetch what it returns."""
+        """Run a trivial program, and fetch its result."""
         np.asarray(self._do_nothing(self._nothing))
 
     def _copy(self, copy: Copy) -> None:
@@ -87,5 +87,5 @@ class JaxRunner:
     def _run(self, program: Any, operand: npt.NDArray[np.int32]) -> jax.Array:
         self._state, sampled = program(self._params, self._state, operand)
         array: jax.Array = sampled
-        array.copy_to_host_async()  # ready to be read while the device goes on
+        array.copy_to_host_async()  # the copy overlaps with the next programs
         return array

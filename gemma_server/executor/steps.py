@@ -14,7 +14,7 @@ from gemma_server.model.logprobs import score_words, scored, unscored
 from gemma_server.model.sampling import Adjusted, Choose, always, never, sample
 from gemma_server.model.transformer import Params, Transformer
 
-SCORED = 8  # prompt tokens whose logits are there at once
+SCORED = 8  # prompt tokens whose logits are in memory at once
 _TOP = MAX_TOP_LOGPROBS
 
 
@@ -23,17 +23,17 @@ class State(NamedTuple):
 
     cache: Cache
     tokens: jax.Array  # [slots, S] i32: the ids of prompt and answer by position
-    params: jax.Array  # [slots + 1, words] i32; the last, of padding rows, is never written
+    params: jax.Array  # [slots + 1, words] i32; padding rows read the last, never written
 
 
 class Steps:
-    """The bodies of programs. With `branches` a program decides by its data what to leave out."""
+    """The bodies of programs. With `branches` a program skips work depending on its data."""
 
     def __init__(self, model: Transformer, slots: int, length: int, *, branches: bool) -> None:
         self.model, self.slots, self.length, self.branches = model, slots, length, branches
 
     def new_state(self) -> State:
-        """Nothing cached, and greedy slots."""
+        """An empty cache, and greedy slots."""
         config, numerics = self.model.config, self.model.numerics
         default = pack_params(Chunk(0, 0, 0, (), None))
         return State(
@@ -56,8 +56,8 @@ class Steps:
     def prefill(
         self, params: Params, state: State, words: jax.Array, *, variant: ProgramVariant
     ) -> tuple[State, jax.Array]:
-        """Read a chunk into its slot, sample the token behind it if that is wanted, and score the
-        ids that follow its tokens if that is: [1 + T, words] i32."""
+        """Read a chunk into its slot. If wanted, sample the next token, and score the ids that
+        follow the chunk's tokens: [1 + T, words] i32."""
         chunk = unpack_chunk(words)
         slots, index = chunk.slot[None], jnp.arange(chunk.tokens.shape[0])
         at = jnp.where(index < chunk.filled, chunk.offset + index, self.length)
@@ -92,11 +92,11 @@ class Steps:
         steps: int,
         variant: ProgramVariant,
     ) -> tuple[State, jax.Array]:
-        """Feed each row's last token at its position, sample the next, and so on, as often as the
+        """Feed each row's last token at its position and sample the next, as many times as the
         row asks: rows [B, 3] i32 -> [steps, B, words] i32.
 
-        Padding rows have a slot and a position beyond the end, where all writes are dropped; so
-        has every row that comes to the end, or has had its steps.
+        Padding rows have a slot and a position past the end, where all writes are dropped. A row
+        that has reached the cache's end or has had its steps gets such a position too.
         """
         slots, positions, wanted = rows[:, 0], rows[:, 1], rows[:, 2]
         slot_params = unpack_params(state.params[slots])
@@ -123,7 +123,7 @@ class Steps:
         return State(*carry, state.params), sampled
 
     def _choose(self, able: bool) -> Choose:
-        """How a program does what only some rows need, if it is able to."""
+        """How a program does what only some rows need: by condition, always or never."""
         if self.branches:
             return jax.lax.cond
         return always if able else never
@@ -137,9 +137,9 @@ class Steps:
         texts: tuple[jax.Array, jax.Array],
         variant: ProgramVariant,
     ) -> jax.Array:
-        """The tokens for positions [B] behind hidden [B, D]: [B, words] i32.
+        """Sample the tokens at positions [B] from hidden [B, D]: [B, words] i32.
 
-        Texts are all slots' tokens, and the rows' slots.
+        `texts` are the tokens of all slots [slots, S], and the slot of each row [B].
         """
         logits = self._logits(params, hidden)
         tokens, slots = texts
@@ -157,7 +157,7 @@ class Steps:
         )
 
     def _scored(self, params: Params, hidden: jax.Array, ids: jax.Array) -> jax.Array:
-        """The words of ids [T] that follow hidden [T, D], some at a time: [T, words]."""
+        """Score ids [T], which follow hidden [T, D], `SCORED` at a time: [T, words]."""
 
         def score(block: tuple[jax.Array, jax.Array]) -> jax.Array:
             # Without the barrier XLA:CPU converts a bfloat16 table once, whole, outside the loop.

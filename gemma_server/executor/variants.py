@@ -1,4 +1,4 @@
-"""What a program has to be able to do for the rows that it is given."""
+"""What a program has to be able to do for its rows."""
 
 from dataclasses import astuple, dataclass
 from functools import reduce
@@ -8,20 +8,20 @@ from gemma_server.engine.plan import Chunk, Row
 
 @dataclass(frozen=True)
 class ProgramVariant:
-    """Beside the exact argmax of the model's own logits; each ability costs time."""
+    """A program's abilities beyond the argmax of the model's logits; each costs time."""
 
     sampling: bool = False  # temperature, top-k, top-p, min-p
-    penalties: bool = False  # and bias and bans: logits are changed before the argmax
+    penalties: bool = False  # also bias and bans: all that changes logits before the argmax
     logprobs: bool = False  # of what is sampled
     scoring: bool = False  # logprobs of the prompt
 
     def __or__(self, other: "ProgramVariant") -> "ProgramVariant":
-        """What can do both."""
+        """The variant that can do both."""
         pairs = zip(astuple(self), astuple(other), strict=True)
         return ProgramVariant(*(one or another for one, another in pairs))
 
     def covers(self, needed: "ProgramVariant") -> bool:
-        """Whether it can do all that."""
+        """Whether it can do all that is needed."""
         return self | needed == self
 
     def __str__(self) -> str:
@@ -37,19 +37,19 @@ EVERYTHING = EVERYTHING_SAMPLED | ProgramVariant(scoring=True)
 
 
 def needed_by(parts: tuple[Chunk | Row, ...]) -> ProgramVariant:
-    """The least that will do for all of them."""
+    """The smallest variant that covers all of them."""
     return reduce(ProgramVariant.__or__, map(_needed_by_one, parts), GREEDY)
 
 
 def least_of(variants: tuple[ProgramVariant, ...], needed: ProgramVariant) -> ProgramVariant:
-    """The first that covers what is needed; the list goes from cheap to dear."""
+    """The first that covers what is needed; the list goes from cheap to expensive."""
     return next(variant for variant in variants if variant.covers(needed))
 
 
 def _needed_by_one(part: Chunk | Row) -> ProgramVariant:
     scoring = isinstance(part, Chunk) and bool(part.scored)
     sampling = part.sampling
-    if sampling is None:  # a chunk behind which nothing is sampled
+    if sampling is None:  # a chunk after which nothing is sampled
         return ProgramVariant(scoring=scoring)
     return ProgramVariant(
         sampling=sampling.temperature > 0,

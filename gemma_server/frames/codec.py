@@ -14,7 +14,7 @@ _LENGTH = struct.Struct(">I")
 
 
 class BrokenFraming(Exception):
-    """Where the next frame begins is unknown from here on; `code` is for programs."""
+    """From here on it is unknown where the next frame begins; `code` is for programs."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -22,7 +22,7 @@ class BrokenFraming(Exception):
 
 
 def frame(kind: int, body: bytes) -> bytes:
-    """As it is on the wire."""
+    """A frame as it is on the wire."""
     return _HEAD.pack(1 + len(body), kind) + body
 
 
@@ -45,16 +45,16 @@ class FrameDecoder:
 
     @property
     def waits(self) -> bool:
-        """A frame has begun and not ended."""
+        """Whether part of a frame has arrived."""
         return bool(self._rest)
 
     @property
     def missing(self) -> int:
-        """Bytes of the frame that has begun, as far as its length is known."""
+        """Bytes still missing of the frame that has begun, as far as its length is known."""
         return self._wanted - len(self._rest) if self._rest else 0
 
     def is_one(self, data: bytes) -> bool:
-        """Whether this is exactly one frame, as almost always."""
+        """Whether this is exactly one frame, as it almost always is."""
         return (
             not self._rest
             and 4 < len(data) <= 4 + MAX_LENGTH
@@ -62,10 +62,10 @@ class FrameDecoder:
         )
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Whole frames, their heads included; what is left is kept for the next call.
+        """Whole frames, their heads included; the rest is kept for the next call.
 
         Raises:
-            BrokenFraming: a length that cannot be; the frames before it have been given.
+            BrokenFraming: a length is not valid; the frames before it have been yielded.
         """
         if self._rest:
             self._rest += data

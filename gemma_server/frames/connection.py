@@ -1,4 +1,4 @@
-"""One client's socket: frames that come in, and what waits to be sent."""
+"""One client's socket: frames that come in, and bytes that wait to be sent."""
 
 import socket
 import threading
@@ -9,24 +9,24 @@ from collections.abc import Callable, Iterable, Iterator
 from gemma_server.frames.codec import BrokenFraming, FrameDecoder
 from gemma_server.frames.exchange import failure
 
-PAUSE_BYTES = 1 << 20  # unsent: the client is not read from until it reads
-MAX_UNSENT_BYTES = 16 << 20  # and here it is given up
-_PIECE_BYTES = 256  # that a kept frame takes beside its own
-STALLED_S = 30.0  # for the rest of a frame, or for a client that takes nothing
+PAUSE_BYTES = 1 << 20  # unsent; above this the client is not read from: backpressure
+MAX_UNSENT_BYTES = 16 << 20  # above this the connection is closed
+_PIECE_BYTES = 256  # overhead of a kept frame
+STALLED_S = 30.0  # limit for the rest of a frame, or for a client that takes nothing
 
 
 class Connection:
-    """Lives in the server's thread, but for `send`, which any thread may call.
+    """Belongs to the server's thread; only `send` may be called by any thread.
 
-    `attend` asks that thread to look at this connection again.
+    `attend` asks the server's thread to look at this connection again.
     """
 
     def __init__(self, sock: socket.socket, attend: Callable[["Connection"], None]) -> None:
         sock.setblocking(False)
         self.sock = sock
-        self.watched = 0  # what for, by the server's selector
+        self.watched = 0  # the events that the server's selector watches it for
         self.ending = False  # it closes as soon as all is sent
-        self.broken = False  # the peer is gone, or is given up
+        self.broken = False  # the peer has disconnected, or is given up
         self._attend = attend
         self._decoder = FrameDecoder()
         self._began_at = 0.0  # when the frame that is not whole yet began
@@ -42,19 +42,19 @@ class Connection:
 
     @property
     def unsent(self) -> bool:
-        """The peer has yet to take something."""
+        """Whether some bytes wait to be sent."""
         return bool(self._unsent)
 
     @property
     def readable(self) -> bool:
-        """More is wanted of the peer, which takes what it gets."""
+        """Whether to read from the peer: it is not ending, and little is unsent."""
         return not self.ending and self._unsent_bytes < PAUSE_BYTES
 
     def frames(self, data: bytes) -> Iterable[bytes]:
-        """Those that are whole with this data.
+        """The frames that are whole with this data.
 
         Raises:
-            BrokenFraming: behind the frames before it.
+            BrokenFraming: after the frames before it.
         """
         return (data,) if self._decoder.is_one(data) else self._split(data)
 
@@ -65,15 +65,15 @@ class Connection:
         self.broken = True
 
     def end_with(self, error: Exception) -> None:
-        """Tell the peer, and close once it knows."""
+        """Send the error, and close once all is sent."""
         self.ending = True
         self.send(failure(error, None).frame)
 
     def check_time(self, now: float) -> None:
-        """End it if the peer has been waited for too long."""
+        """End the connection if the peer has stalled for too long."""
         self.send_rest()  # the selector only tells of a peer that has taken most of it
         if not self.readable:
-            self._began_at = now  # it is we who do not read
+            self._began_at = now  # the wait is ours: we do not read
         if self._unsent and now - self._took_at > STALLED_S:
             self.broken = True
         elif self._decoder.waits and not self.ending and now - self._began_at > STALLED_S:
@@ -89,14 +89,14 @@ class Connection:
                 return
             if not self._unsent:
                 self._took_at = time.monotonic()
-            # One answer may be longer than that: what counts is what waits already.
+            # One answer may be longer than the limit: only what waited before it counts.
             self.broken = self.broken or self._unsent_bytes > MAX_UNSENT_BYTES
             self._unsent.append(memoryview(whole)[given:])
             self._unsent_bytes += len(whole) - given + _PIECE_BYTES
         self._attend(self)
 
     def send_rest(self) -> None:
-        """The peer takes more."""
+        """Send what the peer takes."""
         with self._sending:
             while self._unsent and not self.broken and (given := self._give(self._unsent[0])):
                 self._took_at = time.monotonic()
@@ -108,7 +108,7 @@ class Connection:
                     self._unsent_bytes -= _PIECE_BYTES
 
     def close(self) -> None:
-        """Nothing is sent any more."""
+        """Close the socket; nothing is sent any more."""
         with self._sending:
             self.broken = True
             self._unsent.clear()

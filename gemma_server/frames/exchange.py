@@ -1,4 +1,4 @@
-"""A request at work, from its frame to its last answer."""
+"""A request in flight, from its frame to its last answer."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 class Exchange:
-    """One request or raw frame. It ends with exactly one frame, behind a call of `over`."""
+    """One request or raw frame. It ends with exactly one frame, sent after a call of `over`."""
 
     def __init__(
         self, send: Callable[[bytes], None], over: Callable[["Exchange"], None], name: Id | None
@@ -37,7 +37,7 @@ class Exchange:
         self._request_id = _new_id()
 
     def cancel(self) -> None:
-        """The client gives up: the slot is free at once. Any thread may call this."""
+        """End it early; the slot is free at once. Any thread may call this."""
         with self._lock:
             self._cancelled = True
             job = self._job
@@ -81,7 +81,7 @@ class Exchange:
         return Caller(self._request_id, held, lambda: self._cancelled, deadline, on_job=self._began)
 
     def _began(self, job: Running) -> None:
-        """The job is queued: from now on it is what there is to cancel."""
+        """The job is queued: from now on `cancel` cancels it."""
         with self._lock:
             self._job = job
             cancelled = self._cancelled
@@ -99,7 +99,7 @@ class Failure(NamedTuple):
 def failure(
     error: Exception, name: Id | None, about: int | None = None, request_id: str | None = None
 ) -> Failure:
-    """Tell of an error; without an id, of what type the frame at fault was."""
+    """The frame for an error; without an id, it names the type of the frame at fault."""
     status, found = _told(error, request_id or _new_id())
     document: dict[str, Any] = {"status": status, "error": found}
     if about is not None:

@@ -26,7 +26,7 @@ class _Nothing(BaseModel):
 
 
 class OperationService:
-    """A `Service` of every operation that has a name among frames."""
+    """A `Service` of every operation that has a name over frames."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
@@ -37,10 +37,10 @@ class OperationService:
         }
 
     def raw(self, body: bytes, caller: Caller) -> bytes:
-        """A prompt's answer, both as UTF-8.
+        """The answer to a prompt, both as UTF-8.
 
         Raises:
-            RequestError, Disconnected: there is none.
+            RequestError, Disconnected: there is no answer.
         """
         try:
             text = body.decode()
@@ -51,7 +51,7 @@ class OperationService:
         return str(answer["response"]).encode("utf-8", errors="replace")
 
     def answered(self, op: str, status: int) -> None:
-        """Count it."""
+        """Count the answer in the metrics."""
         self._models.metrics.answered_frame(op, status)
 
     def _answer(
@@ -70,7 +70,7 @@ class OperationService:
 
 
 def _streamed(answer: Stream) -> Iterator[Part]:
-    """The parts, the last of which ends the answer; an idle socket needs no sign of life."""
+    """The parts, the last of which ends the answer; a Unix socket needs no keepalive."""
     for index, piece in answer.job.pieces():
         if not piece.is_keepalive:
             yield from ((PIECE, part) for part in answer.form.parts(index, piece))

@@ -1,4 +1,4 @@
-"""A Unix socket that speaks frames: one thread reads and writes, a pool does what takes long."""
+"""A Unix socket that speaks frames: one thread reads and writes, a worker pool does slow work."""
 
 import contextlib
 import logging
@@ -25,23 +25,23 @@ logger = logging.getLogger(__name__)
 MAX_CONNECTIONS = 4096
 _UMASK = 0o117  # the socket gets mode 0660: its owner and group
 _BACKLOG = 1024
-_READ_BYTES = 1 << 13  # small frames in one turn shall not keep others waiting
+_READ_BYTES = 1 << 13  # so that one client's small frames do not delay others
 _MORE_BYTES = 1 << 16  # of a long one
-_LOOK_S = 1.0  # between two looks at who has been waited for too long
-_AT_ONCE_S = 400e-6  # a frame that comes so soon behind the last is followed by others
-_SPIN_S = 100e-6  # these are looked for so long without going to sleep
+_LOOK_S = 1.0  # between two checks for stalled clients
+_AT_ONCE_S = 400e-6  # a frame that follows the last so soon is likely followed by others
+_SPIN_S = 100e-6  # poll so long for these without going to sleep
 
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 _Events = list[tuple[selectors.SelectorKey, int]]
 
 
 class FrameServer:
-    """Listens from the start; serves from `start` to `stop`.
+    """Listens once it is made; serves from `start` to `stop`.
 
     If its thread dies, `on_death` is called with the exception.
 
     Raises:
-        OSError: there can be no socket at this path.
+        OSError: the socket cannot be made at this path.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class FrameServer:
         self._path = path
         self._service, self._workers, self._on_death = service, WorkerPool(threads), on_death
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most = min(MAX_CONNECTIONS, descriptors // 2)  # the rest is for everybody else
+        self._most = min(MAX_CONNECTIONS, descriptors // 2)  # the rest is for others
         self._listener = _listen(path)
         self._inode = path.stat().st_ino
         self._sessions: dict[Connection, Session] = {}
-        self._attention: deque[Connection] = deque()  # to be looked at, other threads say
+        self._attention: deque[Connection] = deque()  # other threads ask to look at these
         self._waked, self._waker = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         for ours in (self._listener, self._waked):
@@ -69,13 +69,13 @@ class FrameServer:
         self._listens = True
         self._draining = self._stopping = False
         self._looked_at = time.monotonic()
-        self._quick = False  # the last frame came at once behind the one before
-        self._may_spin = (os.cpu_count() or 1) > 1  # on one, the client could not run meanwhile
+        self._quick = False  # the last frame came within `_AT_ONCE_S`
+        self._may_spin = (os.cpu_count() or 1) > 1  # else the client could not run then
         self._thread = threading.Thread(target=self._run, name="frames", daemon=True)
 
     @property
     def connections(self) -> int:
-        """Open ones."""
+        """How many connections are open."""
         return len(self._sessions)
 
     def start(self) -> None:
@@ -83,27 +83,27 @@ class FrameServer:
         self._thread.start()
 
     def drain(self) -> None:
-        """Take no more connections; those there are go on. A signal handler may call this."""
+        """Accept no more connections; the open ones go on. A signal handler may call this."""
         self._draining = True
         self._wake()
 
     def stop(self, timeout_s: float) -> None:
-        """Let what is at work end for so long, and then close all connections."""
+        """Wait up to `timeout_s` for requests in flight, then close all connections."""
         self.drain()
         until = time.monotonic() + timeout_s
         while self._busy() and time.monotonic() < until:
             time.sleep(0.02)
         self._stopping = True
         self._wake()
-        if threading.current_thread() is not self._thread:  # which tells of its own death
+        if threading.current_thread() is not self._thread:  # it may report its own death
             self._thread.join(_LOOK_S)
 
     def _busy(self) -> bool:
-        # The worker pool first: it is busy until what it has to say is sent, or kept to be sent.
+        # The worker pool first: it is busy until its answers are sent, or kept to be sent.
         return self._workers.busy or any(each.unsent for each in list(self._sessions))
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # there is a wake-up in it already
+        with contextlib.suppress(OSError):  # full: a wake-up is pending already
             self._waker.send(b"\0")
 
     def _run(self) -> None:
@@ -130,7 +130,7 @@ class FrameServer:
             ours.close()
 
     def _wait(self) -> _Events:
-        """What there is to do. Who asks again at once is awaited awake: waking up takes longer."""
+        """The next events. Spins while a client sends at once again: waking up takes longer."""
         began = time.perf_counter()
         while self._quick and time.perf_counter() - began < _SPIN_S:
             if events := self._selector.select(0):
@@ -147,7 +147,7 @@ class FrameServer:
                 connection.send_rest()
             if events & _READ:
                 self._read(connection)
-        except Exception:  # a bug of ours, which shall end no other's connection
+        except Exception:  # a bug of ours must not end other connections
             logger.exception("a connection failed")
             connection.broken = True
         self._watch(connection)
@@ -171,7 +171,7 @@ class FrameServer:
             connection.end_with(error)
 
     def _watch(self, connection: Connection) -> None:
-        """Wait for what the connection waits for, or close it."""
+        """Watch for the events that the connection waits for, or close it."""
         if connection.broken or (connection.ending and not connection.unsent):
             self._close(connection)
             return
@@ -244,8 +244,8 @@ class FrameServer:
 
 
 def _listen(path: Path) -> socket.socket:
-    """Put a socket in the place of a stale one, but not before it takes connections."""
-    making = path.with_name(("~" + path.name)[: len(path.name)])  # no longer: there is a limit
+    """Replace a stale socket atomically by one that already listens."""
+    making = path.with_name(("~" + path.name)[: len(path.name)])  # no longer: it has a limit
     with contextlib.suppress(FileNotFoundError):
         if making.is_socket():
             making.unlink()
@@ -256,7 +256,7 @@ def _listen(path: Path) -> socket.socket:
     finally:
         os.umask(before)
     listener.listen(_BACKLOG)
-    making.rename(path)  # nobody listens there: that has been checked
+    making.rename(path)  # no server listens there: that was checked
     return listener
 
 

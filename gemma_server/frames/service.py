@@ -1,4 +1,4 @@
-"""What frames mean: the seam between the framed socket and whatever model it serves."""
+"""What frames mean: the interface between the framed socket and the model that it serves."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ class Service(Protocol):
 
     @property
     def ops(self) -> Mapping[str, Op]:
-        """The operations of requests: pieces, and then one that is finished."""
+        """The operations of requests by name: each yields parts, the last of which ends it."""
         ...
 
     def raw(self, body: bytes, caller: Caller) -> bytes:

@@ -1,4 +1,4 @@
-"""What the frames of one connection ask for, and what of it is at work."""
+"""The requests of one connection, and which of them are in flight."""
 
 import re
 import threading
@@ -16,14 +16,14 @@ from gemma_server.frames.exchange import Exchange, Id, failure
 from gemma_server.frames.service import Service
 from gemma_server.frames.worker_pool import WorkerPool
 
-MAX_REQUESTS = 256  # at work
-MAX_RAWS = 16  # at work and waiting
-MAX_REFUSED = 1000  # raw frames whose refusal waits for its turn
+MAX_REQUESTS = 256  # in flight
+MAX_RAWS = 16  # in flight and queued
+MAX_REFUSED = 1000  # raw frames whose refusals wait for their turn
 _UNKNOWN = "unknown"  # no operation has this name
-_MAX_ID = 2**53 - 1  # what every reader of JSON keeps exact
+_MAX_ID = 2**53 - 1  # the largest integer that every JSON reader keeps exact
 _MAX_ID_LENGTH = 128
 _MAX_TIMEOUT_MS = 10**9
-_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can say half of a character; UTF-8 cannot
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold a lone surrogate; UTF-8 cannot
 
 
 class Session:
@@ -35,15 +35,15 @@ class Session:
         self._send, self._service, self._workers = send, service, workers
         self._lock = threading.Lock()  # guards all that follows
         self._requests: dict[Id, Exchange] = {}
-        # The first is at work; one without a body is refused when its turn comes.
+        # The first is in flight; one without a body is refused when its turn comes.
         self._raws: deque[tuple[Exchange, bytes | None]] = deque()
-        self._answers_raws = False  # a thread does
+        self._answers_raws = False  # a thread answers them now
 
     def take(self, whole: bytes) -> None:
         """Act on a frame that is no echo.
 
         Raises:
-            BrokenFraming: nobody could tell any more which answer is whose.
+            BrokenFraming: the client could not tell any more which answer is for which frame.
         """
         kind, body = kind_of(whole), body_of(whole)
         try:
@@ -58,17 +58,17 @@ class Session:
             self._refuse(error, "raw" if kind == RAW else _UNKNOWN, None, about=kind)
 
     def cancel(self) -> None:
-        """Give up all of it."""
+        """Cancel all requests."""
         with self._lock:
             at_work = [*self._requests.values(), *(exchange for exchange, _ in self._raws)]
         for exchange in at_work:
             exchange.cancel()
 
     def _take_request(self, document: dict[str, Any]) -> None:
-        """Start it, or cancel the one that it names.
+        """Start the request, or cancel the one that it names.
 
         Raises:
-            InvalidRequest: it has no id of its own, by which it could be told what is wrong.
+            InvalidRequest: it has no id of its own, so no answer could name it.
         """
         name, op = _name_of(document), document.pop("op", None)
         with self._lock:
@@ -130,7 +130,7 @@ class Session:
                 raise
 
     def _answer_raws(self) -> None:
-        """One after the other: nothing but their order says which answer is whose."""
+        """Answer raw frames in their order: only that says which answer is for which frame."""
         while (first := self._next_raw()) is not None:
             exchange, body = first
             exchange.run_raw(_refused if body is None else partial(self._service.raw, body))
@@ -178,7 +178,7 @@ def _name_of(document: dict[str, Any]) -> Id:
 
 
 def _deadline_of(document: dict[str, Any]) -> float | None:
-    """On the monotonic clock."""
+    """The deadline on the monotonic clock."""
     match document.pop("timeout_ms", None):
         case None:
             return None

@@ -1,4 +1,4 @@
-"""The threads that work on requests, as many as are needed and no more than were allowed."""
+"""The threads that work on requests: as many as are needed, up to a limit."""
 
 import threading
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gemma_server.errors import Overloaded
 
-LEAVING = 8  # threads that have answered, and are free in a moment
+LEAVING = 8  # accepted beyond the threads, some of which are about to be free
 
 
 class WorkerPool:
-    """`threads` at work; what comes beyond them is refused, not queued."""
+    """`threads` threads. It accepts `LEAVING` more pieces of work than that, and refuses others."""
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, "frames")
@@ -20,14 +20,14 @@ class WorkerPool:
 
     @property
     def busy(self) -> bool:
-        """Something is at work."""
+        """Whether any work is in flight."""
         return self._taken > 0
 
     def start(self, work: Callable[[], None]) -> None:
-        """Do it in a thread.
+        """Do `work` in a thread.
 
         Raises:
-            Overloaded: all are at work.
+            Overloaded: all threads are busy, or the system has no more.
         """
         with self._lock:
             if self._taken == self._places:

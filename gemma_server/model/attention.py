@@ -24,9 +24,10 @@ class Attention(nn.Module):
     def __call__(
         self, x: jax.Array, positions: jax.Array, cache: LayerCache, slots: jax.Array
     ) -> tuple[jax.Array, LayerCache]:
-        """x [B, T, D] at `positions` [B, T] of `slots` [B] -> [B, T, D] and the cache with them.
+        """x [B, T, D] at `positions` [B, T] of `slots` [B] -> [B, T, D] and the updated cache.
 
-        A layer that uses another's keys and values gets that one's cache, and leaves it as it is.
+        A layer that uses another layer's keys and values gets that layer's cache, and does not
+        change it.
         """
         cfg, layer, numerics = self.config, self.layer, self.numerics
         rows, new, width = x.shape
@@ -105,8 +106,8 @@ def attend(
         top, total, out = carry
         k, v = cache.block(slots, start, size)  # [B, K, size, H]
         k_at = start[..., None, None, None] + jnp.arange(size)  # broadcasts to [B, 1, 1, size]
-        # Behind the newest token lies what the slot's last user left. Its weight is 0, but were
-        # it not finite, the product would not be.
+        # After the newest token are values of the slot's last request. Their weight is 0, but if
+        # one is not finite, the product is not either.
         v = jnp.where(jnp.swapaxes(k_at, -1, -2) <= newest, v, 0)
         logits = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
         seen = k_at <= q_at
@@ -143,7 +144,7 @@ def attend(
 def _visible_blocks(
     positions: jax.Array, length: int, window: int | None, block: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The first block that some row sees, and the one behind the last."""
+    """The first block that some row sees, and the one after the last."""
     real = positions < length
     last = jnp.max(jnp.where(real, positions, 0)) // block + 1
     if window is None:

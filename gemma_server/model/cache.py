@@ -73,7 +73,7 @@ def empty_cache(config: GemmaConfig, slots: int, length: int, weights: DTypeLike
 def copy_slot(
     layer: LayerCache, source: jax.Array, target: jax.Array, length: jax.Array
 ) -> LayerCache:
-    """The layer's cache with the first `length` positions of one slot in another's place."""
+    """The layer's cache with the first `length` positions of one slot copied into another."""
 
     def copied(cached: jax.Array) -> jax.Array:
         wanted = jnp.arange(cached.shape[2])[:, None] < length  # [S, 1]

@@ -1,4 +1,4 @@
-"""What tells one Gemma from another, layer by layer; and a row of numbers per released model.
+"""The architecture of a Gemma, layer by layer, and a row of numbers per released model.
 
 Sources: google-deepmind/gemma, `gemma/gm/nn/_gemma.py` (Gemma 2 and 3) and `gemma/transformer.py`
 at tag v2.0.8 (Gemma 1). This file imports no jax, so that the weight readers may use it.
@@ -85,8 +85,8 @@ class GemmaConfig:
     def leaf_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every leaf of the parameter tree, by its path joined with slashes.
 
-        What the Flax modules declare, for those that may not import them; a test holds the two
-        together.
+        The same as the Flax modules declare, for code that may not import them; a test compares
+        the two.
         """
         leaves: dict[str, tuple[int, ...]] = {"embedder/embedding": (self.vocab, self.width)}
         for index in range(len(self.layers)):
@@ -95,7 +95,7 @@ class GemmaConfig:
         return leaves | {"final_norm/scale": (self.width,)}
 
     def fused_rows(self, index: int) -> dict[str, tuple[int, ...]]:
-        """Of the leaves of layer `index` that are several matrices below each other: their rows."""
+        """The rows of each matrix in those leaves of layer `index` that stack several."""
         layer = self.layers[index]
         q, kv = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
         return {
@@ -136,8 +136,8 @@ class GemmaConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model whose layers have one size, and attend locally but for every so-many-th: what the
-    released ones are told by, and what checkpoints say of others."""
+    """A model with layers of one size, of which every `global_every`-th attends globally and the
+    others locally. Describes the released models, and others by their checkpoints."""
 
     name: str
     layers: int  # L
@@ -250,8 +250,8 @@ class Shape:
 def preset_for(shape: Shape) -> Preset:
     """The released model of this shape or, for other sizes, the nearest family at that size.
 
-    The family follows from the norms, which no two generations share: q/k norms are Gemma 3's,
-    norms behind the blocks without them Gemma 2's, neither Gemma 1's. An unknown size takes
+    The family follows from the norms, which differ between generations: Gemma 3 has q/k norms,
+    Gemma 2 has norms after the blocks but no q/k norms, Gemma 1 has neither. An unknown size takes
     everything that no tensor shows (windows, caps, rope) from its family's smallest model.
 
     Raises:

@@ -23,7 +23,7 @@ def scored(logits: jax.Array, ids: jax.Array, top: int) -> jax.Array:
 
 
 def unscored(ids: jax.Array, top: int) -> jax.Array:
-    """The same without logprobs: zeros."""
+    """The words of ids [B] with zeros for the logprobs: [B, words] i32."""
     return jnp.zeros((ids.shape[0], score_words(top)), jnp.int32).at[:, 0].set(ids)
 
 

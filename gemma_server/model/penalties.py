@@ -1,4 +1,4 @@
-"""What requests change in the model's logits before anything is sampled from them."""
+"""How requests change the model's logits before sampling."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 class Penalties(NamedTuple):
-    """Each row's bias and penalties; E entries of bias, those that are not used with value 0."""
+    """Each row's bias and penalties. There are E entries of bias; unused ones have value 0."""
 
     repetition: jax.Array  # [B] f32; 1 is off
     frequency: jax.Array  # [B] f32; 0 is off
@@ -16,17 +16,17 @@ class Penalties(NamedTuple):
     answer: jax.Array  # [B] i32: the position of the answer's first token
     bias_ids: jax.Array  # [B, E] i32
     bias_values: jax.Array  # [B, E] f32
-    bias_until: jax.Array  # [B, E] i32: the first position for which it no longer holds
+    bias_until: jax.Array  # [B, E] i32: the first position without it
 
     def active(self, positions: jax.Array) -> jax.Array:
-        """Whether it changes anything for the token at positions [B]: [B] bool."""
+        """Whether a row changes the logits for the token at positions [B]: [B] bool."""
         penalties = (self.repetition != 1.0) | (self.frequency != 0.0) | (self.presence != 0.0)
         return penalties | jnp.any(self._bias(positions) != 0.0, axis=-1)
 
     def apply(self, logits: jax.Array, texts: jax.Array, positions: jax.Array) -> jax.Array:
         """[B, V] for the tokens at positions [B] -> [B, V]; texts [B, S] are the ids before them.
 
-        Rows for which it is not active keep their bits.
+        Rows that are not active keep their bits.
         """
         rows = jnp.arange(logits.shape[0])[:, None]
         changed = logits.at[rows, self.bias_ids].add(self._bias(positions))
@@ -47,7 +47,8 @@ class Penalties(NamedTuple):
     ) -> tuple[jax.Array, jax.Array]:
         """How often each id occurs, for repetition and for the other two: twice [B, V] i32.
 
-        In the window both count prompt and answer; without one the other two count the answer.
+        With a window, both counts cover prompt and answer in it. Without one, repetition covers
+        prompt and answer, the other two the answer alone.
         """
         rows, at = jnp.arange(logits.shape[0])[:, None], jnp.arange(texts.shape[1])
         windowed = self.window >= 0

@@ -1,4 +1,4 @@
-"""Matrices of 8-bit integers in blocks of a row, each with a scale, as the device has them.
+"""Quantized matrices on the device: 8-bit integers in blocks of a row, each with a scale.
 
 A weight is its integer times the scale of its block, as in GGUF's Q8_0. gemma_server/weights
 quantizes and packs them.
@@ -36,7 +36,7 @@ class Quantized:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """That of the values, which is how settings name the whole format."""
+        """The dtype of the values, int8, by which settings name the whole format."""
         return np.dtype(np.int8)
 
     def rows(self, index: jax.Array) -> jax.Array:
@@ -59,7 +59,7 @@ def blank(shape: tuple[int, int]) -> Quantized:
 
 
 def product(x: jax.Array, matrix: Quantized, *, native: bool) -> jax.Array:
-    """x @ matrix.T: [..., in] -> [..., out] in f32, by the native kernel or by XLA's own means."""
+    """x @ matrix.T: [..., in] -> [..., out] in f32, by the native kernel or by XLA."""
     rows = x.astype(jnp.float32).reshape(-1, x.shape[-1])
     if native:
         result = kernels.product(rows, matrix.values, matrix.scales, matrix.shape[0])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gemma_server.model.penalties import Penalties
 
 NOT_FINITE = -1  # instead of a token id, where a row's logits hold NaN or infinity
-_CANDIDATES = 512  # of a row, among which its top is looked for first
+_CANDIDATES = 512  # of a row, searched first for its top
 _BLOCK = 512  # tokens
 
 
@@ -24,26 +24,26 @@ class Sampling(NamedTuple):
     seed: jax.Array  # [B, 2] u32: the high and the low word
 
 
-# What is needed if the first is true; otherwise the last will do.
+# Computes the second argument if the first is true, else the third.
 Choose = Callable[[jax.Array, Callable[[], jax.Array], Callable[[], jax.Array]], jax.Array]
 
 
 def always(
     needed: jax.Array, compute: Callable[[], jax.Array], otherwise: Callable[[], jax.Array]
 ) -> jax.Array:
-    """Compute it whether or not it is needed, where finding out costs more."""
+    """Compute the second argument in any case, where a condition costs more."""
     return compute()
 
 
 def never(
     needed: jax.Array, compute: Callable[[], jax.Array], otherwise: Callable[[], jax.Array]
 ) -> jax.Array:
-    """For programs that run only when it is known not to be needed."""
+    """Compute the third argument, in programs that run only if no row needs the second."""
     return otherwise()
 
 
 class Adjusted(NamedTuple):
-    """The model's logits, and what the rows change in them before they are sampled from."""
+    """The model's logits, and what the rows change in them before sampling."""
 
     logits: jax.Array  # [B, V] f32
     penalties: Penalties
@@ -64,15 +64,15 @@ def sample(
 ) -> jax.Array:
     """Sample one id per row for positions [B] -> [B] i32.
 
-    Temperature, top-k, top-p and min-p apply in that order, after bias and penalties. The chance
-    depends on (seed, position) alone, so neither the other rows nor the way the text was batched
-    can change a row's token. Greedy rows take the exact argmax of the adjusted logits. What no row
-    needs is left out as `choose` and `given.choose` decide: everything but the argmax when all rows
-    are greedy and change nothing, and the search for the top when none has top-k or top-p.
+    Temperature, top-k, top-p and min-p apply in that order, after bias and penalties. The noise
+    depends on (seed, position) alone, so neither the other rows nor the batching of the text can
+    change a row's token. Greedy rows take the exact argmax of the adjusted logits. `choose` and
+    `given.choose` skip work that no row needs: everything but the argmax when all rows are greedy
+    and change nothing, and the search for the top when none has top-k or top-p.
     """
     random, changed = how.temperature > 0.0, given.penalties.active(positions)
-    # Outside of the condition, where XLA:CPU divides it. What a condition returns is copied: the
-    # adjusted logits never leave theirs (benchmarks/LOG.md).
+    # Outside of the condition, where XLA:CPU runs it on several threads. A condition's result is
+    # copied: the adjusted logits never leave theirs (benchmarks/LOG.md).
     plain = jnp.argmax(given.logits, axis=-1)
 
     def adjusted_or_random() -> jax.Array:
@@ -97,7 +97,7 @@ def _sample_filtered(
     """A sample of each row's filtered distribution: [B, V] -> [B]."""
     random = how.temperature > 0.0
     temperature = jnp.where(random, how.temperature, 1.0)
-    # Relative to the largest, so that no temperature is too small to divide by.
+    # Relative to the largest logit, so that no temperature is too small to divide by.
     scaled = (logits - logits.max(axis=-1, keepdims=True)) / temperature[:, None]
     least = choose(
         jnp.any(random & ((how.top_k > 0) | (how.top_p < 1.0))),
@@ -107,7 +107,7 @@ def _sample_filtered(
     # min_p is relative to the likeliest token, whose scaled logit is 0; log(0) = -inf is off.
     least = jnp.maximum(least, jnp.log(how.min_p))
     # Gumbel-max, written with exponential noise: the argmin of noise / probability has the wanted
-    # distribution. Adding up probabilities instead would turn on the last bit of any of them.
+    # distribution. Summing probabilities instead would depend on the last bit of each of them.
     raced = _noise(how.seed, positions, scaled.shape[-1]) * jnp.exp(-scaled)
     return _argmin(jnp.where(scaled >= least[:, None], raced, jnp.inf))
 
@@ -115,8 +115,8 @@ def _sample_filtered(
 def _noise(seeds: jax.Array, positions: jax.Array, count: int) -> jax.Array:
     """Exponential noise of mean 1, by seed, position and token: [B, 2], [B] -> [B, count].
 
-    Threefry makes a key of seed and position; a cheaper hash, twice, makes 32 bits of it for each
-    token. Threefry for all tokens would make a sample take three times as long on a CPU.
+    Threefry makes a key of seed and position; a cheaper hash, applied twice, makes 32 bits of it
+    for each token. With Threefry for all tokens a sample takes three times as long on a CPU.
     """
 
     def key(seed: jax.Array, position: jax.Array) -> jax.Array:
@@ -125,21 +125,21 @@ def _noise(seeds: jax.Array, positions: jax.Array, count: int) -> jax.Array:
 
     keys = jax.vmap(key)(seeds, positions)
     bits = _mix(_mix(jnp.arange(count, dtype=jnp.uint32) ^ keys[:, :1]) + keys[:, 1:])
-    # From the small end, where floats are fine enough for the least of many.
+    # -log1p(-share): floats near 0 are fine enough for the least of many values.
     share = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2**-32)
     return -jnp.log1p(-jnp.minimum(share, jnp.float32(1 - 2**-24)))
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """Each bit of x [u32] turns half of the result's (lowbias32, skeeto/hash-prospector)."""
+    """A hash of x [u32]: a bit flips half of the result's (lowbias32, skeeto/hash-prospector)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 
 def _argmin(values: jax.Array) -> jax.Array:
-    """Each row's argmin: [B, V] -> [B]. By blocks, since XLA:CPU makes a slow loop of an
-    argmin and all that leads to it, but not of a minimum."""
+    """Each row's argmin: [B, V] -> [B]. By blocks, since XLA:CPU fuses an argmin with its inputs
+    into a slow loop, but not a minimum."""
     blocks = values.reshape(len(values), -1, math.gcd(values.shape[-1], _BLOCK))
     block = jnp.argmin(blocks.min(axis=-1), axis=-1)
     within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
@@ -147,8 +147,8 @@ def _argmin(values: jax.Array) -> jax.Array:
 
 
 def _least_kept(scaled: jax.Array, top_k: jax.Array, top_p: jax.Array, choose: Choose) -> jax.Array:
-    """The smallest logit that top-k and then top-p keep, -inf for all: [B, V] -> [B]. Tokens equal
-    to it stay, so no order among equals is invented.
+    """The smallest logit that top-k and then top-p keep, -inf for all: [B, V] -> [B]. All tokens
+    equal to it are kept, so ties need no order.
 
     On a CPU the search for it takes ten times as long as finding a row's first few hundred tokens,
     which mostly include it.
@@ -187,7 +187,7 @@ def _ordered_keys(x: jax.Array) -> jax.Array:
 
 
 def _logit(keys: jax.Array) -> jax.Array:
-    """The floats that have these keys; 0, which is below them all, is that of -inf."""
+    """The floats that have these keys; the key 0, below all others, gives -inf."""
     positive = keys >> 31 == 1
     bits = jnp.where(positive, keys & jnp.uint32((1 << 31) - 1), ~keys)
     logit = jax.lax.bitcast_convert_type(bits, jnp.float32)
@@ -195,7 +195,7 @@ def _logit(keys: jax.Array) -> jax.Array:
 
 
 def _search(keys: jax.Array, weights: jax.Array, target: jax.Array) -> jax.Array:
-    """The largest key from which on upwards the weights add up to `target`; 0, if they never do.
+    """The largest key such that the weights of keys >= it add up to `target`; 0 if none is.
 
     Finds it bit by bit, 32 sums instead of a sort: 25 times as fast for [8, 262144] on XLA:CPU.
     """

@@ -80,7 +80,7 @@ class Transformer(nn.Module):
 
 
 def abstract_params(config: GemmaConfig, dtype: DTypeLike) -> Params:
-    """The parameter tree with shapes and dtypes for leaves: the one declaration of the weights."""
+    """The parameter tree with the leaves' shapes and dtypes, from the modules' declaration."""
     one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     slot = jax.ShapeDtypeStruct((1,), jnp.int32)
     model = Transformer(config, Numerics(dtype, block=8))

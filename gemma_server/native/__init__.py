@@ -1,4 +1,4 @@
-"""Machine code of our own for XLA:CPU, compiled where it is installed.
+"""Native kernels for XLA:CPU, compiled on the machine where they run.
 
 LAW: imports jax; knows nothing of models.
 """

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 SOURCES = tuple(sorted(HERE.glob("*.cc")))
 TARGETS = ("gemma_attention", "gemma_norm", "gemma_product")
-# Which instructions to use, the kernels choose when they run.
+# No -march: the kernels choose their instructions at run time.
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
 _COMPILE_TIMEOUT_S = 300
 _registered = set[str]()  # prefixes; XLA's registry is the process's, and refuses a second entry
@@ -48,7 +48,7 @@ def register(cache_dir: Path) -> bool:
 
 
 def load(cache_dir: Path, prefix: str = "") -> None:
-    """As `register`, under names that begin with `prefix`.
+    """Register the kernels under names that begin with `prefix`.
 
     Raises:
         BuildError: they cannot be built or loaded.
@@ -66,7 +66,7 @@ def load(cache_dir: Path, prefix: str = "") -> None:
 
 
 def build(directory: Path) -> Path:
-    """Compile the kernels into `directory`, whole or not at all, and return the library's path.
+    """Compile the kernels into `directory`, atomically, and return the library's path.
 
     Raises:
         BuildError: there is no compiler, or it failed.
@@ -101,7 +101,7 @@ def _built(cache_dir: Path) -> Path:
 
 
 def _file_name() -> str:
-    """Names everything that the library depends on, so that an old one is never taken."""
+    """A name with a hash of all that the library depends on, so that no old one is used."""
     sources = (path.read_bytes() for path in sorted(HERE.glob("*.*[ch]")))
     parts = (*sources, jaxlib_version.encode(), " ".join(_flags()).encode())
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()

@@ -1,4 +1,4 @@
-"""Where the server listens: whether it can, told in one line if not."""
+"""Checks the addresses that the server listens on; an error is one line."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ _MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103  # bytes, by the syst
 
 
 def check_address(settings: Settings) -> None:
-    """Look whether the server can listen where it should, to say so in one line if not.
+    """Check that the server can listen on its addresses.
 
     Raises:
         UsageError: another server is there, or the address cannot be used.
@@ -29,10 +29,10 @@ def check_address(settings: Settings) -> None:
 
 
 def check_socket(flag: str, path: Path) -> None:
-    """Look whether there can be a Unix socket.
+    """Check that a Unix socket can be made at `path`.
 
     Raises:
-        UsageError: another server is there, a file, or no directory.
+        UsageError: another server or a file is there, or the directory is missing.
     """
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{flag} {path}: there is no such directory")
@@ -47,8 +47,8 @@ def check_socket(flag: str, path: Path) -> None:
         try:
             probe.connect(str(path))
         except (ConnectionRefusedError, FileNotFoundError):
-            return  # its server is gone: it will be replaced
-        except OSError as error:  # there may be one, that is busy or another user's
+            return  # stale: it will be replaced
+        except OSError as error:  # a server may be there, busy or another user's
             raise UsageError(f"{flag} {path}: cannot tell whose it is: {error.strerror}") from None
     raise UsageError(f"{flag} {path}: another server listens there")
 

@@ -15,7 +15,7 @@ from gemma_server.server.addresses import check_address
 from gemma_server.server.worker import ModelWorker, check_gunicorn
 from gemma_server.settings import load_settings
 
-_HEALTH_THREADS = 16  # so that /readyz and refusals are answered when every place is taken
+_HEALTH_THREADS = 16  # so that /readyz and refusals are answered when slots and queue are full
 
 
 def _usage_error(error: GemmaServerError) -> None:
@@ -32,10 +32,10 @@ except UsageError as error:
 bind = _settings.bind
 workers = 1
 worker_class = "gemma_server.server.worker.ModelWorker"
-# Every request that waits or runs holds a thread; more than that are refused by the scheduler.
+# Every queued or running request holds a thread; the scheduler refuses more than these.
 threads = _settings.slots + _settings.max_queue + _HEALTH_THREADS
 worker_connections = threads + 1000  # idle keep-alive connections hold none
-timeout = 60  # seconds without a sign of progress until the worker is killed
+timeout = 60  # seconds without a heartbeat until the worker is killed
 graceful_timeout = _settings.drain_timeout
 keepalive = 75  # longer than the Go client keeps idle connections, so that it never loses a race
 max_requests = 0  # a restart would load the model again
@@ -47,7 +47,7 @@ loglevel = "warning"
 
 
 def _ignore_signal() -> None:
-    """What gunicorn's signals for more workers and new binaries do here."""
+    """Handles gunicorn's signals for more workers and new binaries."""
 
 
 def on_starting(server: Arbiter) -> None:
@@ -57,22 +57,22 @@ def on_starting(server: Arbiter) -> None:
         check_address(_settings)
     except UsageError as error:
         _usage_error(error)
-    # A second worker would load a second model: a reload would do that, and so would TTIN. A
-    # closed terminal (HUP) ends the server as TERM does.
+    # A second worker would load a second model, and a reload or TTIN would start one. A closed
+    # terminal (HUP) ends the server as TERM does.
     server.handle_hup = server.handle_term
     server.handle_ttin = server.handle_ttou = server.handle_usr2 = _ignore_signal
 
 
 def post_worker_init(worker: ModelWorker) -> None:
-    """The worker has forked and handles signals: now the model may load."""
+    """Load the model: the worker has forked and handles signals."""
     worker.start_hosted()
 
 
 def worker_abort(worker: ModelWorker) -> None:
-    """The master gave up on this worker: leave every thread's stack in the log."""
+    """Log every thread's stack: the master has given up on this worker."""
     worker.dump_stacks()
 
 
 def worker_exit(server: Arbiter, worker: ModelWorker) -> None:
-    """Leave at once: native threads that still compile or compute must not see Python go."""
+    """Exit at once: native threads may still run, and Python must not be torn down under them."""
     worker.leave()

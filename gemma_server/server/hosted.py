@@ -14,21 +14,21 @@ from gemma_server.settings import Settings
 
 
 class Loaded(Protocol):
-    """What the ready line tells."""
+    """What the ready line says."""
 
     @property
     def name(self) -> str:
-        """Of the model."""
+        """The model's name."""
         ...
 
     @property
     def device(self) -> str:
-        """What it runs on."""
+        """The device that it runs on."""
         ...
 
     @property
     def load_s(self) -> float:
-        """From the start of loading to ready."""
+        """Seconds from the start of loading to ready."""
         ...
 
 
@@ -59,7 +59,7 @@ class Hosted(Protocol):
         ...
 
     def step_age_s(self) -> float:
-        """For how long the device has had work without any progress."""
+        """Seconds since the device, which has work, last made progress; 0 when it is idle."""
         ...
 
     def drain(self) -> None:
@@ -67,12 +67,12 @@ class Hosted(Protocol):
         ...
 
     def stop(self) -> None:
-        """End what still runs."""
+        """Fail the requests that still run."""
         ...
 
 
 class HostedGemma:
-    """A Gemma model, its engine, and what frames mean to it."""
+    """A Gemma model, its engine, and its frames service."""
 
     def __init__(self, settings: Settings, model: ServedModel, models: Models) -> None:
         self.settings = settings
@@ -81,7 +81,7 @@ class HostedGemma:
         self._model = model
 
     def load(self, on_death: OnDeath) -> LoadedModel:
-        """Load the model that the settings name, and show how far it is.
+        """Load the model that the settings name, and show the progress.
 
         Raises:
             ModelLoadError: it cannot be loaded.
@@ -96,7 +96,7 @@ class HostedGemma:
         return self._model.loaded
 
     def step_age_s(self) -> float:
-        """For how long the device has had work and ended no plan."""
+        """Seconds since the device, which has work, last ended a plan; 0 when it is idle."""
         engine = self._engine()
         return 0.0 if engine is None else engine.step_age_s()
 

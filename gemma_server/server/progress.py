@@ -21,7 +21,7 @@ _LINE_S = 10.0  # between two lines about a stage that takes long
 def report_progress(model: ServedModel) -> None:
     """Show on standard error what loading is doing, until it is over.
 
-    A bar on a terminal; elsewhere one plain line a stage, fit for a log.
+    A bar on a terminal; elsewhere plain lines for a log.
     """
     console = Console(stderr=True)
     if console.is_terminal:

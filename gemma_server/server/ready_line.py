@@ -11,8 +11,8 @@ from gemma_server.settings import Settings
 def announce(
     settings: Settings, loaded: Loaded, sockets: Sequence[Any], example: str | None
 ) -> None:
-    """Print the ready line on standard output; on standard error where frames are taken, and a
-    command to try with an example of a body."""
+    """Print the ready line on standard output. Standard error gets the path of the frames' socket,
+    and a command to try with `example` as the body."""
     facts = f"{loaded.name}, {loaded.device}, {loaded.load_s:.1f} s"
     where, curl = _address(settings, sockets)
     print(f"gemma-server ready: {where} ({facts})", flush=True)

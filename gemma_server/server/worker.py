@@ -38,11 +38,11 @@ logger = logging.getLogger(__name__)
 
 LOAD_FAILED = 3  # gunicorn's own code for a worker that cannot boot: the master ends with it
 DIED = 1  # gunicorn starts a new worker, which loads the model again
-STUCK_AFTER_S = 180.0  # a step takes milliseconds; one of the largest model on a CPU, a minute
+STUCK_AFTER_S = 180.0  # a step takes milliseconds; the largest model's on a CPU takes a minute
 _STDIN = 0
 _LOOK_S = 0.01
-_LAST_ANSWERS_S = 1.0  # for those whose requests ended with the engine to be told so
-_LAST_WORDS_S = 2  # what is still running so long before the drain ends is told so
+_LAST_ANSWERS_S = 1.0  # to send errors to the clients whose requests ended with the engine
+_LAST_WORDS_S = 2  # requests still running so long before the drain ends get an error
 
 _STATUS_OF_PARSE_ERROR: dict[type[Exception], tuple[int, str]] = {
     http_errors.LimitRequestLine: (414, "URI Too Long"),
@@ -96,8 +96,9 @@ class ModelWorker(HttpWorker):
     drain_until = 0.0  # on the monotonic clock, once SIGTERM has come
 
     def start_hosted(self) -> None:
-        """Take frames, and load the model in a thread, so that /readyz can tell about it."""
-        # gunicorn looks each setting up in three steps, dozens of times a request. They are final.
+        """Serve frames, and load the model in a thread, so that /readyz answers meanwhile."""
+        # gunicorn looks each setting up in three steps, dozens of times a request. They no longer
+        # change: cache them.
         self.cfg.__dict__.update({name: item.get() for name, item in self.cfg.settings.items()})
         app: Flask = self.wsgi
         hosted: Hosted = app.extensions["hosted"]
@@ -111,7 +112,7 @@ class ModelWorker(HttpWorker):
             threading.Thread(target=self._stop_with_stdin, name="stdin", daemon=True).start()
 
     def notify(self) -> None:
-        """Tell the master that all is well, unless the device has stopped making progress."""
+        """Send the master a heartbeat, unless the device has stopped making progress."""
         if self.hosted is None or self.hosted.step_age_s() < STUCK_AFTER_S:
             super().notify()
 
@@ -129,7 +130,7 @@ class ModelWorker(HttpWorker):
         super().handle_exit(sig, frame)
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
-        """Answer what gunicorn could not parse, in the one JSON form."""
+        """Answer a request that gunicorn could not parse, in the JSON form of all errors."""
         status, reason = 500, "Internal Server Error"
         if isinstance(exc, http_errors.ParseException):
             status, reason = _STATUS_OF_PARSE_ERROR.get(type(exc), (400, "Bad Request"))
@@ -155,7 +156,7 @@ class ModelWorker(HttpWorker):
         faulthandler.dump_traceback(all_threads=True)
 
     def leave(self) -> None:
-        """End the process with the exit code that is on its way, without waiting for threads."""
+        """End the process with the pending SystemExit's code, without waiting for threads."""
         if self.frames is not None:
             self.frames.stop(max(0.0, self.drain_until - time.monotonic()))
         if self.hosted is not None:
@@ -188,17 +189,17 @@ class ModelWorker(HttpWorker):
                 announce(hosted.settings, loaded, self.sockets, hosted.example)
 
     def _stop_with_stdin(self) -> None:
-        """Wait until standard input ends; then the master shall end, and drain this worker."""
-        # Without sys.stdin it was closed at the start, and its number is another file's by now.
-        # select, since some pipes do not block; what cannot be read has ended as well.
+        """Wait until standard input ends, then tell the master to end, which drains this worker."""
+        # Without sys.stdin it was closed at the start: its descriptor is another file's by now.
+        # select, since some pipes do not block; an input that cannot be read counts as ended.
         with contextlib.suppress(OSError):
             while sys.stdin and select.select([_STDIN], [], []) and os.read(_STDIN, 65536):
                 pass
-        if os.getppid() == self.ppid:  # else the master is gone, and the worker knows
+        if os.getppid() == self.ppid:  # else the master has ended, and the worker knows
             os.kill(self.ppid, signal.SIGTERM)
 
     def _give_up(self, line: str) -> None:
-        if self.alive:  # else it is being stopped anyway, and that is no failure
+        if self.alive:  # else it is being stopped, which is no failure
             say(line)
             if self.frames is not None:
                 self.frames.stop(0.0)
@@ -215,7 +216,7 @@ class ModelWorker(HttpWorker):
 
 
 def _allow_many_files() -> None:
-    """As many as an ordinary process may have: each connection is one."""
+    """Raise the limit of open files to the hard one: each connection needs one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

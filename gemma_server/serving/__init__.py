@@ -1,4 +1,4 @@
-"""A model's life: opened, loaded, ready, draining; what it is called, and what it counts.
+"""A model's life: opened, loaded, ready, draining; its name, and its metrics.
 
 LAW: imports weights, engine and executor. jax only within the functions that load.
 """

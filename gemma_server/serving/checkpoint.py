@@ -1,4 +1,4 @@
-"""A checkpoint as it is served: weights, the tokenizer that goes with them, one architecture."""
+"""A checkpoint to serve: weights, the tokenizer that fits them, and the architecture."""
 
 import logging
 from dataclasses import dataclass, replace

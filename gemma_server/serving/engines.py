@@ -1,4 +1,4 @@
-"""An engine as the settings want it, on whatever runner."""
+"""Starts an engine with the limits in the settings, on any runner."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ Wrap = Callable[[Runner], Runner]  # puts something between an engine and its ru
 
 
 def limits_of(settings: Settings, context_length: int, chunk: int, steps: int = 1) -> Limits:
-    """What the engine may take on."""
+    """What the engine may accept."""
     return Limits(
         slots=settings.slots,
         context_length=context_length,
@@ -26,7 +26,7 @@ def limits_of(settings: Settings, context_length: int, chunk: int, steps: int = 
 def start_engine(
     runner: Runner, limits: Limits, on_death: OnDeath, *, max_in_flight: int = 1
 ) -> Engine:
-    """An engine on this runner, at work."""
+    """Start an engine on this runner."""
     engine = Engine(runner, Scheduler(limits), on_death, max_in_flight=max_in_flight)
     engine.start()
     return engine

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 def load_gemma(
     settings: Settings, model: ServedModel, on_death: OnDeath, wrap: Wrap
 ) -> LoadedModel:
-    """The model that the settings name, ready to answer; `model` is told each stage on the way.
+    """The model that the settings name, ready to answer; `model` is told of each stage.
 
     Raises:
         ModelLoadError: it cannot be loaded; the text says what to do.
@@ -102,7 +102,7 @@ def _compile_and_read(
     programs: "Programs",
     compilations: CompileCounter,
 ) -> "Params":
-    """Compiling needs the shapes alone, so it shares the time with reading the weights."""
+    """Compile while the weights are read: compiling needs their shapes alone."""
     from gemma_server.executor.compile_cache import CompileCache
 
     directory = settings.cache_dir / "programs"
@@ -120,18 +120,18 @@ def _compile_and_read(
         params = put_on_device(checkpoint, programs.dtype, progress.loaded)
         compiling.result()
     finally:
-        progress.stop()  # bad weights are told at once, not after compiling
+        progress.stop()  # bad weights are reported at once, not after compiling
         compiler.shutdown(wait=False)
     return params
 
 
 def put_on_device(checkpoint: Checkpoint, dtype: "DTypeLike", progress: Progress) -> "Params":
-    """The parameter tree on the device; one leaf at a time, so that the host holds only that."""
+    """The parameter tree on the device. The host holds only one leaf at a time."""
     import jax
     import numpy as np
     from flax.traverse_util import unflatten_dict
 
-    # Named by the configuration: to trace the model for them takes a third of a second.
+    # From the configuration: tracing the model for the shapes takes a third of a second.
     wanted = {
         path: jax.ShapeDtypeStruct(shape, np.float32 if path.endswith("/scale") else dtype)
         for path, shape in checkpoint.config.leaf_shapes.items()
@@ -145,7 +145,7 @@ def put_on_device(checkpoint: Checkpoint, dtype: "DTypeLike", progress: Progress
 
 
 def _on_device(loaded: Array | Packed, shape: tuple[int, ...]) -> Any:
-    """A leaf as the programs take it."""
+    """A leaf in the form that the programs take."""
     import jax
 
     from gemma_server.model.quantized import Quantized
@@ -180,7 +180,7 @@ def _context_length(settings: Settings, config: GemmaConfig) -> int:
 
 
 class _Progress:
-    """Compiling and loading weights go on side by side and are shown as one stage."""
+    """Shows compiling and loading weights, which run in parallel, as one stage."""
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model
@@ -190,18 +190,18 @@ class _Progress:
         self._stopped = False
 
     def stop(self) -> None:
-        """Loading is over; if it failed, compiling ends with the program at work."""
+        """Loading is over; if it failed, compiling ends after the current program."""
         self._stopped = True
 
     def compiled(self, share: float) -> None:
-        """So much of the compiling is done. Raises CancelledError if the rest is not wanted."""
+        """Note the share of programs compiled. Raises CancelledError if loading has failed."""
         if self._stopped:
             raise CancelledError
         self._compiled = share
         self._show()
 
     def loaded(self, done: int, total: int) -> None:
-        """So many bytes of the weights are there."""
+        """Note how many bytes of the weights are loaded."""
         self._loaded = done / total
         self._detail = byte_rate(done, total, time.monotonic() - self._began)
         self._show()
@@ -212,7 +212,7 @@ class _Progress:
 
 
 def _make_private(path: Path) -> None:
-    """Make a directory for code of ours. Whoever can write there can run code as us."""
+    """Make a directory for compiled code: whoever can write there can run code as this user."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         owner = path.stat()
@@ -226,7 +226,7 @@ def _make_private(path: Path) -> None:
 
 
 def _register_kernels(settings: Settings, model: ServedModel) -> bool:
-    """Make the native kernels ready if the dtype is theirs; False if they cannot be used."""
+    """Register the native kernels if they serve the dtype; False if they cannot be used."""
     from gemma_server.native.library import register
 
     if settings.dtype not in ("auto", "int8"):

@@ -12,9 +12,9 @@ _FAKE_CHUNK = 256  # prompt tokens in one plan
 def load_model(
     settings: Settings, model: ServedModel, on_death: OnDeath, wrap: Wrap = lambda runner: runner
 ) -> None:
-    """Load what the settings name and make `model` ready, telling it each stage on the way.
+    """Load what the settings name and make `model` ready; it is told of each stage.
 
-    The engine gets the runner as `wrap` returns it: the benchmark's takes the time of each step.
+    The engine gets the runner that `wrap` returns: the benchmark wraps it to time each step.
 
     Raises:
         ModelLoadError: the model cannot be loaded; the text says what to do.
@@ -22,7 +22,7 @@ def load_model(
     if settings.fake:
         model.ready(_fake(settings, on_death, wrap))
         return
-    # What reads weights and what compiles is imported only where it is needed.
+    # Imported only here: the fake needs neither weights nor jax.
     from gemma_server.serving.gemma import load_gemma
 
     model.ready(load_gemma(settings, model, on_death, wrap))

@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' text form."""
+"""The server's metrics, in Prometheus' text format."""
 
 from collections.abc import Iterable
 
@@ -20,7 +20,7 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
 class Metrics:
-    """Counters of one app, beside gauges read from its model's engine when asked for."""
+    """Counters of one app, and gauges that are read from its model's engine on each scrape."""
 
     def __init__(self, model: ServedModel) -> None:
         self._registry = CollectorRegistry()
@@ -63,7 +63,7 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
 
     def answered_frame(self, op: str, status: int) -> None:
-        """Count one answer over frames, by the status that HTTP would have."""
+        """Count one answer over frames, by the status that it would have in HTTP."""
         self._frames.labels(op, str(status)).inc()
 
     def completed(self, prompt_tokens: int, completion_tokens: int, timings: Timings) -> None:
@@ -75,12 +75,12 @@ class Metrics:
         self._duration.observe(first_token_s + timings.decode_s)
 
     def exposition(self) -> bytes:
-        """All of it, in the text format."""
+        """All metrics, in the text format."""
         return generate_latest(self._registry)
 
 
 class _EngineMetrics:
-    """Reads the engine at the moment somebody asks."""
+    """Reads the engine on each scrape."""
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model

@@ -17,7 +17,7 @@ Status = Literal["loading", "ready", "draining"]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the routes that list models tell of it."""
+    """What the routes that list models say of one."""
 
     family: str = "fake"
     format: str = "fake"
@@ -34,7 +34,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What it takes to answer: ids from text, tokens from ids, and what it runs on."""
+    """What it takes to answer: the tokenizer, the engine, and the device that it runs on."""
 
     name: str
     tokenizer: Tokenizer
@@ -50,7 +50,7 @@ class LoadedModel:
 
 
 class Readiness(TypedDict):
-    """How far the model is."""
+    """The model's status, and how far loading is."""
 
     status: Status
     stage: str
@@ -59,19 +59,19 @@ class Readiness(TypedDict):
 
 
 class ServedModel:
-    """One model under its name. The loading thread moves it on; handlers only read it."""
+    """One model under its name. The loading thread changes its status; handlers only read it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.stage = "starting"
         self.progress: float | None = None  # share of the stage that is done, when known
-        self.detail = ""  # how much of how much, and how fast
+        self.detail = ""  # bytes done, bytes in total, and the rate
         self._loaded: LoadedModel | None = None
         self._draining = False
 
     @property
     def status(self) -> Status:
-        """Where the model is on its way."""
+        """Whether the model is loading, ready or draining."""
         if self._draining:
             return "draining"
         return "loading" if self._loaded is None else "ready"
@@ -92,12 +92,12 @@ class ServedModel:
             self.at("ready", 1.0)
 
     def drain(self) -> None:
-        """Refuse new requests; those under way go on."""
+        """Refuse new requests; those in flight go on."""
         self._draining = True
         self.at("draining")
 
     def readiness(self) -> Readiness:
-        """How far it is, for those who wait for it."""
+        """The status, and how far loading is, for clients that wait."""
         return {
             "status": self.status,
             "stage": self.stage,
@@ -120,6 +120,6 @@ class ServedModel:
 
 
 def byte_rate(done: int, total: int, seconds: float) -> str:
-    """For a person: how much of how much, and how fast."""
+    """Bytes done, bytes in total, and the rate, as text for a person."""
     rate = done / max(1e-3, seconds)
     return f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB, {rate / 1e6:,.0f} MB/s"

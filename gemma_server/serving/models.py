@@ -8,7 +8,7 @@ from gemma_server.errors import ModelNotFound
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import LoadedModel, Readiness, ServedModel
 
-# A request's hold on a model, from entering it to leaving: meanwhile it is not unloaded.
+# A request's hold on a model, from entering to leaving the context: so long it stays loaded.
 Lease = AbstractContextManager[LoadedModel]
 
 
@@ -17,12 +17,12 @@ class Models:
 
     def __init__(self, model: ServedModel) -> None:
         self.metrics = Metrics(model)
-        self.leases = 0  # that are out
+        self.leases = 0  # held now
         self._model = model
         self._lock = threading.Lock()  # guards the count
 
     def resolve(self, name: str | None) -> Lease:
-        """The model of this name; Ollama's users may add `:latest`. No name is the one there is.
+        """The model of this name, to which Ollama's users may add `:latest`; None: the only model.
 
         Raises:
             NotReady: it is loading or draining.
@@ -34,7 +34,7 @@ class Models:
         return self._lease(loaded)
 
     def require_ready(self) -> None:
-        """Refuse a request whose body need not be read.
+        """Refuse a request before its body is read.
 
         Raises:
             NotReady: no model takes requests.
@@ -42,7 +42,7 @@ class Models:
         self._model.require_ready()
 
     def available(self) -> list[LoadedModel]:
-        """All that take requests.
+        """All models that take requests.
 
         Raises:
             NotReady: none does.
@@ -50,7 +50,7 @@ class Models:
         return [self._model.require_ready()]
 
     def readiness(self) -> Readiness:
-        """How far they are, for those who wait."""
+        """The status, and how far loading is, for clients that wait."""
         return self._model.readiness()
 
     @contextmanager

@@ -1,9 +1,9 @@
 """Gemma's chat template, from messages straight to ids.
 
-All three generations are taught the same turns; their ids differ and come from the tokenizer.
-Gemma has no system turn: what the system says opens the next user turn, as Gemma 3's own template
-does (Gemma 1's and 2's refuse it). Only the template makes control tokens: a turn marker that
-somebody typed stays text.
+All three generations have the same turns; the markers' ids differ and come from the tokenizer.
+Gemma has no system turn: a system message opens the next user turn, as in Gemma 3's own template
+(Gemma 1's and 2's refuse it). Only the template makes control tokens: a turn marker in a message
+stays text.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,13 +13,13 @@ from typing import Literal
 from gemma_server.text.tokenizer import Tokenizer
 
 Role = Literal["system", "user", "assistant"]
-_GAP = "\n\n"  # between what the system says and the user's words
+_GAP = "\n\n"  # between a system message and the user's, or two in one turn
 _NAMES = {"user": "user", "assistant": "model"}
 
 
 @dataclass(frozen=True)
 class Message:
-    """What somebody said."""
+    """One message of a chat."""
 
     role: Role
     content: str
@@ -49,7 +49,7 @@ def encode_chat(
 
 
 def _turns(messages: Iterable[Message]) -> list[Message]:
-    """Turns of user and assistant in alternation; neighbours of one role become one turn."""
+    """Alternating turns of user and assistant; successive messages of a role become one turn."""
     turns: list[Message] = []
     system = ""
     for message in messages:
@@ -60,7 +60,7 @@ def _turns(messages: Iterable[Message]) -> list[Message]:
             system = ""
         else:
             _append(turns, Message("assistant", message.content.strip()))
-    if system:  # nobody speaks after it
+    if system:  # no user message follows it
         _append(turns, Message("user", system.strip()))
     return turns
 

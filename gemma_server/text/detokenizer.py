@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 class TextStream:
     """Decodes one answer id by id.
 
-    What `push` and `close` return, joined, is the answer's text, cut in front of the stop string
-    that is complete first. Which pieces the text arrives in makes no difference to that.
+    The joined results of `push` and `close` are the answer's text, cut before the stop string that
+    is complete first. They do not depend on how the text is split into ids.
     """
 
     def __init__(self, piece_bytes: Callable[[int], bytes], stops: Sequence[str] = ()) -> None:
@@ -40,7 +40,7 @@ class TextStream:
             if (start := self._held.find(stop)) >= 0
         ]
         if matches:
-            # The stop that ends first won, and of these the longest: nothing after it counts.
+            # The stop string that ends first wins, and among those the longest.
             self.stopped = True
             _, start = min(matches)
             text, self._held = self._held[:start], ""

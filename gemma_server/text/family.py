@@ -1,4 +1,4 @@
-"""The control tokens that a generation of Gemma was taught: they differ, the tokenizer does not."""
+"""The control tokens of each generation of Gemma, which share the rest of the tokenizer."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class Family:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """All of them."""
+        """All markers."""
         return (self.start_of_turn, self.end_of_turn, *self.other_ends)
 
 

@@ -1,4 +1,4 @@
-"""Gemma's SentencePiece model: read from its own file, or made of the pieces in another."""
+"""Gemma's SentencePiece model: read from its own file, or built from another file's pieces."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class PieceType(IntEnum):
 
     NORMAL = 1
     UNKNOWN = 2
-    CONTROL = 3  # no text becomes it
-    USER_DEFINED = 4  # any text that spells it does, before all others
+    CONTROL = 3  # no text is encoded as it
+    USER_DEFINED = 4  # text that spells it always is, before other pieces
     UNUSED = 5
     BYTE = 6
 
@@ -32,7 +32,7 @@ _NO_SPACES = frozenset(map(int, (PieceType.CONTROL, PieceType.BYTE)))
 
 @dataclass(frozen=True)
 class Pieces:
-    """A model as SentencePiece loads it, and what its pieces are."""
+    """A model as SentencePiece loads it, with its pieces."""
 
     model: bytes
     texts: list[str]
@@ -47,13 +47,13 @@ def read_model(model: bytes, markers: Collection[str]) -> Pieces:
     """The model, in which `markers` are control pieces: in Google's own file any text spells them.
 
     Raises:
-        ModelLoadError: the bytes are no SentencePiece model, or a piece is damaged.
+        ModelLoadError: the bytes are not a SentencePiece model, or a piece is damaged.
     """
     proto = model_pb.ModelProto()  # type: ignore[attr-defined]  # generated at run time
     try:
         proto.ParseFromString(model)
         texts = [piece.piece for piece in proto.pieces]
-        if not set(map(type, texts)) <= {str}:  # bytes are protobuf's way of saying: no UTF-8
+        if not set(map(type, texts)) <= {str}:  # protobuf gives bytes for invalid UTF-8
             damaged = next(text for text in texts if not isinstance(text, str))
             raise ValueError(f"piece {damaged!r:.100} is no UTF-8")
         for index in [index for index, text in enumerate(texts) if text in markers]:
@@ -108,7 +108,7 @@ def model_from_pieces(
 
 
 def _piece_bytes(text: str, kind: int) -> bytes:
-    """What a piece stands for. Raises ValueError for a damaged one."""
+    """The bytes that a piece stands for. Raises ValueError for a damaged one."""
     if kind in _WITHOUT_TEXT:
         return b""
     if kind == PieceType.BYTE:  # "<0x0A>"

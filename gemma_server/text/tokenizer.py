@@ -36,7 +36,7 @@ class Tokenizer:
         self.stop_ids = frozenset({self.eos_id, *self._markers.values()} - {self.start_of_turn_id})
 
     def encode(self, text: str) -> list[int]:
-        """`<bos>`, then the text's ids. Turn markers become their tokens, and CodeGemma's theirs;
+        """`<bos>`, then the text's ids. Turn markers and CodeGemma's markers become their tokens;
         `<bos>` in the text stays text.
 
         Raises:
@@ -49,7 +49,7 @@ class Tokenizer:
         return ids
 
     def encode_literal(self, text: str) -> list[int]:
-        """The text's ids alone; whatever it says, no marker among them.
+        """The text's ids alone; markers in it stay text.
 
         Raises:
             InvalidText: the text is not valid Unicode (a lone surrogate).
@@ -69,8 +69,8 @@ class Tokenizer:
         return self._model.bytes_of(token_id)
 
     def token_name(self, token_id: int) -> str:
-        """One id for a person: its text, or what a control token is called; bytes that are no
-        whole character are spelt as OpenAI spells them, `bytes:\\xf0`."""
+        """One id for a person: its text, or the name of a control token. Bytes that are not whole
+        characters are written as OpenAI writes them, `bytes:\\xf0`."""
         data = self.piece_bytes(token_id)
         if not data and 0 <= token_id < self.vocab_size:
             return self._model.texts[token_id]
@@ -80,7 +80,7 @@ class Tokenizer:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """The text of the ids; bytes that are no UTF-8 become U+FFFD."""
+        """The text of the ids; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.piece_bytes, token_ids)).decode("utf-8", errors="replace")
 
     def _has(self, piece: str) -> bool:

@@ -1,7 +1,7 @@
 """Hugging Face's tokenizer.json turned back into the SentencePiece model that it was made from.
 
 Gemma's file is a BPE over SentencePiece's pieces: spaces are U+2581, unknown characters fall back
-to bytes, and merges stand in the order of SentencePiece's scores. Format: huggingface/tokenizers.
+to bytes, and merges are in the order of SentencePiece's scores. Format: huggingface/tokenizers.
 """
 
 import json
@@ -20,7 +20,7 @@ def model_from_json(data: bytes) -> bytes:
     """The SentencePiece model of a tokenizer.json.
 
     Raises:
-        ModelLoadError: it is no tokenizer.json, or not of Gemma's kind; the text says why.
+        ModelLoadError: it is not a tokenizer.json, or not of Gemma's kind; the text says why.
     """
     try:
         found = json.loads(data)
@@ -54,7 +54,7 @@ def _build(vocab: Mapping[str, int], merges: list[Any], added: list[Mapping[str,
     if [ids[piece] for piece in pieces] != list(range(len(pieces))):
         raise ModelLoadError("its ids are not 0 to N, each once")
     ranks = _ranks(merges)
-    # A piece that no merge makes, a single character, never competes: any score will do.
+    # A single character, which no merge makes, never competes: any score will do.
     scores = [-float(ranks.get(piece, 0)) for piece in pieces]
     return model_from_pieces(pieces, scores, [_type(piece, special) for piece in pieces])
 

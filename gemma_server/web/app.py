@@ -1,4 +1,4 @@
-"""The Flask app: all operations as routes, with guards around and errors behind them."""
+"""The Flask app: all operations as routes, with the guard and the error handlers."""
 
 import json
 import os
@@ -20,12 +20,12 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class _Json(DefaultJSONProvider):
-    """Flask's makes an encoder for every answer."""
+    """Flask's own provider makes a new encoder for every answer."""
 
     _encoder = json.JSONEncoder(separators=(",", ":"))
 
     def dumps(self, obj: Any, **kwargs: Any) -> str:
-        """The document as text, its keys in their order: /echo gives back what it got."""
+        """The document as text, its keys in their own order: /echo gives back what it got."""
         return self._encoder.encode(obj)
 
 

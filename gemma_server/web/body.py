@@ -1,4 +1,4 @@
-"""Request bodies: read within a limit, parsed as JSON, checked by a schema."""
+"""Request bodies: read up to a limit, parsed as JSON, checked against a schema."""
 
 import contextlib
 from typing import Any
@@ -26,9 +26,9 @@ def read_body(schema: type[Schema]) -> Schema:
 
     Raises:
         Disconnected: the connection broke.
-        InvalidRequest: not JSON (`invalid_json`), a field that has no place here
-            (`unknown_field`), or a value that cannot be (`invalid_value`).
-        HTTPException: another content type than application/json, or a body that is too large
+        InvalidRequest: not a JSON object (`invalid_json`), an unknown field (`unknown_field`), or
+            a value that is not valid (`invalid_value`).
+        HTTPException: a content type other than application/json, or a body that is too large
             or cannot be read.
     """
     if not _is_json():
@@ -38,10 +38,10 @@ def read_body(schema: type[Schema]) -> Schema:
 
 
 def discard_body() -> None:
-    """Read away a body that nobody asked for, so that the connection can be used again.
+    """Read and drop a body that nothing has read, so that the connection can be used again.
 
-    One that is too large, or not there yet, stays where it is: then the server closes. Nobody
-    shall hold a thread who has no business here.
+    A body that is too large, or has not arrived, is left and the server closes the connection: a
+    request that was refused must not hold a thread.
     """
     connection: Any = request.environ.get("gunicorn.socket")
     if hasattr(connection, "read_within"):  # TLS and test clients have other sockets, or none
@@ -51,9 +51,9 @@ def discard_body() -> None:
 
 
 def _is_json() -> bool:
-    """By its content type, or because curl's -d or a bare client sent it without a better one.
+    """By its content type. Also if curl's -d or a bare client sent no better one.
 
-    A web page could do that too, without asking first: but a browser always tells who it is.
+    A web page can send such a body without CORS preflight, but a browser's headers reveal it.
     """
     if request.mimetype == "application/json":
         return True
@@ -69,7 +69,7 @@ def _read_bytes() -> bytes:
     try:
         if (request.content_length or 0) > MAX_BODY_BYTES:
             left = 0
-        # Not through `request.stream`: gunicorn's input ends with the body by itself.
+        # Not through `request.stream`: gunicorn's input itself ends where the body does.
         body = request.environ["wsgi.input"]
         while left and (block := body.read(left)):
             blocks.append(block)
@@ -78,7 +78,7 @@ def _read_bytes() -> bytes:
         raise RequestTimeout("the body did not arrive in time") from None
     except OSError:
         raise Disconnected from None
-    except ParseException as error:  # gunicorn reads chunks only now
+    except ParseException as error:  # gunicorn parses chunks only while they are read
         raise BadRequest(f"the body is not well-formed HTTP: {error}"[:300]) from None
     if left == 0:
         raise RequestEntityTooLarge(f"the body has more than {MAX_BODY_BYTES} bytes")

@@ -20,7 +20,7 @@ from gemma_server.errors import DeadlineExceeded, NotReady, Overloaded, RequestE
 
 logger = logging.getLogger(__name__)
 
-_OLLAMAS = "/api/"  # what its routes begin with
+_OLLAMAS = "/api/"  # the prefix of Ollama's routes
 _TYPE_OF_STATUS = {
     401: "authentication_error",
     403: "permission_error",
@@ -43,12 +43,12 @@ def _respond(body: ErrorBody, status: int, headers: dict[str, str] | None = None
 
 
 def _form() -> ErrorForm:
-    """By the path alone: what no route has can be asked for in a dialect, too."""
+    """The form by the path alone: an unknown route can belong to a dialect, too."""
     return OLLAMA if request.path.startswith(_OLLAMAS) else STANDARD
 
 
 def _request_error(error: RequestError) -> Response:
-    # The official OpenAI clients try a failed request again, twice, unless they are told.
+    # The official OpenAI clients retry a failed request twice, unless told not to.
     headers = {}
     if isinstance(error, Overloaded | NotReady):
         headers = {"X-Should-Retry": "true", "Retry-After": str(error.retry_after_s)}
@@ -71,7 +71,7 @@ def _http_error(error: HTTPException) -> Response:
 
 def _disconnected(error: Disconnected) -> Response:
     body = make_error_body("client_closed", "the client went away", None, g.request_id)
-    return _respond(body, CLIENT_CLOSED)  # for the log and the metrics: nobody reads it
+    return _respond(body, CLIENT_CLOSED)  # for log and metrics: no client reads it
 
 
 def _bug(error: Exception) -> Response:

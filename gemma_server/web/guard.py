@@ -1,4 +1,4 @@
-"""Who may ask: the Host a request names, and its API key."""
+"""Who may send requests: checks the Host that a request names, and its API key."""
 
 import hmac
 import re
@@ -49,7 +49,7 @@ class Guard:
 
 
 def _came_by_unix_socket() -> bool:
-    """Where no web page can come from; under a test client there is no socket."""
+    """No web page can use a Unix socket; under a test client there is no socket at all."""
     connection: socket.socket | None = request.environ.get("gunicorn.socket")
     return connection is not None and connection.family == socket.AF_UNIX
 

@@ -1,4 +1,4 @@
-"""Operations as an OpenAPI document, from the types that their bodies and answers have."""
+"""Operations as an OpenAPI document, made from the types of their bodies and answers."""
 
 import re
 from functools import cache
@@ -57,7 +57,7 @@ def _describe(operation: Operation[Any], schemas: dict[str, Any]) -> dict[str, A
     if operation.answer is not None:
         content[_JSON] = {"schema": schemas["answer"]}
     if operation.stream is not None:
-        # Without the x- in OpenAPI 3.2.
+        # OpenAPI 3.2 has this without the x-.
         content[operation.stream.content_type] = {"x-itemSchema": schemas["part"]}
     responses = {
         "200": {"description": "the answer", "content": content},
@@ -84,7 +84,7 @@ def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
 def objects_of(
     operations: tuple[Operation[Any], ...], operation: Operation[Any]
 ) -> tuple[list[Any], list[Any]]:
-    """The schemas of the JSON objects that an operation takes and answers."""
+    """The schemas of the JSON objects that an operation takes and returns."""
     found = document(operations)
     described = found["paths"][operation.path][operation.method.lower()]
     body = described.get("requestBody", {"content": {}})["content"]
@@ -94,7 +94,7 @@ def objects_of(
 
 
 def _objects(schemas: dict[str, Any], content: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The schema of a JSON object, or those of which it is one."""
+    """The schema of a JSON object, or all alternatives of a union."""
     if content is None:
         return []
     options = content["schema"].get("anyOf", [content["schema"]])

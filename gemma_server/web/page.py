@@ -1,4 +1,4 @@
-"""What the web alone has: the OpenAPI document, a page to read it, and what `/` says."""
+"""Routes that only HTTP has: the OpenAPI document, a page to read it, and `/`."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ project.</p>
 
 
 def index(body: None, models: Models, caller: Caller) -> Answer:
-    """What Ollama's clients look for; a browser gets a page that names the routes."""
+    """The text that Ollama's clients look for; a browser gets a page that names the routes."""
     if request.accept_mimetypes.best_match(("text/plain", "text/html")) != "text/html":
         return Answer("Ollama is running", content_type="text/plain; charset=utf-8")
     rules = sorted(current_app.url_map.iter_rules(), key=lambda rule: rule.rule)
@@ -61,12 +61,12 @@ def _methods(rule: Rule) -> str:
 
 
 def document(body: None, models: Models, caller: Caller) -> Document:
-    """All of these, described."""
+    """The OpenAPI document."""
     return openapi.document(ROUTES)
 
 
 def docs(body: None, models: Models, caller: Caller) -> Answer:
-    """The same for a person."""
+    """A page that shows the OpenAPI document."""
     routes = [
         (operation, *openapi.objects_of(ROUTES, operation))
         for operation in ROUTES

@@ -1,4 +1,4 @@
-"""Who waits for the answer: until when, and whether still there."""
+"""The client that waits for the answer: its deadline, and whether it has disconnected."""
 
 import re
 import select
@@ -10,7 +10,7 @@ from flask import request
 
 from gemma_server.errors import InvalidRequest
 
-# The peer has closed its end. Only Linux tells this before something is sent.
+# The peer has closed its end. Only Linux reports this before something is sent.
 _HANGUP = getattr(select, "POLLRDHUP", select.POLLHUP)
 
 
@@ -18,7 +18,7 @@ def deadline() -> float | None:
     """The client's time limit on the monotonic clock, from `X-Request-Timeout-Ms`.
 
     Raises:
-        InvalidRequest: it is no such number.
+        InvalidRequest: it is not a valid number.
     """
     header = request.headers.get("X-Request-Timeout-Ms")
     if header is None:
@@ -32,17 +32,17 @@ def deadline() -> float | None:
 
 
 def disconnect_check() -> Callable[[], bool]:
-    """Tells whether the client has closed its connection, without reading from it.
+    """A function that tells whether the client has disconnected, without reading.
 
     gunicorn hands the socket in; under a test client there is none. A client that half-closes
-    after sending counts as gone: HTTP clients do not do that.
+    after sending counts as disconnected: HTTP clients do not do that.
     """
     connection: socket.socket | None = request.environ.get("gunicorn.socket")
     if connection is None:
         return lambda: False
 
     def disconnected() -> bool:
-        # Not by reading: bytes behind the request would hide its end. A poll object of its own,
+        # Not by reading: bytes of a next request would hide the end. A new poll object each time,
         # since the prompts of a list ask from several threads.
         poller = select.poll()
         poller.register(connection, _HANGUP)

@@ -28,7 +28,7 @@ def add_routes(app: Flask, models: Models) -> None:
 
 
 def _answer(operation: Operation[Any], models: Models, **in_path: str) -> Response:
-    """Have the operation's handler answer the request at hand."""
+    """Have the operation's handler answer the current request."""
     body = _read(operation, models)
     with ExitStack() as held:
         answer = operation.handle(body, models, _caller(operation, held, in_path))
@@ -38,7 +38,7 @@ def _answer(operation: Operation[Any], models: Models, **in_path: str) -> Respon
 
 
 def _read(operation: Operation[Any], models: Models) -> Any:
-    """The request's body; not looked at if it is for a model, and none is ready."""
+    """The request's body; it is not read if it is for a model and none is ready."""
     if operation.body is None:
         return None
     if issubclass(operation.body, ModelBody):
@@ -59,7 +59,7 @@ def _caller(operation: Operation[Any], held: ExitStack, in_path: dict[str, str])
 
 
 def _note_job(job: Running) -> None:
-    g.job = job  # its timings go into the answer's head
+    g.job = job  # its timings go into the answer's headers
 
 
 def _respond(answer: Answer) -> Response:

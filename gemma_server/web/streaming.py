@@ -21,7 +21,7 @@ _PING = b": ping\n\n"  # a comment: no client takes it for text
 class BrokenBody(BrokenPipeError):
     """Ends a stream in the middle: the connection closes without the body's last chunk.
 
-    To the server it looks like a client that went away, which is no news for its log.
+    gunicorn takes it for a client that disconnected, and logs nothing.
     """
 
     def __init__(self) -> None:
@@ -29,9 +29,9 @@ class BrokenBody(BrokenPipeError):
 
 
 def stream(answer: Stream, operation: Operation[Any], held: ExitStack) -> Response:
-    """The streamed answer, behind which `held` is closed.
+    """The streamed answer; `held` is closed after it.
 
-    The first piece is awaited: what fails before it has a status.
+    Waits for the first piece: an error before it still gets an HTTP status of its own.
     """
     assert operation.stream is not None
     job, content_type = answer.job, operation.stream.content_type
@@ -51,7 +51,7 @@ def stream(answer: Stream, operation: Operation[Any], held: ExitStack) -> Respon
 def _body(
     answer: Stream, operation: Operation[Any], arrivals: Iterator[Arrival]
 ) -> Iterator[bytes]:
-    """The stream's parts; after a failure its reason, and then a broken body."""
+    """The stream's parts; a failure sends its reason and breaks the body off."""
     assert operation.stream is not None
     write = _event if operation.stream.content_type == EVENTS else _line
     try:

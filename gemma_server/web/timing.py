@@ -1,9 +1,9 @@
-"""Where an HTTP answer's time went: its `Server-Timing` header."""
+"""The `Server-Timing` header of an HTTP answer."""
 
 from flask import g
 
 
 def server_timing() -> str:
-    """The header, of all that is known so far (https://www.w3.org/TR/server-timing/)."""
+    """The header, with all stages so far (https://www.w3.org/TR/server-timing/)."""
     stages = g.stages if g.job is None else g.job.timings()
     return ", ".join(f"{name.removesuffix('_ms')};dur={value}" for name, value in stages.items())

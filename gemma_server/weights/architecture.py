@@ -1,4 +1,4 @@
-"""From what a checkpoint says of itself to its row of numbers: what several formats share."""
+"""From a checkpoint's metadata to its row of numbers: what several formats share."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig, Preset, Shape, preset_for
 from gemma_server.weights.numbers import Numbers
 
-# Which norms each generation has: on q and k, and behind the blocks.
+# Which norms each generation has: on q and k, and after the blocks.
 _NORMS_OF = {"gemma": (False, False), "gemma2": (False, True), "gemma3": (True, True)}
 FAMILIES = tuple(_NORMS_OF)
 
@@ -21,10 +21,10 @@ def family_of(config: GemmaConfig) -> str:
 
 
 def count_layers(number: Numbers, name: str, found: Iterable[str]) -> int:
-    """The number of layers that the file says, once the layers found are just these.
+    """The number of layers that the file states, checked against the layers found.
 
     Raises:
-        ModelLoadError: they are not; `name` is the number's.
+        ModelLoadError: they differ; `name` is the name of the number.
     """
     layers, indices = number.whole(name), set(found)
     if indices != {str(i) for i in range(min(layers, len(indices) + 1))}:
@@ -33,7 +33,7 @@ def count_layers(number: Numbers, name: str, found: Iterable[str]) -> int:
 
 
 def preset_of_family(where: str, family: str, shape: Shape) -> Preset:
-    """`preset_for` the shape, which has to be one of `family`.
+    """The preset for the shape, which has to be of `family`.
 
     Raises:
         ModelLoadError: its norms are another generation's, or its sizes do not fit together.

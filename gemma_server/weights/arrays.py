@@ -9,7 +9,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-    """An array that begins on a cache line: jax takes such memory over on a CPU, uncopied."""
+    """An array that begins on a cache line: on a CPU jax uses such memory without a copy."""
     dtype = np.dtype(dtype)
     nbytes = int(np.prod(shape)) * dtype.itemsize
     spare = np.empty(nbytes + 64, np.uint8)

@@ -19,7 +19,7 @@ _CHUNK_BYTES = 1 << 20  # work on this much at a time: it stays in the CPU's cac
 
 @dataclass(frozen=True)
 class Blocks:
-    """A weight is its value times the scale of its block. A last block may be filled with zeros."""
+    """A weight is its value times its block's scale. Zeros may fill up a row's last block."""
 
     values: Array  # [out, whole blocks of in] i8
     scales: Array  # [out, blocks] f16
@@ -35,7 +35,7 @@ class Blocks:
 
 class Packed(NamedTuple):
     """The order that the native kernels read. Within a block of a group, rows take turns in pairs
-    along `in`; a last group is filled with zeros.
+    along `in`; zeros fill up the last group.
     """
 
     values: Array  # [groups, blocks, BLOCK / 2, GROUP, 2] i8
@@ -59,7 +59,7 @@ def _quantize_into(matrix: Array, blocks: Blocks) -> None:
     filled = np.zeros(blocks.values.shape, np.float32)
     filled[:, :width] = matrix
     floats = filled.reshape(rows, -1, BLOCK)
-    # Rounded first, so that the values fit the scale that is kept.
+    # The scale is rounded first, so that the values fit the one that is stored.
     largest = np.minimum(np.abs(floats).max(axis=-1) / LARGEST, np.finfo(np.float16).max)
     scales = largest.astype(np.float16)
     floats /= np.where(scales > 0, scales, 1).astype(np.float32)[..., None]

@@ -1,4 +1,4 @@
-"""A checkpoint that `gemma-server convert` wrote: the runner's own tree, ready to be copied.
+"""A checkpoint that `gemma-server convert` wrote: the runner's own tree, copied as it is.
 
 It is an Orbax directory whose arrays have the tree's names and layout, with two files beside
 them: `gemma-server.json`, the architecture, and `tokenizer.model`.

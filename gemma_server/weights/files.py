@@ -1,4 +1,4 @@
-"""Files of a checkpoint, which are regular ones of a sensible size, or refused."""
+"""Files of a checkpoint: only regular files of a sensible size are accepted."""
 
 import json
 import stat
@@ -14,12 +14,12 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def require_file(path: Path, most_bytes: int | None = None) -> None:
-    """Say so if the file cannot be what it should be: a pipe, a device, too large, a pointer.
+    """Refuse a file that is a pipe, a device, too large, or a pointer.
 
     A clone without `git lfs` holds small pointers in place of large files.
 
     Raises:
-        ModelLoadError: it cannot.
+        ModelLoadError: it is one of these.
     """
     try:
         found = path.stat()
@@ -38,10 +38,10 @@ def require_file(path: Path, most_bytes: int | None = None) -> None:
 
 
 def read_file(path: Path, most_bytes: int) -> bytes:
-    """The bytes of a file of at most so many.
+    """The bytes of a file of at most `most_bytes`.
 
     Raises:
-        ModelLoadError: it cannot be read, or should not.
+        ModelLoadError: it cannot be read, or is refused.
     """
     require_file(path, most_bytes)
     try:
@@ -54,7 +54,7 @@ def read_json(path: Path, most_bytes: int = 1 << 20) -> dict[str, Any]:
     """The object in a JSON file of a checkpoint.
 
     Raises:
-        ModelLoadError: it cannot be read, is too large, or holds no object.
+        ModelLoadError: it cannot be read, is too large, or holds no JSON object.
     """
     try:
         found = json.loads(read_file(path, most_bytes))

@@ -1,4 +1,4 @@
-"""What every checkpoint format offers, and the one loop that turns it into the tree."""
+"""The interface of every checkpoint format, and the loop that reads one into the tree."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _NAMED_AT_MOST = 4  # tensors in one error message
 
 
 class Leaf(Protocol):
-    """What the abstract tree says of one leaf."""
+    """The shape and dtype of one leaf of the abstract tree."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -29,11 +29,11 @@ class Leaf(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """What one stored tensor gives to a leaf.
+    """The rows that one stored tensor gives to a leaf.
 
-    `copy` writes it into an array of `shape` and any float dtype, straight from the file; into
-    an array of fewer rows it writes the first of them. `copy_blocks` does so with 8-bit blocks,
-    where the tensor is stored as something that they hold exactly.
+    `copy` writes them into an array of `shape` and any float dtype, straight from the file; into
+    an array with fewer rows it writes the first of them. `copy_blocks` writes 8-bit blocks; it is
+    None unless these hold the stored type exactly.
     """
 
     tensor: str  # its name in the file
@@ -60,7 +60,7 @@ class WeightSource(Protocol):
 
     @property
     def stored(self) -> Mapping[str, int]:
-        """How many bytes of them are stored as which type."""
+        """Bytes of these tensors by stored type."""
 
     def rows(self, leaf: str) -> Sequence[Rows]: ...
 
@@ -69,11 +69,11 @@ Progress = Callable[[int, int], None]  # called with the bytes done, and those o
 
 
 def check(source: WeightSource) -> None:
-    """See that the checkpoint has every tensor of its architecture, and no other. Reads none.
+    """Check that the checkpoint has every tensor of its architecture, and no other. Reads none.
 
     Raises:
-        ModelLoadError: a tensor is missing, has another shape, or has no place in the model, as
-            a bias or an adapter, which left out would change the answers in silence.
+        ModelLoadError: a tensor is missing, has another shape, or has no place in the model. To
+            leave out such a bias or adapter would silently change the answers.
     """
     used = set()
     for path, shape in source.config.leaf_shapes.items():
@@ -99,7 +99,7 @@ def load_leaves(
         ModelLoadError: a tensor is missing, has another shape, or cannot be read.
     """
     plan = {path: _rows_for(source, path, tuple(leaf.shape)) for path, leaf in abstract.items()}
-    # The largest first, while memory is free; and what one stored array holds, together.
+    # The largest first, while memory is free; leaves from one stored array follow each other.
     paths = sorted(plan, key=lambda path: (-_nbytes(abstract[path]), plan[path][0].tensor))
     total = sum(_nbytes(leaf) for leaf in abstract.values())
     done = 0
@@ -117,7 +117,7 @@ def load_leaves(
 
 
 def _rows_for(source: WeightSource, path: str, shape: tuple[int, ...]) -> Sequence[Rows]:
-    """The leaf's rows, once they are known to make up its shape."""
+    """The leaf's rows, checked to make up its shape."""
     try:
         parts = source.rows(path)
     except KeyError as error:
@@ -143,7 +143,7 @@ def _fused_sizes(config: GemmaConfig, path: str) -> tuple[int, ...]:
 
 
 def _empty(leaf: Leaf, parts: Sequence[Rows]) -> Array | Blocks:
-    """What the parts can be copied into."""
+    """An array or blocks that the parts can be copied into."""
     shape, dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
     if dtype != np.int8:
         return aligned_empty(shape, dtype)

@@ -19,7 +19,7 @@ from gemma_server.errors import InvalidRequest
 from gemma_server.serving.model import LoadedModel
 from gemma_server.serving.models import Models
 
-DEPTHS = ("queue", "device")  # how far an echo goes, if not only through what carries it
+DEPTHS = ("queue", "device")  # how far an echo goes beyond the transport
 
 
 class EchoAnswer(TypedDict):
@@ -52,7 +52,7 @@ class Scores(TypedDict):
 
 
 def echo(body: EchoBody, models: Models, caller: Caller) -> EchoAnswer:
-    """What came, sent back; `through` says how far it goes before."""
+    """Send back what came; `through` says how far it goes first."""
     through = caller.params.get("through")
     if through is not None:
         if through not in DEPTHS:
@@ -63,7 +63,7 @@ def echo(body: EchoBody, models: Models, caller: Caller) -> EchoAnswer:
 
 
 def prompt(body: PromptBody, models: Models, caller: Caller) -> PromptAnswer | Stream:
-    """Continue a text, or several side by side."""
+    """Continue a text, or several in parallel."""
     loaded = caller.hold(models.resolve(body.model))
     if body.stream and not isinstance(body.prompt, str):
         raise InvalidRequest("a list of prompts cannot be streamed", param="stream")
@@ -92,7 +92,7 @@ def score(body: ScoreBody, models: Models, caller: Caller) -> Scores:
 
 
 class PromptForm:
-    """Text, and then one part that tells how it ended."""
+    """Parts of text, then one part that says how it ended."""
 
     def parts(self, index: int, piece: Piece) -> Iterator[Document]:
         """More text."""
@@ -101,7 +101,7 @@ class PromptForm:
             yield part
 
     def keepalive(self) -> None:
-        """Nothing of its own."""
+        """No part: the transport has a keepalive of its own, if it needs one."""
 
     def end(self, job: Job) -> Iterator[Document]:
         """How it ended, and what it took."""

@@ -1,4 +1,4 @@
-"""What Ollama's routes answer to those who generate, whole and line by line."""
+"""The answers of Ollama's generating routes, whole and line by line."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ class Head(TypedDict):
 
 
 class Scores(TypedDict, total=False):
-    """Of the line's tokens, for those who ask."""
+    """Logprobs of the line's tokens, if wanted."""
 
     logprobs: list[TokenLogprob]
 
@@ -48,7 +48,7 @@ class End(Head, Scores, Costs):
 
 
 class Idle(Head):
-    """The answer to those who want the model loaded, which it is."""
+    """The answer to a request to load the model, which is loaded already."""
 
     done: Literal[True]
     done_reason: Literal["load"]
@@ -61,13 +61,13 @@ class MoreText(More):
 
 
 class GeneratedText(End):
-    """The end of /api/generate, with all of the text where nothing was streamed."""
+    """The end of /api/generate, with the whole text if it was not streamed."""
 
     response: str
 
 
 class ContinuableText(GeneratedText):
-    """The same with the ids of prompt and answer, unless the prompt was raw."""
+    """The end of /api/generate with the ids of prompt and answer, for a prompt that is not raw."""
 
     context: list[int]
 
@@ -92,7 +92,7 @@ class MoreChat(More):
 
 
 class ChatEnd(End):
-    """The end of /api/chat, with all of the message where nothing was streamed."""
+    """The end of /api/chat, with the whole message if it was not streamed."""
 
     message: OllamaMessage
 
@@ -108,7 +108,7 @@ Chatted = ChatEnd | IdleChat
 
 
 class _Form:
-    """What both ways to generate share."""
+    """What /api/generate and /api/chat share."""
 
     def __init__(self, body: OllamaBody, loaded: LoadedModel) -> None:
         self._body, self._tokenizer = body, loaded.tokenizer
@@ -172,7 +172,7 @@ class ChatForm(_Form):
 
 
 def spoken(text: str) -> OllamaMessage:
-    """A message of the model's."""
+    """A message from the model."""
     return {"role": "assistant", "content": text}
 
 
@@ -182,7 +182,7 @@ def head(name: str) -> Head:
 
 
 def rfc3339(moment: datetime) -> str:
-    """A time of UTC, as Go reads it."""
+    """A time in UTC, as Go reads it."""
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
@@ -197,7 +197,7 @@ class LineForm:
         yield self._form.more(piece.text, piece.tokens)
 
     def keepalive(self) -> Document:
-        """Text without a character: there are no comments in JSON."""
+        """A line with empty text, as JSON has no comments."""
         return self._form.more("")
 
     def end(self, job: Job) -> Iterator[Document]:

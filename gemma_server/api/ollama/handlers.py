@@ -1,6 +1,6 @@
-"""Ollama's routes: /api/generate, /api/chat, and those that tell what is there.
+"""Ollama's routes: /api/generate, /api/chat, and those that describe models and server.
 
-The wire as ollama/ollama's `api/types.go` and ollama/ollama-python's `_types.py` have it.
+The wire format follows ollama/ollama's `api/types.go` and ollama/ollama-python's `_types.py`.
 """
 
 from datetime import UTC, datetime
@@ -38,7 +38,7 @@ from gemma_server.serving.model import LoadedModel
 from gemma_server.serving.models import Models
 from gemma_server.text.chat_template import Message, encode_chat
 
-# Whose routes these are: clients look for the least that they work with (clients/compat has it).
+# The version whose routes these are: clients check for the least they work with (clients/compat).
 _OLLAMA_VERSION = "0.17.4"
 _NEVER = "9999-12-31T23:59:59Z"
 _TEMPLATE = (
@@ -62,7 +62,7 @@ class Details(TypedDict):
 
 
 class Tag(TypedDict):
-    """The model, to those who look for one."""
+    """A model in a list of models."""
 
     name: str
     model: str
@@ -131,7 +131,7 @@ def chat(body: ChatBody, models: Models, caller: Caller) -> Chatted | Answer | S
         loads: IdleChat = {**_idle(body), "message": spoken("")}
         return _one_line(body, loads)
     steps, truncation = _room(body, loaded)
-    # As Ollama's template for Gemma 3 has it: what the model was made to say goes on.
+    # As in Ollama's template for Gemma 3: the model continues a last message of its own.
     goes_on = body.messages[-1].role == "assistant"
     ids = encode_messages(loaded, body.messages, truncation, caller.stages, goes_on=goes_on)
     job = _job(body, ids, steps, truncation, loaded, models, caller)
@@ -153,12 +153,12 @@ def running(body: None, models: Models, caller: Caller) -> RunningTags:
 
 
 def show(body: ShowBody, models: Models, caller: Caller) -> Description:
-    """What a model is."""
+    """Describe a model."""
     return _show(caller.hold(models.resolve(body.model)))
 
 
 def version(body: None, models: Models, caller: Caller) -> Version:
-    """Whose routes these are."""
+    """The version of Ollama whose routes these are."""
     return {"version": _OLLAMA_VERSION}
 
 
@@ -185,7 +185,7 @@ def _job(
 def _encode(
     body: GenerateBody, loaded: LoadedModel, truncation: Truncation, stages: Stages
 ) -> list[int]:
-    """The prompt's ids: raw, or a turn behind those of `context`."""
+    """The prompt's ids: raw, or as a turn after the ids of `context`."""
     tokenizer = loaded.tokenizer
     with timed(stages, "tokenize"), prompt_in("prompt"):
         if body.raw:
@@ -208,14 +208,14 @@ def _check_raw(body: GenerateBody) -> None:
 
 
 def _ended(context: list[int], loaded: LoadedModel) -> list[int]:
-    """An earlier answer's `context` with the model's turn closed behind it."""
+    """An earlier answer's `context`, with the model's turn closed."""
     tokenizer = loaded.tokenizer
     check_tokens(context, tokenizer.vocab_size, "context")
     return [*context, tokenizer.end_of_turn_id, *tokenizer.encode_literal("\n")]
 
 
 def _idle(body: OllamaBody) -> Idle:
-    """Without a prompt Ollama loads the model, which it is already, or unloads it."""
+    """Without a prompt Ollama loads the model, which is loaded here, or unloads it: refused."""
     if body.keep_alive in (0, "0", "0s"):
         raise InvalidRequest(
             "keep_alive: this server keeps its one model loaded; stop it to free the memory",
@@ -226,7 +226,7 @@ def _idle(body: OllamaBody) -> Idle:
 
 
 def _one_line(body: OllamaBody, answer: IdleText | IdleChat) -> Answer:
-    """What is streamed as well as told in one."""
+    """An answer that is a single line, streamed or not."""
     return Answer(answer, content_type=LINES if body.stream else None)
 
 

@@ -30,7 +30,7 @@ Integer = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]
 
 
 class Options(ForeignBody):
-    """How to choose each token, and how many. What only tunes Ollama's own runner is ignored."""
+    """How to sample, and how many tokens. Options that only tune Ollama's runner are ignored."""
 
     WITHIN: ClassVar[str] = "options."
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -68,7 +68,7 @@ class Options(ForeignBody):
         )
 
     def steps(self, context_length: int, max_steps: int | None) -> int:
-        """The most tokens to generate; below 1, until the model or the context ends.
+        """The most tokens to generate; with `num_predict` below 1, as many as are allowed.
 
         Raises:
             InvalidRequest: more than the server's operator allows, or a larger context.
@@ -86,7 +86,7 @@ class Options(ForeignBody):
 
 
 class OllamaBody(ForeignBody, ModelBody):
-    """What both ways to generate share."""
+    """What /api/generate and /api/chat share."""
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "format": ("",),
@@ -101,14 +101,14 @@ class OllamaBody(ForeignBody, ModelBody):
     model: Annotated[str, Field(min_length=1)]
     stream: bool = True
     options: Options = Options()
-    truncate: bool = False  # Ollama's own default cuts in silence
+    truncate: bool = False  # Ollama's default is true: it truncates without notice
     logprobs: bool = False
     top_logprobs: TopLogprobs = 0
     keep_alive: Any = None  # the model stays loaded anyway
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """How many of the likeliest tokens to tell beside each; None for no logprobs."""
+        """How many of the likeliest tokens to return with each; None for no logprobs."""
         return self.top_logprobs if self.logprobs else None
 
 

@@ -1,4 +1,4 @@
-"""What OpenAI's routes answer, whole and in parts."""
+"""The answers of OpenAI's routes, whole and in parts."""
 
 import time
 import uuid
@@ -24,7 +24,7 @@ from gemma_server.serving.model import LoadedModel
 
 
 class PromptTokensDetails(TypedDict):
-    """Of the prompt's tokens, those that were not computed again."""
+    """How many of the prompt's tokens were not computed again."""
 
     cached_tokens: int
 
@@ -56,14 +56,14 @@ class AssistantMessage(TypedDict):
 
 
 class Delta(TypedDict, total=False):
-    """More text; who speaks, in front of the first."""
+    """More text; the first has the role."""
 
     role: Literal["assistant"]
     content: str
 
 
 class ChatLogprobs(TypedDict):
-    """Of each token."""
+    """The logprobs of each token."""
 
     content: list[TokenLogprob]
     refusal: None
@@ -88,7 +88,7 @@ class ChatChunkChoice(TypedDict):
 
 
 class TextChoice(TypedDict):
-    """One continued text, or more of it, which has no finish_reason before its end."""
+    """One continued text, or a part of it; only the last part has a finish_reason."""
 
     index: int
     text: str
@@ -124,7 +124,7 @@ class ChatLastChunk(ChatChunk, Costs):
 
 
 class ChatUsageChunk(ChatChunk):
-    """What follows it for those who ask, without choices."""
+    """The last chunk if usage was asked for; it has no choices."""
 
     usage: OpenAIUsage
 
@@ -141,7 +141,7 @@ class TextLastChunk(TextChunk, Costs):
 
 
 class TextUsageChunk(TextChunk):
-    """What follows it for those who ask, without choices."""
+    """The last chunk if usage was asked for; it has no choices."""
 
     usage: OpenAIUsage
 
@@ -178,7 +178,7 @@ class ChatForm:
         }
 
     def opening(self, index: int, scores: Sequence[Logprobs]) -> ChatChunk | None:
-        """Who speaks, before there is text."""
+        """The role, before there is text."""
         return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
 
     def part(self, index: int, piece: Piece) -> ChatChunk:
@@ -218,7 +218,7 @@ class ChatForm:
 
 
 class TextForm:
-    """Continued texts, behind the prompts' own where they are to be echoed."""
+    """Continued texts, each after its prompt if that is echoed."""
 
     def __init__(self, loaded: LoadedModel, prompts: list[list[int]], body: CompletionBody) -> None:
         self._head = _head("cmpl", loaded)
@@ -281,7 +281,7 @@ class TextForm:
 
 
 def _ended_by(completion: Completion) -> list[Scored]:
-    """The stop token, which evaluation harnesses take to be among the tokens sampled."""
+    """The stop token: evaluation harnesses expect it among the sampled tokens."""
     return scored([completion.stop_token] if completion.stop_token else [])
 
 
@@ -307,8 +307,8 @@ def usage(job: Job, n: int) -> OpenAIUsage:
 
 
 class ChunkForm:
-    """Chunks. The one with a choice's finish_reason is its last, and usage comes once: openai-go
-    adds it up."""
+    """Chunks. A choice's last one has its finish_reason. Usage comes once, since openai-go adds it
+    up."""
 
     def __init__(self, form: ChatForm | TextForm, body: OpenAIBody) -> None:
         self._form, self._n = form, body.n
@@ -322,10 +322,10 @@ class ChunkForm:
             yield self._form.part(index, piece)
 
     def keepalive(self) -> None:
-        """Nothing of its own."""
+        """No part: the transport has a keepalive of its own, if it needs one."""
 
     def end(self, job: Job) -> Iterator[Document]:
-        """Why each choice ended, and what all of it took."""
+        """Why each choice ended, and the usage and timings."""
         *others, last = enumerate(job.completions)
         for index, completion in others:
             yield from self._open(index)

@@ -1,6 +1,6 @@
 """OpenAI's routes: /v1/completions, /v1/chat/completions, /v1/models; and /tokenize beside them.
 
-What the official clients demand of the wire is told in their sources: openai/openai-python,
+The official clients' sources say what they require of the wire: openai/openai-python,
 `_streaming.py`, and openai/openai-go, `packages/ssestream`.
 """
 
@@ -38,7 +38,7 @@ from gemma_server.serving.models import Models
 
 
 class ModelCard(TypedDict):
-    """The model, to those who look for one."""
+    """A model in the list of models."""
 
     id: str
     object: Literal["model"]
@@ -48,7 +48,7 @@ class ModelCard(TypedDict):
 
 
 class ModelCards(TypedDict):
-    """All models: the one."""
+    """GET /v1/models: all models, of which there is one."""
 
     object: Literal["list"]
     data: list[ModelCard]

@@ -1,4 +1,4 @@
-"""What OpenAI's routes accept; its own extensions are named as vLLM names them."""
+"""What OpenAI's routes accept; extensions have vLLM's names."""
 
 import re
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ MaxTokens = Annotated[Whole, Field(ge=1, le=_MAX_TOKENS)]
 TokenIds = Annotated[list[int], Field(min_length=1, max_length=_MAX_IDS)]
 
 
-# Of vLLM, llama.cpp and their kin: what people send to this route beside OpenAI's own.
+# Fields of vLLM, llama.cpp and similar servers that people send to this route.
 _FOREIGN: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), ()),
     **dict.fromkeys(("structured_outputs", "json_schema", "prompt_logprobs"), ()),
@@ -49,13 +49,13 @@ _FOREIGN: Mapping[str, tuple[Any, ...]] = {
 
 
 class StreamOptions(ForeignBody):
-    """What a stream shall tell beside the text."""
+    """What a stream contains beside the text."""
 
     include_usage: bool = False
 
 
 class OpenAIBody(ForeignBody, ModelBody):
-    """What both ways to generate share."""
+    """What chats and completions share."""
 
     max_tokens: MaxTokens | None = None
     temperature: Temperature = 1.0
@@ -82,7 +82,7 @@ class OpenAIBody(ForeignBody, ModelBody):
         """The tokens whose logits are changed, and by how much.
 
         Raises:
-            InvalidRequest: a key is no token.
+            InvalidRequest: a key is not a token.
         """
         for key in self.logit_bias:
             if not re.fullmatch("[0-9]{1,9}", key):
@@ -110,7 +110,7 @@ class OpenAIBody(ForeignBody, ModelBody):
         """The tokens that end an answer.
 
         Raises:
-            InvalidRequest: one of stop_token_ids is no token.
+            InvalidRequest: one of stop_token_ids is not a token.
         """
         check_tokens(self.stop_token_ids, vocab_size, "stop_token_ids")
         own = frozenset[int]() if self.ignore_eos else model_s
@@ -143,10 +143,11 @@ class ChatCompletionBody(OpenAIBody):
 
     @property
     def goes_on(self) -> bool:
-        """The model goes on with the last message, which is its own, as vLLM has it.
+        """Whether the model continues the last message, which is its own, as in vLLM.
 
         Raises:
-            InvalidRequest: that is no message of its own, or it shall say nothing at all.
+            InvalidRequest: that message is not its own, or neither a continuation nor a new answer
+                is wanted.
         """
         name = "continue_final_message"
         if self.continue_final_message and self.messages[-1].role != "assistant":
@@ -171,7 +172,7 @@ class ChatCompletionBody(OpenAIBody):
         return False
 
     def steps(self, context_length: int, max_steps: int | None) -> int:
-        """The most tokens to generate; by default until the model ends, or the context does.
+        """The most tokens to generate; by default up to the model's end or the context's.
 
         Raises:
             InvalidRequest: more than the server's operator allows.
@@ -208,7 +209,7 @@ class CompletionBody(OpenAIBody):
 
     @property
     def scores_prompt(self) -> bool:
-        """What is echoed has logprobs too."""
+        """An echoed prompt has logprobs too."""
         return self.echo and self.logprobs is not None
 
     @property
@@ -222,7 +223,7 @@ class CompletionBody(OpenAIBody):
         return list(self.prompt) if self.has_several_prompts else [self.prompt]
 
     def steps(self, context_length: int, max_steps: int | None) -> int:
-        """The most tokens to generate, by default 16 as OpenAI has it.
+        """The most tokens to generate, by default 16 as at OpenAI.
 
         Raises:
             InvalidRequest: more than the server's operator allows.
@@ -233,13 +234,13 @@ class CompletionBody(OpenAIBody):
 
 
 class TokenizeBody(ForeignBody, ModelBody):
-    """POST /tokenize, as vLLM has it."""
+    """POST /tokenize, as in vLLM."""
 
     prompt: str
     add_special_tokens: bool = True
 
 
 class DetokenizeBody(ForeignBody, ModelBody):
-    """POST /detokenize, as vLLM has it."""
+    """POST /detokenize, as in vLLM."""
 
     tokens: Annotated[list[int], Field(max_length=_MAX_IDS)]

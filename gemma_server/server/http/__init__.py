@@ -1,1 +1,1 @@
-"""HTTP's connections as gunicorn's worker has them: sockets, request heads, threads."""
+"""HTTP connections in gunicorn's worker: sockets, request heads, threads."""

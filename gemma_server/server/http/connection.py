@@ -10,9 +10,9 @@ from typing import Any
 
 
 class AnswerSocket(socket.socket):
-    """Sends an answer's head together with the first part of its body, and reads for so long only.
+    """Sends an answer's head with the first part of its body, and can limit the time to read.
 
-    gunicorn sends them one after the other: two packets, and a client that wakes up twice.
+    gunicorn sends head and body separately: two packets, which wake the client twice.
     """
 
     _head: bytes = b""
@@ -27,17 +27,17 @@ class AnswerSocket(socket.socket):
         return connection
 
     def read_within(self, seconds: float) -> None:
-        """Let what is read from now on take so long, all in all."""
+        """Limit the total time of all reads from now on."""
         self._read_until = time.monotonic() + seconds
         whole, rest = divmod(seconds, 1)
         limit = struct.pack("ll", int(whole), int(rest * 1e6))
         self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        """Some bytes.
+        """Read some bytes.
 
         Raises:
-            BlockingIOError: they took too long.
+            BlockingIOError: the time to read is over.
         """
         data = super().recv(bufsize, flags)
         if data and time.monotonic() > self._read_until:  # a peer that sends byte by byte
@@ -45,7 +45,7 @@ class AnswerSocket(socket.socket):
         return data
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """Send, or keep a head for what comes next; `flush` if nothing does."""
+        """Send; a head is kept and sent with what comes next, or by `flush`."""
         head, self._head = self._head, b""
         if head:
             super().sendall(head + data, flags)
@@ -55,7 +55,7 @@ class AnswerSocket(socket.socket):
             super().sendall(data, flags)
 
     def flush(self) -> None:
-        """Send a head that no body followed."""
+        """Send a head that has no body."""
         head, self._head = self._head, b""
         if head:
             super().sendall(head)

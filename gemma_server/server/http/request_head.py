@@ -1,7 +1,6 @@
-"""Request heads in the form in which almost all clients send them, read at once.
+"""Parses request heads of the usual form at once.
 
-gunicorn reads each head as if it could be anything, line by line; to a short request that is a
-sixth of all its time.
+gunicorn's general parser works line by line, which takes a sixth of a short request's time.
 """
 
 import re
@@ -15,19 +14,18 @@ _PLAIN = re.compile(
     rb"(GET|POST) ((/[A-Za-z0-9/._~-]*)(?:\?([A-Za-z0-9/._~=&%+-]*))?) HTTP/1\.1"
     rb"((?:\r\n[A-Za-z0-9-]+: ?(?:[!-~]+(?: +[!-~]+)*)?)*)\r\n\r\n"
 )
-_MAX_PLAIN_BYTES = 4000  # no line of it is too long for gunicorn, by its default limits
-_POLICIES = frozenset({"EXPECT", "TRANSFER-ENCODING"})  # headers that gunicorn decides upon
+_MAX_PLAIN_BYTES = 4000  # so no line exceeds gunicorn's default limits
+_POLICIES = frozenset({"EXPECT", "TRANSFER-ENCODING"})  # headers that gunicorn handles
 
 
 class PlainRequest(Request):  # type: ignore[misc]  # gunicorn is untyped
-    """A request whose head is read at once if it is plain, and else as gunicorn does.
+    """A request whose head is parsed at once if it is plain, and by gunicorn otherwise.
 
-    What the headers mean is not decided here: how long the body is, and whether the connection
-    stays, gunicorn finds in the same `headers`.
+    gunicorn still interprets the headers: the body's length, and whether the connection stays.
     """
 
     def parse(self, unreader: Any) -> bytes:
-        """Read the head; what has come behind it is returned."""
+        """Read the head; return the bytes that came after it."""
         data: bytes = unreader.read()
         plain = _PLAIN.match(data, 0, _MAX_PLAIN_BYTES)
         if plain is not None and self._accepts(headers := _headers(plain[5])):
@@ -57,7 +55,7 @@ class PlainParser(RequestParser):  # type: ignore[misc]  # gunicorn is untyped
 
 
 def _headers(lines: bytes) -> list[tuple[str, str]]:
-    """As gunicorn has them: names in capitals, values without spaces around them."""
+    """The headers in gunicorn's form: names in capitals, values stripped."""
     found = []
     for line in lines.decode().split("\r\n")[1:]:
         name, _, value = line.partition(":")

@@ -1,5 +1,5 @@
-"""gunicorn's thread worker as to its connections: quick for those who keep one, and unmoved by
-those who stall, never close, or never say a word."""
+"""Connections of gunicorn's thread worker: fast for kept connections, and not held up by clients
+that stall, never close, or never send anything."""
 
 import errno
 import logging
@@ -23,34 +23,34 @@ from gemma_server.server.http.request_head import PlainParser
 logger = logging.getLogger(__name__)
 
 SOCKET_TIMEOUT_S = 30  # for a client to send its request, or to read more of its answer
-LINGER_MS = 5  # that a thread stays with a connection for its next request
-AWAKE_S = 300e-6  # of it without going to sleep, if it is the only one: waking up costs as much
+LINGER_MS = 5  # a thread waits so long for a connection's next request
+AWAKE_S = 300e-6  # of that it spins, if it is the only one: waking up costs as much
 _CLOSING_S = 2.0  # for a client to close once the server has
 _READ_BYTES = 1 << 16
 _NO_FILE_S = 0.05
 
 
 class HttpWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
-    """Takes connections in its main thread, which never waits for any of them; a connection has a
-    thread while a request of it is being read and answered, and for a moment behind."""
+    """Accepts connections in its main thread, which never waits for any of them. A connection has a
+    thread while one of its requests is read and answered, and for a moment afterwards."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.handled: set[TConn] = set()  # connections that have a thread
-        self.closing: deque[TConn] = deque()  # that wait for their clients to close
-        # On one processor the client could not run while it is awaited.
+        self.closing: deque[TConn] = deque()  # connections that wait for their clients to close
+        # With one CPU, the client could not run while a thread spins.
         self.awake_s = AWAKE_S if (os.cpu_count() or 1) > 1 else 0.0
 
     def set_accept_enabled(self, enabled: bool) -> None:
-        """Take new connections or not; a worker that ends closes its listeners at once, lest the
-        kernel go on accepting for it."""
+        """Accept new connections or not. A worker that ends closes its listeners at once: else the
+        kernel would go on accepting for it."""
         super().set_accept_enabled(enabled)
         if not self.alive:
             for listener in self.sockets:
                 listener.close()
 
     def accept(self, listener: socket.socket) -> None:
-        """Take a connection; while there is no file descriptor for it, it waits."""
+        """Accept a connection; it stays in the backlog while no file descriptor is free."""
         try:
             super().accept(listener)
         except OSError as error:
@@ -60,7 +60,7 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
             time.sleep(_NO_FILE_S)  # the listener stays readable
 
     def enqueue_req(self, conn: TConn) -> None:
-        """Hand a connection to a thread; a new one not before it has said something."""
+        """Hand a connection to a thread; a new one only once it has sent something."""
         if conn.initialized or conn.data_ready:
             super().enqueue_req(conn)
             return
@@ -76,11 +76,11 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         self._watch(conn, partial(self.on_pending_socket_readable, conn))
 
     def handle(self, conn: TConn) -> Any:
-        """Answer a connection's requests as long as they come at once.
+        """Answer a connection's requests as long as the next one comes at once.
 
-        gunicorn hands a connection back to its main thread after each answer, and that one to
-        another thread when there is more to read: two changes of thread, which take as long as
-        the rest of a short request.
+        gunicorn hands a connection back to its main thread after each answer, which hands it to
+        another thread when there is more to read. These two changes of thread take as long as the
+        rest of a short request.
         """
         self.handled.add(conn)
         try:
@@ -91,9 +91,9 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
             self.handled.discard(conn)
 
     def handle_request(self, req: Any, conn: TConn) -> Any:
-        """Answer one request, a head without a body too."""
+        """Answer one request, and flush an answer that has no body."""
         if _announced_bytes(req) > MAX_BODY_BYTES:
-            req.must_close = True  # nobody will read all of it, and the answer says so
+            req.must_close = True  # the body will not be read, and the answer says so
         try:
             return super().handle_request(req, conn)
         finally:
@@ -103,8 +103,8 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
     def finish_request(self, conn: TConn, fs: Future[Any]) -> None:
         """Wait for the next request, or close the connection.
 
-        gunicorn waits in this thread, up to 2 seconds each time, for a client to close first:
-        thirty that do not, and the master takes the worker for dead.
+        gunicorn waits in this thread up to 2 seconds for each client to close first: with thirty
+        that do not, the master takes the worker for dead.
         """
         gone = fs.cancelled() or fs.exception() is not None
         if gone or fs.result() or self.cfg.is_ssl:
@@ -113,7 +113,7 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         try:
             conn.sock.setblocking(False)
             conn.sock.shutdown(socket.SHUT_WR)
-        except OSError:  # the client is gone, or gunicorn has closed it amid an answer
+        except OSError:  # disconnected, or closed by gunicorn amid an answer
             self.nr_conns -= 1
             conn.close()
             return
@@ -122,13 +122,13 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         self._watch(conn, partial(self._read_away, conn))
 
     def murder_pending(self) -> None:
-        """Close what has been waited for long enough."""
+        """Close connections that have waited long enough."""
         super().murder_pending()
         while self.closing and self.closing[0].timeout <= time.monotonic():
             self._close(self.closing[0])
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """A worker that ends waits no longer than this for connections that say nothing."""
+        """Limit how long a worker that ends waits for connections that have sent nothing."""
         super()._cap_keepalive(deadline)
         for conn in self.pending_conns:
             conn.timeout = min(conn.timeout, deadline)
@@ -139,7 +139,7 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         return super().handle(conn)
 
     def _has_more(self, conn: TConn) -> bool:
-        """Whether the next request comes within a moment, while no other needs the thread."""
+        """Whether the next request comes within `LINGER_MS`, while no other needs the thread."""
         if not self.alive or conn.is_http2 or self.tpool._work_queue.qsize():
             return False
         if conn.parser.unreader.buf.getvalue():
@@ -156,7 +156,8 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
         self.poller.register(conn.sock, selectors.EVENT_READ, act)
 
     def _read_away(self, conn: TConn, sock: socket.socket) -> None:
-        """What still comes would make the kernel take back the end of the answer."""
+        """Read and drop what still comes: unread bytes would make the kernel reset the connection,
+        and the client would lose the end of the answer."""
         try:
             ended = not sock.recv(_READ_BYTES)
         except BlockingIOError:
@@ -174,5 +175,5 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
 
 
 def _announced_bytes(req: Any) -> int:
-    """The length of the body by its header, which gunicorn has checked; 0 if it comes in chunks."""
+    """The body's length by its header, which gunicorn has checked; 0 for a chunked body."""
     return next((int(value) for name, value in req.headers if name == "CONTENT-LENGTH"), 0)

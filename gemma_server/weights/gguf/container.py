@@ -29,9 +29,9 @@ _SCALARS = {  # GGUF's value type -> NumPy's little-endian dtype
 _STRING, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 4
 _DEFAULT_ALIGNMENT = 32
-# No Gemma comes near these; within a large file a hostile header could stay busy for minutes.
+# No Gemma comes near these limits; without them a hostile header could take minutes to parse.
 _MOST_ENTRIES, _MOST_STRINGS = 10_000, 1 << 20
-_CHUNK_BYTES = 1 << 18  # dequantise this much at a time: it stays in the CPU's caches
+_CHUNK_BYTES = 1 << 18  # dequantised at a time: it stays in the CPU's caches
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class GgufFile:
     """An opened GGUF file: `metadata` by key, `tensors` by name.
 
     Raises:
-        ModelLoadError: not a GGUF file, an unknown version, or a header that its size belies.
+        ModelLoadError: not a GGUF file, an unknown version, or a header that contradicts its size.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,10 +73,10 @@ class GgufFile:
         self.metadata, self.tensors = _Header(path, self._data).parse()
 
     def refuse_undecodable(self, names: Iterable[str]) -> None:
-        """Say which of the tensors, if any, is of a type that cannot be dequantised.
+        """Refuse a tensor of a type that cannot be dequantised.
 
         Raises:
-            ModelLoadError: one is.
+            ModelLoadError: one of the tensors has such a type; the text names it.
         """
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
         from gguf.quants import dequantize
@@ -116,7 +116,7 @@ class GgufFile:
             out.values[rows] = values.reshape(len(raw), -1)
 
     def _chunks(self, tensor: Tensor, rows: int) -> Iterator[tuple[slice, npt.NDArray[np.uint8]]]:
-        """The first rows of a tensor as stored, [rows, bytes], so many that they fit a cache."""
+        """The first rows of a tensor as stored, in chunks [rows, bytes] that fit a CPU's cache."""
         stored = math.prod(tensor.shape[:-1])
         raw = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.start).reshape(stored, -1)
         step = max(1, _CHUNK_BYTES // raw.shape[1])
@@ -126,7 +126,7 @@ class GgufFile:
         self._forget(tensor)
 
     def _forget(self, tensor: Tensor) -> None:
-        """Give the pages of a tensor back: the file shall not stay in memory beside its values."""
+        """Release a tensor's pages, so that the file does not stay in memory beside its values."""
         start = tensor.start // mmap.PAGESIZE * mmap.PAGESIZE
         self._data.madvise(mmap.MADV_DONTNEED, start, tensor.start + tensor.nbytes - start)
 
@@ -213,7 +213,7 @@ class _Header:
         return np.frombuffer(raw, dtype)
 
     def _strings(self, count: int) -> list[str]:
-        """As `_string` so often, without its calls: a vocabulary has a quarter of a million."""
+        """`count` strings, without a call of `_string` for each: a vocabulary has over 250,000."""
         data, at, size = self._data, self._at, len(self._data)
         length_at = struct.Struct("<Q").unpack_from
         strings = []
@@ -234,7 +234,7 @@ class _Header:
         return number
 
     def _checked(self, count: int, least_bytes: int, what: str, most: int | None = None) -> int:
-        """`count`, when that many things of at least `least_bytes` can still follow."""
+        """Return `count` if that many items of at least `least_bytes` can still follow."""
         if count * least_bytes > len(self._data) - self._at:
             raise self._damaged(
                 f"{count} {what} announced at byte {self._at}, more than fit; {INCOMPLETE}"

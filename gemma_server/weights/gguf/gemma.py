@@ -1,4 +1,4 @@
-"""A Gemma in a GGUF file: its architecture from the metadata, its tensors under our names."""
+"""A Gemma in a GGUF file: its architecture from the metadata, its tensors by leaf."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +17,7 @@ from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.numbers import Numbers
 from gemma_server.weights.source import EMBEDDING, Rows
 
-_NOT_TEXT = ("v.", "mm.")  # the vision tower and its projector, in a file that has all
+_NOT_TEXT = ("v.", "mm.")  # prefixes of the vision tower and its projector
 _LAST_PIECE_TYPE = 6  # SentencePiece: normal, unknown, control, user defined, unused, byte
 
 
@@ -109,7 +109,7 @@ _IN_BLOCKS = {
 
 
 def _config(file: GgufFile, tensors: Collection[str]) -> GemmaConfig:
-    """The architecture from the metadata; what it leaves out, from the released row."""
+    """The architecture from the metadata; values that it lacks come from the released row."""
     family = file.metadata.get("general.architecture")
     if not isinstance(family, str) or family not in FAMILIES:
         raise ModelLoadError(f"{file.path}: not a Gemma 1, 2 or 3: architecture {family!r:.100}")
@@ -158,7 +158,7 @@ def _shape(file: GgufFile, number: Numbers, tensors: Collection[str]) -> Shape:
 
 
 def _local_rope_base(number: Numbers, preset: Preset) -> float:
-    """Files say it since llama.cpp's converter writes `freq_base_swa`; before, it was implied."""
+    """In files since llama.cpp's converter writes `freq_base_swa`; implied in older ones."""
     if preset.qk_norm:  # the only generation whose layers have two bases
         return number.real("rope.freq_base_swa", preset.local_rope_base)
     return number.real("rope.freq_base", preset.local_rope_base)

@@ -13,7 +13,7 @@ from gemma_server.weights.arrays import Array
 from gemma_server.weights.files import INCOMPLETE, read_json, require_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# No Gemma comes near these; parsing more would take a hostile file's time.
+# No Gemma comes near these limits; a larger hostile file would take long to parse.
 _MOST_HEADER_BYTES, _MOST_INDEX_BYTES = 8 << 20, 8 << 20
 _FLOATS = {"F32": 4, "F16": 2, "BF16": 2}  # bytes of one value
 _CHUNK_BYTES = 1 << 22  # read this much at a time
@@ -21,7 +21,7 @@ _CHUNK_BYTES = 1 << 22  # read this much at a time
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies, and what its header says."""
+    """Where a tensor is stored, and what its header says."""
 
     file: Path
     shape: tuple[int, ...]
@@ -57,7 +57,7 @@ class SafetensorsDir:
         tensor = self.tensors[name]
         row_bytes = math.prod(tensor.shape[1:]) * _FLOATS[tensor.dtype]
         step = max(1, _CHUNK_BYTES // max(1, row_bytes))
-        # Opened anew for each tensor: closing it takes the pages read so far out of memory.
+        # Opened anew for each tensor: closing it releases the pages read so far.
         with safe_open(tensor.file, "numpy") as file:
             rows = file.get_slice(name)
             for row in range(0, len(out), step):
@@ -65,10 +65,10 @@ class SafetensorsDir:
                 out[row:stop] = rows[row:stop]
 
     def require_floats(self, names: Iterable[str]) -> None:
-        """Say which of the tensors, if any, holds no plain floats.
+        """Refuse tensors that do not hold plain floats.
 
         Raises:
-            ModelLoadError: one does not.
+            ModelLoadError: one of them does not; the text names it.
         """
         for name in names:
             tensor = self.tensors[name]
@@ -79,7 +79,7 @@ class SafetensorsDir:
                 )
 
     def _whole_files(self) -> list[Path]:
-        """All of them, without an index; hidden ones are the file system's."""
+        """All safetensors files, for a directory without an index; hidden files do not count."""
         single = self.path / SINGLE
         found = [single] if single.is_file() else sorted(self.path.glob("*.safetensors"))
         return [file for file in found if not file.name.startswith(".")]

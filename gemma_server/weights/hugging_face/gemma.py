@@ -20,7 +20,7 @@ from gemma_server.weights.numbers import Numbers
 from gemma_server.weights.source import EMBEDDING, Rows
 
 _TABLE = "embed_tokens.weight"
-# Beside the text model, or copies of what it has: the tied output layer, rotary tables.
+# Tensors outside the text model, or copies of its own: the tied output layer, rotary tables.
 _BESIDE = re.compile(r"(^|\.)(vision_tower|multi_modal_projector|lm_head|rotary_emb)\.")
 _OUTSIDE_LAYERS = {EMBEDDING: _TABLE, "final_norm/scale": "norm.weight"}
 _IN_LAYERS = {
@@ -39,7 +39,7 @@ _IN_LAYERS = {
 _GEMMA1_LAYERS = {**_IN_LAYERS, "pre_feed_forward_norm/scale": ("post_attention_layernorm",)}
 _FAMILIES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "gemma3_text": "gemma3"}
 _TANH_GELU = (None, "gelu_pytorch_tanh")
-# What transformers takes where a model of no released size says nothing.
+# The defaults of transformers, for a model of no released size.
 _DEFAULT_WINDOW, _DEFAULT_HEAD_DIM, _DEFAULT_QUERY_SCALAR = 4096, 256, 256
 
 
@@ -150,7 +150,7 @@ def _prefix(files: SafetensorsDir) -> str:
 
 
 def _config(path: Path, model: Mapping[str, Any], shapes: Mapping[str, Any]) -> GemmaConfig:
-    """The architecture: sizes from the tensors, checked against the file; the rest from it."""
+    """The architecture: sizes from the tensors, checked against config.json; the rest from that."""
     number = Numbers(model, str(path))
     family = _FAMILIES[model["model_type"]]
     row = preset_of_family(str(path), family, _shape(path, number, shapes))
@@ -208,7 +208,7 @@ def _shape(path: Path, number: Numbers, shapes: Mapping[str, Any]) -> Shape:
 
 
 def _global_every(number: Numbers, model: Mapping[str, Any], row: Preset) -> int:
-    """The period of global layers, said as a number or layer by layer."""
+    """The period of global layers, which is given as a number or layer by layer."""
     types = model.get("layer_types")
     if types is None or row.window is None:
         name = "_sliding_window_pattern"
@@ -226,7 +226,7 @@ def _global_every(number: Numbers, model: Mapping[str, Any], row: Preset) -> int
 
 
 def _with_rope(path: Path, model: Mapping[str, Any], preset: Preset) -> Preset:
-    """Rotary bases and factor; what the file does not say stays as it is in the released row."""
+    """The preset with the file's rotary bases and factor; values that it lacks stay as they are."""
     everywhere, local = _rope_parameters(path, model)
     number, local_number = Numbers(everywhere, str(path)), Numbers(local, str(path))
     base = number.real("rope_theta", preset.global_rope_base)
@@ -245,7 +245,7 @@ def _with_rope(path: Path, model: Mapping[str, Any], preset: Preset) -> Preset:
 def _rope_parameters(
     path: Path, model: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Those of the global and of the local layers, each with rope_theta and factor if said.
+    """The parameters of global and of local layers, each with rope_theta and factor if given.
 
     transformers 5 writes `rope_parameters`, by kind of layer where there are two; transformers 4
     `rope_theta`, `rope_local_base_freq`, and `rope_scaling`, which is null for no scaling.

@@ -16,10 +16,10 @@ from gemma_server.weights.files import INCOMPLETE
 
 _DRIVERS = {"/.zarray": "zarr", "/zarr.json": "zarr3"}
 _FLOATS = ("float32", "float16", "bfloat16")
-# Weights hardly compress; a header that promises more than this for its bytes is lying.
+# Weights hardly compress: a header that claims a higher ratio is false.
 _MOST_COMPRESSION = 64
 _UNFINISHED = ".orbax-checkpoint-tmp"
-_CACHE_OVERHEAD_BYTES = 64 << 20  # what tensorstore keeps beside a chunk counts, too
+_CACHE_OVERHEAD_BYTES = 64 << 20  # for what tensorstore's cache counts beside a chunk
 _STACK = "stacked_layers/"
 
 
@@ -47,10 +47,10 @@ def is_orbax(path: Path) -> bool:
 
 
 def refuse_other_dtypes(path: Path, arrays: Mapping[str, ts.TensorStore]) -> None:
-    """Say which of a model's arrays, if any, is no plain float.
+    """Refuse arrays that do not hold plain floats.
 
     Raises:
-        ModelLoadError: one is not.
+        ModelLoadError: one of them does not; the text names it.
     """
     for name, array in arrays.items():
         if array.dtype.name not in _FLOATS:
@@ -80,7 +80,7 @@ def _open(path: Path) -> dict[str, ts.TensorStore]:
                 opening[name.replace(".", "/")] = {
                     "driver": driver,
                     "kvstore": kvstore,
-                    # A chunk that is not there is an error, and not full of zeros.
+                    # A missing chunk is an error, not a chunk of zeros.
                     "fill_missing_data_reads": False,
                 }
     arrays = _open_all(opening, ts.Context())
@@ -104,7 +104,7 @@ def _open_all(
 
 
 def _regular_bytes(path: Path) -> int:
-    """The size of all files; a pipe among them would be waited for."""
+    """The size of all files, which must be regular: reading a pipe would block."""
     total = 0
     for file in path.rglob("*"):
         found = file.stat()

@@ -41,7 +41,7 @@ _NORMS = {
 
 
 class _Stored(NamedTuple):
-    """A layer's array, and the name it is stored under: a stack's name is that of many."""
+    """A layer's array, and the name it is stored under, which the layers of a stack share."""
 
     name: str
     array: ts.TensorStore
@@ -168,7 +168,7 @@ def _turned(stored: _Stored, axes: tuple[int, ...], *, columns: int = 1) -> Rows
 
 
 def _text_model(path: Path, arrays: Mapping[str, ts.TensorStore]) -> dict[str, ts.TensorStore]:
-    """The text model's arrays without whatever stands before their names."""
+    """The text model's arrays, their names without the layout's prefix."""
     tables = [
         name
         for name in arrays
