@@ -59,14 +59,9 @@ python_tests "servers, which wait more than they compute" \
 [ -z "$whole" ] || finish
 
 begin copy python_tests "a fresh copy of the repository" -m fresh_copy "$@"
-# Code that is not made fast is compiled in half the time.
-(
-    export XLA_FLAGS=--xla_backend_optimization_level=0
-    python_tests "tiny models that are compiled" \
-        -m "slow and not server" -n 2 --dist loadfile "$@"
-) || failed="$failed tiny"
-python_tests "real weights" \
-    -m "real_model and not fresh_copy" -n 2 --dist loadfile "$@" || failed="$failed real"
+python_tests "models that are compiled, and real weights" \
+    -m "(slow or real_model) and not server and not fresh_copy" \
+    -n 3 --dist loadfile "$@" || failed="$failed models"
 finish
 
 if [ -n "$failed" ]; then
