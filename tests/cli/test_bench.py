@@ -127,14 +127,14 @@ def test_the_command_measures_a_model(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(bench, "READ_BYTES", 1 << 20)
     monkeypatch.setattr(programs, "CHUNKS", (128, 256))  # fewer programs: they take all of the time
     monkeypatch.setattr(programs, "row_counts", lambda slots: [slots])
-    path = write_gguf(tmp_path / "model.gguf", "gemma3", tiny_weights("gemma3"))
+    path = write_gguf(tmp_path / "model.gguf", "gemma2", tiny_weights("gemma2"))
     flags = ("--model-checkpoint", path, "--cache-dir", tmp_path / "cache", "--dtype", "float32")
     done = _invoke("--rounds", 1, *flags)
     assert done.exit_code == 0, done.output
     *tables, line = done.stdout.splitlines()
     report = json.loads(line)
     assert "\n".join(tables) == format_report(report)
-    config = tiny_config("gemma3")
+    config = tiny_config("gemma2")
     assert report["weights_mb"] == round(4 * config.parameters / 1e6, 1)
     assert report["cache_kb_per_token"] == round(4 * config.cached_numbers_per_token / 1e3, 1)
     assert set(report["decode"]) == {"1", "2", "4", "8", "16"}

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.real_model
 # makes 7e-6 of the long story, which is why each text has to keep to it by itself.
 MOST_KL = 1e-6
 MOST_KL_OF_8_BITS = 1e-3
+LONGEST = 1000  # tokens; a text of more is read with 8 bits in the long run alone
 ORACLE_TEXTS = ["The sun rises in the east and sets", "1, 2, 3, 4", "数学と言語、そして"]
 
 
@@ -78,7 +79,8 @@ def test_the_distributions_are_the_library_s(scorer: Scorer, scored: list[Golden
 def test_8_bit_weights_cost_little(checkpoint: Path, scored: list[Golden]) -> None:
     """llama.cpp's mean is 8e-3, on the same file and measured the same way."""
     scorer = Scorer(checkpoint, "int8")
-    kl = [compare(golden, scorer.logits(golden.tokens, golden.positions)).kl for golden in scored]
+    texts = [golden for golden in scored if is_long() or len(golden.tokens) < LONGEST]
+    kl = [compare(golden, scorer.logits(golden.tokens, golden.positions)).kl for golden in texts]
     assert np.concatenate(kl).mean() <= MOST_KL_OF_8_BITS
 
 

@@ -110,19 +110,14 @@ def test_a_gguf_without_a_compiler_is_served_in_float32(start: Start, tmp_path: 
     _assert_answers_as_the_oracle(server, "gemma3", weights)
 
 
-def test_bfloat16_serves_too(start: Start, tmp_path: Path) -> None:
+def test_bfloat16_serves_too_and_nothing_compiles_after_ready(start: Start, tmp_path: Path) -> None:
     env = COMPILED_SOON | _gguf("gemma1-mqa", tiny_weights("gemma1-mqa"), tmp_path)
-    server = start(*SERVE_REAL, "--dtype", "bfloat16", env=env)
-    assert server.prompt("hello", ignore_eos=True, sampling_steps=4).status == 200
-
-
-def test_nothing_compiles_after_ready(start: Start, tmp_path: Path) -> None:
-    env = COMPILED_SOON | _gguf("gemma1-mqa", tiny_weights("gemma1-mqa"), tmp_path)
-    server = start(*SERVE_REAL, "--slots", "2", env=env)
+    server = start(*SERVE_REAL, "--slots", "2", "--dtype", "bfloat16", env=env)
     before = server.metrics()["gemma_compilations_total"]
     assert before > 0
-    server.prompt(["a", "b" * 50, "c"], temperature=1.0, top_k=3, top_p=0.5, min_p=0.1)
-    server.prompt("d", sampling_steps=5)
+    drawn = {"temperature": 1.0, "top_k": 3, "top_p": 0.5, "min_p": 0.1}
+    assert server.prompt(["a", "b" * 50, "c"], **drawn).status == 200
+    assert server.prompt("d", ignore_eos=True, sampling_steps=5).status == 200
     assert server.metrics()["gemma_compilations_total"] == before
 
 
