@@ -8,6 +8,7 @@
         ├── PromptRefused          no prompt can be like that                    400
         │   ├── InvalidText
         │   ├── EmptyPrompt
+        │   ├── ChatRefused
         │   └── ContextLengthExceeded
         ├── BatchTooLarge          more prompts at once than can ever be taken   400
         ├── ModelNotFound          another model was asked for                   404
@@ -76,6 +77,15 @@ class EmptyPrompt(PromptRefused):
 
     def __init__(self) -> None:
         super().__init__("the prompt is empty")
+
+
+class ChatRefused(PromptRefused):
+    """The model's chat template cannot render the messages: `reason`, at its line `line`."""
+
+    def __init__(self, reason: str, line: int | None) -> None:
+        where = "" if line is None else f", line {line}"
+        super().__init__(f"the model's chat template{where}: {reason}")
+        self.line = line
 
 
 class ContextLengthExceeded(PromptRefused):

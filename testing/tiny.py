@@ -104,9 +104,20 @@ def write_orbax(path: Path, weights: Mapping[str, Any], **options: bool) -> Path
     return path
 
 
-def write_gguf(path: Path, name: str, weights: Weights) -> Path:
-    """Write the weights as llama.cpp's converter would, in f32, with its tokenizer."""
+def write_gguf(
+    path: Path, name: str, weights: Weights, metadata: Mapping[str, Any] | None = None
+) -> Path:
+    """Write the weights as llama.cpp's converter would, in f32, with its tokenizer.
+
+    `metadata` is written over its own; None leaves a key out.
+    """
+    from gguf import GGUFValueType
+
     writer = gguf_writer(path, name, PRESETS[name])
+    for key, value in (metadata or {}).items():
+        writer.kv_data[0].pop(key, None)
+        if value is not None:
+            writer.add_key_value(key, value, GGUFValueType.get_type(value))
     for tensor, values in gguf_tensors(PRESETS[name], weights).items():
         writer.add_tensor(tensor, np.ascontiguousarray(values, np.float32))
     finish_gguf(writer)

@@ -10,7 +10,7 @@ from gemma_server.api.timing import Stages, timed
 from gemma_server.api.truncation import Truncation
 from gemma_server.errors import InvalidRequest
 from gemma_server.serving.model import LoadedModel
-from gemma_server.text.chat_template import Message, Role, encode_chat
+from gemma_server.text.chat_template import Message, Role
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 4096  # of one message
@@ -64,7 +64,7 @@ def encode_messages(
         plain = [_plain(index, message) for index, message in enumerate(messages)]
         ids = truncation.items(
             plain,
-            lambda messages: encode_chat(loaded.tokenizer, messages, goes_on=goes_on),
+            lambda messages: loaded.chat.encode(messages, goes_on=goes_on),
             keep=lambda message: message.role == "system",
         )
         loaded.engine.check_prompt(len(ids))

@@ -18,7 +18,8 @@ from gemma_server.cli.opening import open_or_fail
 from gemma_server.cli.options import tokenizer_option
 from gemma_server.errors import ModelLoadError, UsageError
 from gemma_server.serving.checkpoint import Checkpoint
-from gemma_server.weights.converted import write_config
+from gemma_server.weights.converted import write_description
+from gemma_server.weights.files import CHAT_TEMPLATE
 from gemma_server.weights.source import Progress, load_leaves
 
 # The bytes of one later read: small enough for memory, large enough for the disk.
@@ -57,8 +58,10 @@ def convert(
             tree = _tree(checkpoint, dtype, progress)
             at(f"writing {target}")
             _save(scratch / "tree", tree)
-            write_config(scratch / "tree", checkpoint.config)
+            write_description(scratch / "tree", checkpoint.config, checkpoint.weights.stop_ids)
             (scratch / "tree" / "tokenizer.model").write_bytes(checkpoint.tokenizer_model)
+            if checkpoint.weights.chat_template is not None:
+                (scratch / "tree" / CHAT_TEMPLATE).write_text(checkpoint.weights.chat_template)
             (scratch / "tree").rename(target)
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror or error}") from None

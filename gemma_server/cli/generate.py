@@ -10,7 +10,7 @@ from gemma_server.cli.options import NOT_WITHOUT_SERVER, Number, read_settings, 
 from gemma_server.errors import GemmaServerError
 
 if TYPE_CHECKING:
-    from gemma_server.text.tokenizer import Tokenizer
+    from gemma_server.serving.model import LoadedModel
 
 
 @click.command("generate")
@@ -75,7 +75,7 @@ def command(
     )
     loaded = load(settings)
     try:
-        ids = _encode(loaded.tokenizer, prompt, chat, system)
+        ids = _encode(loaded, prompt, chat, system)
         request = Request(ids, steps, sampling, loaded.tokenizer.stop_ids)
         [handle] = loaded.engine.submit([request])
         generation = Generation(loaded.engine, loaded.tokenizer, handle)
@@ -87,10 +87,10 @@ def command(
     loaded.engine.stop()
 
 
-def _encode(tokenizer: "Tokenizer", prompt: str, chat: bool, system: str | None) -> tuple[int, ...]:
-    from gemma_server.text.chat_template import Message, encode_chat
+def _encode(loaded: "LoadedModel", prompt: str, chat: bool, system: str | None) -> tuple[int, ...]:
+    from gemma_server.text.chat_template import Message
 
     if not chat and system is None:
-        return tuple(tokenizer.encode(prompt))
+        return tuple(loaded.tokenizer.encode(prompt))
     told = [] if system is None else [Message("system", system)]
-    return tuple(encode_chat(tokenizer, [*told, Message("user", prompt)]))
+    return tuple(loaded.chat.encode([*told, Message("user", prompt)]))

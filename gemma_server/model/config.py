@@ -137,7 +137,8 @@ class GemmaConfig:
 @dataclass(frozen=True)
 class Preset:
     """A model with layers of one size, of which every `global_every`-th attends globally and the
-    others locally. Describes the released models, and others by their checkpoints."""
+    others locally. Describes the released models, and others by their checkpoints, which may say
+    of each layer whether it is local."""
 
     name: str
     layers: int  # L
@@ -150,7 +151,8 @@ class Preset:
     context_length: int
     query_scale: float
     global_every: int = 1  # layer i attends globally when (i + 1) % global_every == 0
-    window: int | None = None  # of the other, local layers
+    local_layers: tuple[bool, ...] | None = None  # one for each layer, where no period says it
+    window: int | None = None  # of the local layers
     attention_softcap: float | None = None
     final_softcap: float | None = None
     qk_norm: bool = False
@@ -169,6 +171,8 @@ class Preset:
         if not 1 <= self.layers < 2**31 or self.global_every < 1:
             counts = f"layers {self.layers}, global_every {self.global_every}"
             raise ValueError(f"no Gemma has {counts}")
+        if self.local_layers is not None and len(self.local_layers) != self.layers:
+            raise ValueError(f"{len(self.local_layers)} local_layers of {self.layers} layers")
         return GemmaConfig(
             name=self.name,
             width=self.width,
@@ -185,9 +189,14 @@ class Preset:
 
     def _layer(self, index: int) -> LayerConfig:
         sizes = (self.heads, self.kv_heads, self.head_dim, self.hidden)
-        if (index + 1) % self.global_every == 0:
-            return LayerConfig(*sizes, None, self.global_rope_base, self.global_rope_factor)
-        return LayerConfig(*sizes, self.window, self.local_rope_base)
+        if self._is_local(index):
+            return LayerConfig(*sizes, self.window, self.local_rope_base)
+        return LayerConfig(*sizes, None, self.global_rope_base, self.global_rope_factor)
+
+    def _is_local(self, index: int) -> bool:
+        if self.local_layers is None:
+            return (index + 1) % self.global_every != 0
+        return self.local_layers[index]
 
 
 def _row(name: str, sizes: tuple[int, int, int, int, int, int], **rest: object) -> Preset:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
-from gemma_server.text.sentencepiece_model import model_from_pieces
+from gemma_server.text.chat_template import ChatTemplate, GemmaTemplate
+from gemma_server.text.jinja_template import JinjaTemplate, is_gemma_s
+from gemma_server.text.sentencepiece_model import model_from_pieces, without_last
 from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.text.tokenizer_json import model_from_json
 from gemma_server.weights.files import INCOMPLETE, read_file
@@ -20,7 +22,10 @@ logger = logging.getLogger(__name__)
 # have 128, Hugging Face's larger Gemma 3 have 64.
 _PADDING_ROWS, _USUAL_PADDING = 256, (0, 64, 128)
 _MOST_TOKENIZER_BYTES = 64 << 20  # Gemma 3's tokenizer.json has 33 MB
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+# The first wins: it is what transformers reads, and where a fine-tune's added tokens are saved. A
+# tokenizer.model beside it is often the original's.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+_MOST_LEFT_OUT = 64  # control tokens without a row of the embedding
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Checkpoint:
     weights: WeightSource
     config: GemmaConfig  # its vocabulary is the tokenizer's, without the table's padding
     tokenizer: Tokenizer
+    chat: ChatTemplate
     tokenizer_model: bytes  # SentencePiece's serialised form
     tokenizer_from: Path
 
@@ -44,10 +50,14 @@ def open_checkpoint(path: Path, tokenizer: Path | None = None) -> Checkpoint:
     check(weights)
     where, model = _tokenizer_model(weights, tokenizer)
     try:
-        opened = Tokenizer(model)
+        opened = Tokenizer(model, declared_stops=weights.stop_ids)
     except ModelLoadError as error:
         raise ModelLoadError(f"{where}: {error}; {INCOMPLETE}") from None
     rows, pieces = weights.config.vocab, opened.vocab_size
+    if rows < pieces <= rows + _MOST_LEFT_OUT:
+        model = _left_out(where, model, rows)
+        opened = Tokenizer(model, declared_stops=weights.stop_ids)
+        pieces = rows
     if not pieces <= rows <= pieces + _PADDING_ROWS:
         raise ModelLoadError(
             f"the tokenizer {where} has {pieces} pieces, but {weights.path} embeds {rows}: they do "
@@ -57,13 +67,43 @@ def open_checkpoint(path: Path, tokenizer: Path | None = None) -> Checkpoint:
         logger.warning(
             "%d rows of the embedding have no token in %s%s", rows - pieces, where, _hint(where)
         )
-    return Checkpoint(weights, replace(weights.config, vocab=pieces), opened, model, where)
+    chat = _chat_template(weights, opened)
+    return Checkpoint(weights, replace(weights.config, vocab=pieces), opened, chat, model, where)
+
+
+def _chat_template(weights: WeightSource, tokenizer: Tokenizer) -> ChatTemplate:
+    """The checkpoint's own template, or Gemma's where it has none or one that does the same."""
+    gemma_s = GemmaTemplate(tokenizer)
+    if weights.chat_template is None:
+        return gemma_s
+    try:
+        own = JinjaTemplate(weights.chat_template, tokenizer)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{weights.path}: {error}") from None
+    if is_gemma_s(own, gemma_s):
+        return gemma_s
+    logger.info("%s: its own chat template is used, which is not Gemma's", weights.path)
+    return own
+
+
+def _left_out(where: Path, model: bytes, rows: int) -> bytes:
+    """The model without the control tokens that it has beyond the embedding's last row: those of
+    images, in a text model's files."""
+    try:
+        model, names = without_last(model, rows)
+    except ModelLoadError as error:
+        raise ModelLoadError(
+            f"{where}: {error}, of {rows} rows: they do not belong together"
+        ) from None
+    logger.info("%s: without %s, which the embedding has no rows for", where, ", ".join(names))
+    return model
 
 
 def _hint(tokenizer: Path) -> str:
-    """Fine-tunes that add tokens often keep the old tokenizer.model beside a new tokenizer.json."""
-    other = tokenizer.with_name("tokenizer.json")
-    return f"; try MODEL_TOKENIZER={other}" if tokenizer != other and other.is_file() else ""
+    """The other of the two files, if that is there too."""
+    others = (tokenizer.with_name(name) for name in _TOKENIZER_FILES if name != tokenizer.name)
+    found = next((other for other in others if other.is_file()), None)
+    return f"; try MODEL_TOKENIZER={found}" if found else ""
 
 
 def _tokenizer_model(weights: WeightSource, given: Path | None) -> tuple[Path, bytes]:
@@ -77,7 +117,7 @@ def _tokenizer_model(weights: WeightSource, given: Path | None) -> tuple[Path, b
     try:
         return path, model_from_json(data)
     except ModelLoadError as error:
-        raise ModelLoadError(f"{path}: {error}") from None
+        raise ModelLoadError(f"{path}: {error}{_hint(path)}") from None
 
 
 def _tokenizer_beside(path: Path) -> Path:

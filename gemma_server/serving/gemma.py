@@ -84,6 +84,7 @@ def _load(
     return LoadedModel(
         name=settings.model_name or config.name,
         tokenizer=checkpoint.tokenizer,
+        chat=checkpoint.chat,
         engine=start_engine(wrap(runner), limits, on_death, max_in_flight=policy.max_in_flight),
         device=_describe(device),
         load_s=time.monotonic() - began,

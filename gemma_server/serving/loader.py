@@ -5,6 +5,7 @@ from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.serving.engines import OnDeath, Wrap, limits_of, start_engine
 from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.settings import Settings
+from gemma_server.text.chat_template import GemmaTemplate
 
 _FAKE_CHUNK = 256  # prompt tokens in one plan
 
@@ -29,11 +30,12 @@ def load_model(
 
 
 def _fake(settings: Settings, on_death: OnDeath, wrap: Wrap) -> LoadedModel:
-    runner = wrap(FakeRunner(settings.slots))
+    runner, tokenizer = wrap(FakeRunner(settings.slots)), fake_tokenizer()
     limits = limits_of(settings, settings.context_length, _FAKE_CHUNK)
     return LoadedModel(
         name=settings.model_name or "fake",
-        tokenizer=fake_tokenizer(),
+        tokenizer=tokenizer,
+        chat=GemmaTemplate(tokenizer),
         engine=start_engine(runner, limits, on_death),
         device="no device",
         load_s=0.0,

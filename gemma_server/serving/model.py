@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 from gemma_server.engine.engine import Engine
 from gemma_server.errors import NotReady
 from gemma_server.executor.compile_counter import CompileCounter
+from gemma_server.text.chat_template import ChatTemplate
 from gemma_server.text.tokenizer import Tokenizer
 
 Status = Literal["loading", "ready", "draining"]
@@ -34,10 +35,11 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What it takes to answer: the tokenizer, the engine, and the device that it runs on."""
+    """What it takes to answer: tokenizer, chat template, engine, and the device that it runs on."""
 
     name: str
     tokenizer: Tokenizer
+    chat: ChatTemplate
     engine: Engine
     device: str
     load_s: float  # from the start of loading to ready

@@ -1,4 +1,4 @@
-"""Gemma's chat template, from messages straight to ids.
+"""Chat templates, and Gemma's own, from messages straight to ids.
 
 All three generations have the same turns; the markers' ids differ and come from the tokenizer.
 Gemma has no system turn: a system message opens the next user turn, as in Gemma 3's own template
@@ -8,7 +8,7 @@ stays text.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from gemma_server.text.tokenizer import Tokenizer
 
@@ -25,27 +25,45 @@ class Message:
     content: str
 
 
-def encode_chat(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, goes_on: bool = False
-) -> list[int]:
-    """`<bos>`, the turns, and the opening of the model's next turn.
+class ChatTemplate(Protocol):
+    """How a model's family writes a chat."""
 
-    With `goes_on` the last message is the model's, and its turn stays open instead.
+    def encode(self, messages: Sequence[Message], *, goes_on: bool = False) -> list[int]:
+        """`<bos>`, the turns, and the opening of the model's next turn.
 
-    Raises:
-        InvalidText: a message is not valid Unicode.
-    """
-    start, end = tokenizer.start_of_turn_id, tokenizer.end_of_turn_id
-    newline = tokenizer.encode_literal("\n")
-    ids = [tokenizer.bos_id]
-    turns = _turns(messages)
-    for turn in turns:
-        words = tokenizer.encode_literal(f"{_NAMES[turn.role]}\n{turn.content}")
-        ids += [start, *words, end, *newline]
-    if goes_on:
-        assert turns[-1].role == "assistant"
-        return ids[: -1 - len(newline)]
-    return [*ids, start, *tokenizer.encode_literal("model\n")]
+        With `goes_on` the last message is the model's, and its turn stays open instead.
+
+        Raises:
+            PromptRefused: no prompt can be made of the messages.
+        """
+
+    def ids_after_answer(self) -> list[int]:
+        """What stands between an answer and the next turn."""
+
+
+class GemmaTemplate:
+    """The template of Gemma 1, 2 and 3. Raises only InvalidText."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._newline = tokenizer.encode_literal("\n")
+
+    def encode(self, messages: Sequence[Message], *, goes_on: bool = False) -> list[int]:
+        """See `ChatTemplate`."""
+        tokenizer = self._tokenizer
+        ids = [tokenizer.bos_id]
+        turns = _turns(messages)
+        for turn in turns:
+            words = tokenizer.encode_literal(f"{_NAMES[turn.role]}\n{turn.content}")
+            ids += [tokenizer.start_of_turn_id, *words, *self.ids_after_answer()]
+        if goes_on:
+            assert turns[-1].role == "assistant"
+            return ids[: -len(self.ids_after_answer())]
+        return [*ids, tokenizer.start_of_turn_id, *tokenizer.encode_literal("model\n")]
+
+    def ids_after_answer(self) -> list[int]:
+        """See `ChatTemplate`."""
+        return [self._tokenizer.end_of_turn_id, *self._newline]
 
 
 def _turns(messages: Iterable[Message]) -> list[Message]:

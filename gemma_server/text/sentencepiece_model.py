@@ -27,6 +27,8 @@ class PieceType(IntEnum):
 
 _NORMAL = int(PieceType.NORMAL)  # comparing enumerations takes longer
 _WITHOUT_TEXT = frozenset({PieceType.UNKNOWN, PieceType.CONTROL})
+# Nothing merges into these: without them all other text is encoded as before.
+_LEFT_OUT = frozenset({PieceType.CONTROL, PieceType.USER_DEFINED, PieceType.UNUSED})
 _NO_SPACES = frozenset(map(int, (PieceType.CONTROL, PieceType.BYTE)))
 
 
@@ -65,6 +67,23 @@ def read_model(model: bytes, markers: Collection[str]) -> Pieces:
         return Pieces(proto.SerializeToString(), texts, types)
     except (ValueError, IndexError, DecodeError) as error:
         raise ModelLoadError(f"not a SentencePiece tokenizer: {error}") from None
+
+
+def without_last(model: bytes, rows: int) -> tuple[bytes, list[str]]:
+    """The model cut to the pieces that have a row of the embedding, and what was left out.
+
+    Raises:
+        ModelLoadError: text is made of one of the others, so that it cannot be left out.
+    """
+    proto = model_pb.ModelProto()  # type: ignore[attr-defined]  # generated at run time
+    proto.ParseFromString(model)
+    extra = proto.pieces[rows:]
+    for index, piece in enumerate(extra, start=rows):
+        if piece.type not in _LEFT_OUT:
+            raise ModelLoadError(f"its piece {index}, {piece.piece!r:.40}, has no embedding")
+    del proto.pieces[rows:]
+    serialized: bytes = proto.SerializeToString()
+    return serialized, [piece.piece for piece in extra]
 
 
 def _own_type(piece: str, kind: int, *, is_unknown: bool) -> int:

@@ -1,23 +1,29 @@
 """Gemma's tokenizer: text to ids, ids to bytes."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import sentencepiece
 
 from gemma_server.errors import InvalidText, ModelLoadError
 from gemma_server.text.family import GEMMA, Family
-from gemma_server.text.sentencepiece_model import read_model
+from gemma_server.text.sentencepiece_model import PieceType, read_model
+
+_SPECIAL = (PieceType.CONTROL, PieceType.USER_DEFINED)
 
 
 class Tokenizer:
     """Encodes prompts and tells what bytes each id stands for. Safe to share between threads.
 
+    `declared_stops` are the ids that the checkpoint says end an answer, beside the family's.
+
     Raises:
         ModelLoadError: the bytes are not a SentencePiece model, or not Gemma's.
     """
 
-    def __init__(self, model: bytes, family: Family = GEMMA) -> None:
+    def __init__(
+        self, model: bytes, family: Family = GEMMA, declared_stops: Collection[int] = ()
+    ) -> None:
         self._model = read_model(model, family.markers)
         self._pieces = sentencepiece.SentencePieceProcessor()
         try:
@@ -33,7 +39,9 @@ class Tokenizer:
         self.end_of_turn_id = self._id_of(family.end_of_turn)
         self._markers = {piece: self._id_of(piece) for piece in family.markers if self._has(piece)}
         self._split = re.compile("(" + "|".join(map(re.escape, self._markers)) + ")")
-        self.stop_ids = frozenset({self.eos_id, *self._markers.values()} - {self.start_of_turn_id})
+        ends = {self.eos_id, *self._markers.values()} - {self.start_of_turn_id}
+        declared = {stop for stop in declared_stops if stop < self.vocab_size}
+        self.stop_ids = frozenset(ends | declared)
 
     def encode(self, text: str) -> list[int]:
         """`<bos>`, then the text's ids. Turn markers and CodeGemma's markers become their tokens;
@@ -67,6 +75,15 @@ class Tokenizer:
         if not 0 <= token_id < self.vocab_size:
             return b""
         return self._model.bytes_of(token_id)
+
+    def piece(self, token_id: int) -> str:
+        """How the vocabulary spells one id."""
+        return self._model.texts[token_id]
+
+    def special_pieces(self) -> dict[str, int]:
+        """The ids of the pieces that no merge makes: control tokens, and those that text spells."""
+        kinds = enumerate(zip(self._model.texts, self._model.types, strict=True))
+        return {text: index for index, (text, kind) in kinds if kind in _SPECIAL}
 
     def token_name(self, token_id: int) -> str:
         """One id for a person: its text, or the name of a control token. Bytes that are not whole

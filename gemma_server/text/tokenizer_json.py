@@ -12,7 +12,6 @@ from gemma_server.errors import ModelLoadError
 from gemma_server.text.sentencepiece_model import PieceType, model_from_pieces
 
 _TAB_BYTE = "<0x09>"
-_IMAGE = "<image_soft_token>"  # where it comes last, it often has no embedding
 _MOST_PIECES, _MOST_MERGES = 1 << 20, 1 << 22  # Gemma 3 has 262,144 and some 515,000
 
 
@@ -49,8 +48,6 @@ def _build(vocab: Mapping[str, int], merges: list[Any], added: list[Mapping[str,
     special = {token["content"]: bool(token["special"]) for token in added}
     ids |= {token["content"]: token["id"] for token in added}
     pieces = sorted(ids, key=ids.__getitem__)
-    if pieces[-1:] == [_IMAGE]:
-        del pieces[-1]
     if [ids[piece] for piece in pieces] != list(range(len(pieces))):
         raise ModelLoadError("its ids are not 0 to N, each once")
     ranks = _ranks(merges)

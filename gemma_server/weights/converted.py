@@ -1,7 +1,8 @@
 """A checkpoint that `gemma-server convert` wrote: the runner's own tree, copied as it is.
 
-It is an Orbax directory whose arrays have the tree's names and layout, with two files beside
-them: `gemma-server.json`, the architecture, and `tokenizer.model`.
+It is an Orbax directory whose arrays have the tree's names and layout, with three files
+beside them: `gemma-server.json`, the architecture and the stop ids, `tokenizer.model`, and
+`chat_template.jinja`, if the original has one.
 """
 
 import json
@@ -14,13 +15,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
-from gemma_server.weights.files import read_json
+from gemma_server.weights.files import CHAT_TEMPLATE, read_json, read_text
+from gemma_server.weights.numbers import Numbers
 from gemma_server.weights.orbax.container import open_arrays, refuse_other_dtypes
 from gemma_server.weights.orbax.gemma import copy_array, stored_bytes
 from gemma_server.weights.source import Rows
 
 DESCRIPTION = "gemma-server.json"
-_FORMAT = 2
+_FORMAT = 3
 
 
 class ConvertedWeights:
@@ -34,7 +36,9 @@ class ConvertedWeights:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = _read_config(path / DESCRIPTION)
+        self.config, self.stop_ids = _read_description(path / DESCRIPTION)
+        template = path / CHAT_TEMPLATE
+        self.chat_template = read_text(template) if template.is_file() else None
         self._arrays = open_arrays(path)
         refuse_other_dtypes(path, self._arrays)
         self.tensors = self._arrays.keys()
@@ -50,13 +54,13 @@ class ConvertedWeights:
         return [Rows(leaf, array.shape, partial(copy_array, array))]
 
 
-def write_config(path: Path, config: GemmaConfig) -> None:
-    """Write the architecture into a converted checkpoint's directory."""
-    description = {"format": _FORMAT, "config": asdict(config)}
+def write_description(path: Path, config: GemmaConfig, stop_ids: frozenset[int]) -> None:
+    """Write the architecture, and what ends an answer, into a converted checkpoint's directory."""
+    description = {"format": _FORMAT, "config": asdict(config), "stop_ids": sorted(stop_ids)}
     (path / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 
-def _read_config(path: Path) -> GemmaConfig:
+def _read_description(path: Path) -> tuple[GemmaConfig, frozenset[int]]:
     description = read_json(path)
     if description.get("format") != _FORMAT:
         raise ModelLoadError(
@@ -64,8 +68,9 @@ def _read_config(path: Path) -> GemmaConfig:
             "convert the original again"
         )
     try:
-        return TypeAdapter(GemmaConfig).validate_python(description.get("config"))
+        config = TypeAdapter(GemmaConfig).validate_python(description.get("config"))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "it"
         raise ModelLoadError(f"{path}: config: {field}: {first['msg']}") from None
+    return config, Numbers(description, str(path)).ids("stop_ids")

@@ -10,6 +10,7 @@ from gemma_server.errors import ModelLoadError
 INCOMPLETE = "is the download complete?"  # the likeliest reason for a damaged file
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 PICKLED_WEIGHTS = "pickled weights are never read: convert them to safetensors first"
+CHAT_TEMPLATE = "chat_template.jinja"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -48,6 +49,18 @@ def read_file(path: Path, most_bytes: int) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ModelLoadError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_text(path: Path, most_bytes: int = 1 << 20) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        ModelLoadError: it cannot be read, is too large, or is no UTF-8.
+    """
+    try:
+        return read_file(path, most_bytes).decode()
+    except UnicodeDecodeError as error:
+        raise ModelLoadError(f"{path}: not UTF-8: {error}") from None
 
 
 def read_json(path: Path, most_bytes: int = 1 << 20) -> dict[str, Any]:

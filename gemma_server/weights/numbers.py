@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from gemma_server.errors import ModelLoadError
 
 
@@ -17,7 +19,7 @@ class Numbers:
 
     def whole(self, name: str, default: int | None = None) -> int:
         """A count of at least 1; without a default it must be there."""
-        value = self._values.get(self._prefix + name, default)
+        value = self._one(name, default)
         if type(value) is not int or not 1 <= value < 2**31:
             raise self.wrong(name)
         return value
@@ -31,12 +33,44 @@ class Numbers:
 
     def real_or_none(self, name: str, default: float | None) -> float | None:
         """A positive number or None, both of which the file may state."""
-        value = self._values.get(self._prefix + name, default)
+        value = self._one(name, default)
         if value is None:
             return None
         if type(value) not in (int, float) or not 0 < value < 1e12:
             raise self.wrong(name)
         return float(value)
+
+    def ids(self, name: str) -> frozenset[int]:
+        """Token ids: one, several or none."""
+        value = self._values.get(self._prefix + name)
+        items = value.tolist() if isinstance(value, np.ndarray) else value
+        items = items if isinstance(items, list) else [] if items is None else [items]
+        if not all(type(item) is int and 0 <= item < 2**31 for item in items):
+            raise self.wrong(name, "not a token's id or a list of them")
+        return frozenset(items)
+
+    def flags(self, name: str) -> tuple[bool, ...] | None:
+        """Whether something holds for each layer; None where the file has no array of this name."""
+        value = self._values.get(self._prefix + name)
+        if not isinstance(value, list | np.ndarray):
+            return None
+        if not all(flag in (False, True) for flag in value):  # 0 and 1 too
+            raise self.wrong(name, "not one flag for each layer")
+        return tuple(map(bool, value))
+
+    def first_of(self, *names: str) -> str:
+        """The first of the names that has a value; without one, the first."""
+        return next((name for name in names if self._prefix + name in self._values), names[0])
+
+    def _one(self, name: str, default: float | None) -> Any:
+        """The value; of an array, which has an item for each layer, the item that all repeat."""
+        value = self._values.get(self._prefix + name, default)
+        if not isinstance(value, list | np.ndarray):
+            return value
+        items = set(value.tolist() if isinstance(value, np.ndarray) else map(repr, value))
+        if len(items) != 1:
+            raise self.wrong(name, "only the same for all layers is supported")
+        return value[0].item() if isinstance(value, np.ndarray) else value[0]
 
     def wrong(self, name: str, why: str = "") -> ModelLoadError:
         """The error for a value that is not valid."""

@@ -53,6 +53,8 @@ class WeightSource(Protocol):
     path: Path
     config: GemmaConfig
     format: str  # for a person
+    stop_ids: frozenset[int]  # what the checkpoint itself says ends an answer
+    chat_template: str | None  # the checkpoint's own, in Jinja's language
 
     @property
     def tensors(self) -> Collection[str]:

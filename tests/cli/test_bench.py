@@ -20,6 +20,7 @@ from gemma_server.errors import GenerationFailed, UsageError
 from gemma_server.executor import programs
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.serving.model import LoadedModel
+from gemma_server.text.chat_template import GemmaTemplate
 from testing.tiny import tiny_config, tiny_weights, write_gguf
 
 STEP_S = 0.002
@@ -33,8 +34,10 @@ def fake_bench(*, context_length: int = 256, fail_at: int | None = None) -> Benc
     limits = Limits(bench.SLOTS, context_length, 64, max_queue=0, max_queue_tokens=0)
     engine = Engine(runner, Scheduler(limits), lambda error: None)
     engine.start()
+    tokenizer = fake_tokenizer()
     loaded = LoadedModel(
-        "fake", fake_tokenizer(), engine, "none", 0.0, CompileCounter(), WEIGHT_BYTES, TOKEN_BYTES
+        *("fake", tokenizer, GemmaTemplate(tokenizer), engine, "none", 0.0, CompileCounter()),
+        *(WEIGHT_BYTES, TOKEN_BYTES),
     )
     return Bench(loaded, log)
 

@@ -101,7 +101,7 @@ def test_what_was_half_written_is_removed(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gemma_server.cli.convert.write_config", full)
+    monkeypatch.setattr("gemma_server.cli.convert.write_description", full)
     done = _run("convert", gguf, tmp_path / "target")
     assert done.exit_code == 2
     assert "No space left on device" in done.output

@@ -7,10 +7,11 @@ import pytest
 
 from gemma_server.engine.fake import fake_tokenizer
 from gemma_server.errors import InvalidText
-from gemma_server.text.chat_template import Message, encode_chat
+from gemma_server.text.chat_template import GemmaTemplate, Message
 from testing.quality import GOLDENS
 
 TOKENIZER = fake_tokenizer()
+TEMPLATE = GemmaTemplate(TOKENIZER)
 NAMES = {
     TOKENIZER.bos_id: "<bos>",
     TOKENIZER.start_of_turn_id: "<start_of_turn>",
@@ -30,7 +31,7 @@ CLOSED = [
 
 
 def _ids(*turns: tuple[Any, str]) -> list[int]:
-    return encode_chat(TOKENIZER, [Message(role, content) for role, content in turns])
+    return TEMPLATE.encode([Message(role, content) for role, content in turns])
 
 
 def _shown(ids: list[int]) -> str:
@@ -44,7 +45,7 @@ def _shown(ids: list[int]) -> str:
 @pytest.mark.parametrize("golden", CHATS, ids=lambda golden: f"{golden['family']}")
 def test_messages_are_rendered_as_the_official_template_does(golden: dict[str, Any]) -> None:
     messages = [Message(message["role"], message["content"]) for message in golden["messages"]]
-    ids = encode_chat(TOKENIZER, messages)
+    ids = TEMPLATE.encode(messages)
     assert _shown(ids) == golden["text"]
     # Each turn has one start and one end, whatever the words in it look like.
     assert ids.count(TOKENIZER.bos_id) == 1
@@ -55,7 +56,7 @@ def test_messages_are_rendered_as_the_official_template_does(golden: dict[str, A
 @pytest.mark.parametrize("golden", CLOSED, ids=lambda golden: f"{golden['family']}")
 def test_an_open_turn_is_the_template_s_without_its_end(golden: dict[str, Any]) -> None:
     messages = [Message(message["role"], message["content"]) for message in golden["messages"]]
-    shown = _shown(encode_chat(TOKENIZER, messages, goes_on=True))
+    shown = _shown(TEMPLATE.encode(messages, goes_on=True))
     assert shown + "<end_of_turn>\n" == golden["text"]
 
 

@@ -75,8 +75,8 @@ def test_ids_are_the_models(text: str) -> None:
 
 
 def test_the_vocabulary_is_the_models() -> None:
-    """The soft token of images stands behind it; it has no embedding in a text model."""
-    assert THEIRS.vocab_size == OURS.vocab_size
+    """The soft token of images stands behind it: tests/serving/test_checkpoint.py leaves it out."""
+    assert THEIRS.vocab_size == OURS.vocab_size + 1
     assert THEIRS.stop_ids == OURS.stop_ids
 
 

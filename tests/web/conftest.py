@@ -19,6 +19,7 @@ from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.serving.model import LoadedModel, ServedModel
 from gemma_server.serving.models import Models
 from gemma_server.settings import Settings, variable_name
+from gemma_server.text.chat_template import GemmaTemplate
 from gemma_server.web.app import make_app
 from testing.answers import parse_metrics
 from testing.waiting import wait_until
@@ -103,11 +104,8 @@ def serve() -> Iterator[Serve]:
         model = ServedModel("fake")
         if not loading:
             tokenizer, limit = fake_tokenizer(), own.max_steps
-            model.ready(
-                LoadedModel(
-                    *("fake", tokenizer, engine, "none", 0.0, CompileCounter()), max_steps=limit
-                )
-            )
+            fixed = ("fake", tokenizer, GemmaTemplate(tokenizer), engine, "none", 0.0)
+            model.ready(LoadedModel(*fixed, CompileCounter(), max_steps=limit))
         models = Models(model)
         client = make_app(models, own).test_client()
         made.append(App(client, model, models, engine, runner, deaths))

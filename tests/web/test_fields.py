@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gemma_server.engine.fake import fake_tokenizer
-from gemma_server.text.chat_template import Message, encode_chat
+from gemma_server.text.chat_template import GemmaTemplate, Message
 from testing.answers import assert_error, assert_error_form
 from tests.web.conftest import App, Serve
 from tests.web.dialects import ROUTES, ask, parts_of, text_of
@@ -89,7 +89,7 @@ def test_the_model_goes_on_with_what_it_was_made_to_say(
     document = ask(app, path, messages=said, stream=False, **fields).json
     assert document is not None
     turns = [Message("user", "Why?"), Message("assistant", "Because")]
-    expected = encode_chat(fake_tokenizer(), turns, goes_on=True)
+    expected = GemmaTemplate(fake_tokenizer()).encode(turns, goes_on=True)
     read = (
         document["usage"]["prompt_tokens"] if "usage" in document else document["prompt_eval_count"]
     )

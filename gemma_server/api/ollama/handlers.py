@@ -36,7 +36,7 @@ from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest
 from gemma_server.serving.model import LoadedModel
 from gemma_server.serving.models import Models
-from gemma_server.text.chat_template import Message, encode_chat
+from gemma_server.text.chat_template import Message
 
 # The version whose routes these are: clients check for the least they work with (clients/compat).
 _OLLAMA_VERSION = "0.17.4"
@@ -193,7 +193,7 @@ def _encode(
             ids = tokenizer.encode(body.prompt)
         else:
             system = [Message("system", body.system)] if body.system else []
-            ids = encode_chat(tokenizer, [*system, Message("user", body.prompt)])
+            ids = loaded.chat.encode([*system, Message("user", body.prompt)])
         if body.context:
             ids = [*_ended(body.context, loaded), *ids[1:]]
         ids = truncation.ids(ids)
@@ -209,9 +209,8 @@ def _check_raw(body: GenerateBody) -> None:
 
 def _ended(context: list[int], loaded: LoadedModel) -> list[int]:
     """An earlier answer's `context`, with the model's turn closed."""
-    tokenizer = loaded.tokenizer
-    check_tokens(context, tokenizer.vocab_size, "context")
-    return [*context, tokenizer.end_of_turn_id, *tokenizer.encode_literal("\n")]
+    check_tokens(context, loaded.tokenizer.vocab_size, "context")
+    return [*context, *loaded.chat.ids_after_answer()]
 
 
 def _idle(body: OllamaBody) -> Idle:

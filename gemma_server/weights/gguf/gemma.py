@@ -18,6 +18,8 @@ from gemma_server.weights.numbers import Numbers
 from gemma_server.weights.source import EMBEDDING, Rows
 
 _NOT_TEXT = ("v.", "mm.")  # prefixes of the vision tower and its projector
+# What ends an answer, a turn, a message to a tool; Ollama's converter writes the list.
+_STOPS = ("eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids")
 _LAST_PIECE_TYPE = 6  # SentencePiece: normal, unknown, control, user defined, unused, byte
 
 
@@ -36,6 +38,9 @@ class GgufWeights:
         self.tensors = [name for name in self._file.tensors if not name.startswith(_NOT_TEXT)]
         self.config = _config(self._file, self.tensors)
         self._file.refuse_undecodable(self.tensors)
+        number = Numbers(self._file.metadata, str(path), "tokenizer.ggml.")
+        self.stop_ids = frozenset[int]().union(*map(number.ids, _STOPS))
+        self.chat_template = _chat_template(self._file)
 
     @property
     def stored(self) -> Mapping[str, int]:
@@ -84,6 +89,14 @@ class GgufWeights:
         out -= 1
 
 
+def _chat_template(file: GgufFile) -> str | None:
+    key = "tokenizer.chat_template"
+    template = file.metadata.get(key)
+    if template is not None and not isinstance(template, str):
+        raise ModelLoadError(f"{file.path}: {key} is {template!r:.100}, no text")
+    return template or None
+
+
 def _stored_names(leaf: str) -> list[str]:
     """The tensors that a leaf is made of. Names: ggml-org/llama.cpp, gguf-py/gguf/constants.py."""
     if leaf in _OUTSIDE_BLOCKS:
@@ -107,6 +120,12 @@ _IN_BLOCKS = {
     "post_feed_forward_norm/scale": ("post_ffw_norm",),
 }
 
+# llama.cpp's name, and that of Ollama's converter.
+_GLOBAL_BASE = ("rope.freq_base", "rope.global.freq_base")
+_LOCAL_BASE = ("rope.freq_base_swa", "rope.local.freq_base")
+# What is the same in every Gemma of these families: another value is another model.
+_ALWAYS = {"attention.causal": True, "pooling_type": 0, "expert_count": 0}
+
 
 def _config(file: GgufFile, tensors: Collection[str]) -> GemmaConfig:
     """The architecture from the metadata; values that it lacks come from the released row."""
@@ -115,20 +134,20 @@ def _config(file: GgufFile, tensors: Collection[str]) -> GemmaConfig:
         raise ModelLoadError(f"{file.path}: not a Gemma 1, 2 or 3: architecture {family!r:.100}")
     number = Numbers(file.metadata, str(file.path), f"{family}.")
     _refuse_split(file)
+    _refuse_what_changes_the_numbers(file, family)
     preset = preset_of_family(str(file.path), family, _shape(file, number, tensors))
     preset = replace(
         preset,
         context_length=number.whole("context_length", preset.context_length),
         window=preset.window and number.whole("attention.sliding_window", preset.window),
-        global_every=number.whole("attention.sliding_window_pattern", preset.global_every),
         attention_softcap=number.real_or_none("attn_logit_softcapping", preset.attention_softcap),
         final_softcap=number.real_or_none("final_logit_softcapping", preset.final_softcap),
-        global_rope_base=number.real("rope.freq_base", preset.global_rope_base),
+        global_rope_base=number.real(number.first_of(*_GLOBAL_BASE), preset.global_rope_base),
         local_rope_base=_local_rope_base(number, preset),
         global_rope_factor=_rope_factor(file, number, family, preset),
         norm_eps=number.real("attention.layer_norm_rms_epsilon", preset.norm_eps),
     )
-    return config_of(str(file.path), preset)
+    return config_of(str(file.path), _with_local_layers(number, preset))
 
 
 def _refuse_split(file: GgufFile) -> None:
@@ -139,17 +158,28 @@ def _refuse_split(file: GgufFile) -> None:
         )
 
 
+def _refuse_what_changes_the_numbers(file: GgufFile, family: str) -> None:
+    for name, usual in _ALWAYS.items():
+        value = file.metadata.get(f"{family}.{name}", usual)
+        if type(value) is not type(usual) or value != usual:
+            raise ModelLoadError(f"{file.path}: {family}.{name} is {value!r:.100}: not supported")
+
+
 def _shape(file: GgufFile, number: Numbers, tensors: Collection[str]) -> Shape:
     if "token_embd.weight" not in tensors:
         raise ModelLoadError(f"{file.path}: no tensor token_embd.weight")
     width, heads = number.whole("embedding_length"), number.whole("attention.head_count")
+    head_dim = number.whole("attention.key_length", max(1, width // heads))
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if number.whole(name, head_dim) != head_dim:
+            raise number.wrong(name, f"only that of the keys, {head_dim}, is supported")
     blocks = (name.split(".")[1] for name in tensors if name.startswith("blk."))
     return Shape(
         layers=count_layers(number, "block_count", blocks),
         width=width,
         heads=heads,
         kv_heads=number.whole("attention.head_count_kv", heads),
-        head_dim=number.whole("attention.key_length", max(1, width // heads)),
+        head_dim=head_dim,
         hidden=number.whole("feed_forward_length"),
         vocab=file.tensors["token_embd.weight"].shape[0],
         qk_norm="blk.0.attn_q_norm.weight" in tensors,
@@ -157,11 +187,22 @@ def _shape(file: GgufFile, number: Numbers, tensors: Collection[str]) -> Shape:
     )
 
 
+def _with_local_layers(number: Numbers, preset: Preset) -> Preset:
+    """The preset with the file's pattern: a period, or a flag for each layer, true for local."""
+    name = "attention.sliding_window_pattern"
+    flags = number.flags(name)
+    if flags is None:
+        return replace(preset, global_every=number.whole(name, preset.global_every))
+    if len(flags) != preset.layers:
+        raise number.wrong(name, f"{len(flags)} flags, but it has {preset.layers} layers")
+    return replace(preset, local_layers=flags)
+
+
 def _local_rope_base(number: Numbers, preset: Preset) -> float:
-    """In files since llama.cpp's converter writes `freq_base_swa`; implied in older ones."""
+    """In newer files; implied in older ones."""
     if preset.qk_norm:  # the only generation whose layers have two bases
-        return number.real("rope.freq_base_swa", preset.local_rope_base)
-    return number.real("rope.freq_base", preset.local_rope_base)
+        return number.real(number.first_of(*_LOCAL_BASE), preset.local_rope_base)
+    return number.real(number.first_of(*_GLOBAL_BASE), preset.local_rope_base)
 
 
 def _rope_factor(file: GgufFile, number: Numbers, family: str, preset: Preset) -> float:
@@ -170,4 +211,5 @@ def _rope_factor(file: GgufFile, number: Numbers, family: str, preset: Preset) -
         return 1.0
     if not isinstance(scaling, str) or scaling != "linear":
         raise number.wrong("rope.scaling.type", "only linear is supported")
-    return number.real("rope.scaling.factor", preset.global_rope_factor)
+    factor = number.first_of("rope.scaling.factor", "rope.scale_linear")  # its former name
+    return number.real(factor, preset.global_rope_factor)

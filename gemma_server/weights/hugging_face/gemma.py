@@ -14,7 +14,14 @@ from typing import Any
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import RELEASED, GemmaConfig, Preset, Shape
 from gemma_server.weights.architecture import config_of, count_layers, preset_of_family
-from gemma_server.weights.files import INCOMPLETE, PICKLED, PICKLED_WEIGHTS, read_json
+from gemma_server.weights.files import (
+    CHAT_TEMPLATE,
+    INCOMPLETE,
+    PICKLED,
+    PICKLED_WEIGHTS,
+    read_json,
+    read_text,
+)
 from gemma_server.weights.hugging_face.container import INDEX, SafetensorsDir, StoredTensor
 from gemma_server.weights.numbers import Numbers
 from gemma_server.weights.source import EMBEDDING, Rows
@@ -39,6 +46,7 @@ _IN_LAYERS = {
 _GEMMA1_LAYERS = {**_IN_LAYERS, "pre_feed_forward_norm/scale": ("post_attention_layernorm",)}
 _FAMILIES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "gemma3_text": "gemma3"}
 _TANH_GELU = (None, "gelu_pytorch_tanh")
+_MOST_CONFIG_BYTES = 16 << 20  # tokenizer_config.json lists thousands of unused tokens
 # The defaults of transformers, for a model of no released size.
 _DEFAULT_WINDOW, _DEFAULT_HEAD_DIM, _DEFAULT_QUERY_SCALAR = 4096, 256, 256
 
@@ -64,6 +72,7 @@ class HuggingFaceWeights:
         if len(self._tensors) < len(text):
             raise ModelLoadError(f"{path}: it has tensors both with {prefix} before and without")
         self.config = _config(path / "config.json", model, self._shapes())
+        self.stop_ids, self.chat_template = _stop_ids(path), _chat_template(path)
         self._in_layers = _IN_LAYERS if self.config.post_norms else _GEMMA1_LAYERS
 
     @property
@@ -91,6 +100,34 @@ class HuggingFaceWeights:
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
         found: dict[str, StoredTensor] = self._files.tensors
         return {name: found[stored].shape for name, stored in self._tensors.items()}
+
+
+def _stop_ids(path: Path) -> frozenset[int]:
+    """`eos_token_id` wherever these files have it."""
+    found = []
+    for file in (path / "config.json", path / "generation_config.json"):
+        whole = read_json(file) if file.is_file() else {}
+        for part in (whole, whole.get("text_config")):
+            if isinstance(part, dict):
+                found.append(Numbers(part, str(file)).ids("eos_token_id"))
+    return frozenset[int]().union(*found)
+
+
+def _chat_template(path: Path) -> str | None:
+    """From whichever file this version of transformers kept it in; of several, the default."""
+    if (path / CHAT_TEMPLATE).is_file():
+        return read_text(path / CHAT_TEMPLATE)
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        file = path / name
+        found = read_json(file, _MOST_CONFIG_BYTES).get("chat_template") if file.is_file() else None
+        if isinstance(found, list):
+            named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
+            found = named[0].get("template") if named else None
+        if isinstance(found, str) and found:
+            return found
+        if found:
+            raise ModelLoadError(f"{file}: its chat_template is no text")
+    return None
 
 
 def _refuse_what_is_no_model(path: Path) -> None:
@@ -168,8 +205,8 @@ def _config(path: Path, model: Mapping[str, Any], shapes: Mapping[str, Any]) -> 
         attention_softcap=number.real_or_none("attn_logit_softcapping", row.attention_softcap),
         final_softcap=number.real_or_none("final_logit_softcapping", row.final_softcap),
         norm_eps=number.real("rms_norm_eps", row.norm_eps),
-        global_every=_global_every(number, model, row),
     )
+    preset = _with_local_layers(number, model, preset)
     return config_of(str(path), _with_rope(path, model, preset))
 
 
@@ -207,22 +244,17 @@ def _shape(path: Path, number: Numbers, shapes: Mapping[str, Any]) -> Shape:
     )
 
 
-def _global_every(number: Numbers, model: Mapping[str, Any], row: Preset) -> int:
-    """The period of global layers, which is given as a number or layer by layer."""
+def _with_local_layers(number: Numbers, model: Mapping[str, Any], preset: Preset) -> Preset:
+    """The preset with the file's pattern: a period, or the type of each layer."""
     types = model.get("layer_types")
-    if types is None or row.window is None:
-        name = "_sliding_window_pattern"
-        name = name if name in model else "sliding_window_pattern"
-        return number.whole(name, row.global_every)
-    if not isinstance(types, list) or len(types) != row.layers:
-        raise number.wrong("layer_types", f"it has {row.layers} layers")
+    if types is None or preset.window is None:
+        name = number.first_of("_sliding_window_pattern", "sliding_window_pattern")
+        return replace(preset, global_every=number.whole(name, preset.global_every))
+    if not isinstance(types, list) or len(types) != preset.layers:
+        raise number.wrong("layer_types", f"it has {preset.layers} layers")
     if not all(kind in ("full_attention", "sliding_attention") for kind in types):
         raise number.wrong("layer_types", "only full_attention and sliding_attention are known")
-    full = [kind == "full_attention" for kind in types]
-    every = full.index(True) + 1 if any(full) else row.layers + 1
-    if full != [(i + 1) % every == 0 for i in range(row.layers)]:
-        raise number.wrong("layer_types", "only periodic global layers are supported")
-    return every
+    return replace(preset, local_layers=tuple(kind == "sliding_attention" for kind in types))
 
 
 def _with_rope(path: Path, model: Mapping[str, Any], preset: Preset) -> Preset:

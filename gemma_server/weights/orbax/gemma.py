@@ -58,6 +58,7 @@ class OrbaxWeights:
     """
 
     format = "Orbax"
+    stop_ids, chat_template = frozenset[int](), None  # its files have none
 
     def __init__(self, path: Path) -> None:
         self.path = path
