@@ -6,6 +6,7 @@ its variable `GEMMA_MAX_QUEUE`; only the model's two keep the names that people 
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,10 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+# Also null, which a browser sends for a page without an address.
+_ORIGIN = re.compile(r"\*|null|[A-Za-z*][A-Za-z0-9+.*-]*://[^/\s?#]*")
 
 
 class Settings(BaseSettings):
@@ -106,6 +111,11 @@ class Settings(BaseSettings):
     api_key_file: Path | None = Field(
         None, description="file with one API key a line; then requests need one as Bearer token"
     )
+    allowed_origins: str | None = Field(
+        None,
+        description="web pages that may use the server: origins with commas between them, such as "
+        "https://app.example,http://localhost:*, or * for all; by default none",
+    )
     fake: bool = Field(
         False, description="serve a deterministic stand-in that repeats the prompt; no jax"
     )
@@ -116,6 +126,20 @@ class Settings(BaseSettings):
     @classmethod
     def _expand_home(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser()
+
+    @field_validator("host")
+    @classmethod
+    def _without_brackets(cls, host: str) -> str:
+        """As URLs have them around an IPv6 address."""
+        return host.removeprefix("[").removesuffix("]")
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, patterns: str | None) -> str | None:
+        for pattern in _split(patterns):
+            if not _ORIGIN.fullmatch(pattern):
+                raise ValueError(f"{pattern[:100]!r} is no origin: SCHEME://HOST[:PORT], or *")
+        return patterns
 
     @model_validator(mode="after")
     def _no_open_bind(self) -> "Settings":
@@ -138,6 +162,11 @@ class Settings(BaseSettings):
         addresses = [f"{host}:{self.port}"] if self.serves_tcp else []
         return addresses if self.uds is None else [*addresses, f"unix:{self.uds}"]
 
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The patterns in `allowed_origins`."""
+        return _split(self.allowed_origins)
+
     def api_keys(self) -> tuple[str, ...]:
         """The keys in `api_key_file`; none without one.
 
@@ -156,6 +185,10 @@ class Settings(BaseSettings):
         if not keys:
             raise UsageError(f"--api-key-file {self.api_key_file}: no key in it")
         return keys
+
+
+def _split(patterns: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (patterns or "").split(",") if part.strip())
 
 
 def load_settings(**flags: Any) -> Settings:

@@ -175,6 +175,7 @@ class Server:
         args: Sequence[str] = SERVE,
         env: dict[str, str] | None = None,
         port: int | None = None,
+        fds: Sequence[int] = (),
     ) -> None:
         self._port = port  # if it is known before the ready line
         self._out, self._err = home / "stdout", home / "stderr"
@@ -187,6 +188,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
+                pass_fds=fds,
             )
 
     @property

@@ -55,6 +55,15 @@ OPERATIONS = (
         unready=Readiness,
     ),
     Operation(
+        "ready_as_health",
+        "Whether it can generate, by vLLM's and llama.cpp's name",
+        ready,
+        method="GET",
+        path="/health",
+        answer=Readiness,
+        unready=Readiness,
+    ),
+    Operation(
         "metrics",
         "Figures for Prometheus",
         metrics,

@@ -4,28 +4,56 @@ import errno
 import os
 import socket
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from gemma_server.errors import UsageError
-from gemma_server.settings import Settings
+from gemma_server.settings import is_loopback
 
 _MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103  # bytes, by the system's sockaddr_un
 
 
-def check_address(settings: Settings) -> None:
-    """Check that the server can listen on its addresses.
+# As gunicorn parses them: host and port, a Unix socket's path, or the number of an open socket.
+Address = tuple[str, int] | str | int
+
+
+def check_addresses(frames: Path | None, addresses: Iterable[Address]) -> None:
+    """Check that the server can listen on gunicorn's addresses and on the frames' socket.
 
     Raises:
         UsageError: another server is there, or the address cannot be used.
     """
-    if settings.serves_tcp:
-        _check_port(settings.host, settings.port)
-    if settings.uds is not None:
-        check_socket("--uds", settings.uds)
-    if settings.frames is not None:
-        if settings.uds is not None and settings.frames.absolute() == settings.uds.absolute():
-            raise UsageError(f"--frames {settings.frames}: that is --uds as well")
-        check_socket("--frames", settings.frames)
+    for address in addresses:
+        match address:
+            case (host, port):
+                _check_port(host, port)
+            case str() as path:
+                if frames is not None and frames.absolute() == Path(path).absolute():
+                    raise UsageError(f"--frames {frames}: that is --uds as well")
+                check_socket("--uds", Path(path))
+    if frames is not None:
+        check_socket("--frames", frames)
+
+
+def are_inherited() -> bool:
+    """Whether systemd has opened the sockets, which gunicorn then takes instead of its addresses
+    (sd_listen_fds(3))."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid()) and "LISTEN_FDS" in os.environ
+
+
+def variables_of(bound: Iterable[tuple[Any, ...] | str | bytes]) -> dict[str, str]:
+    """The variables of the settings that say what these sockets' names say. Of several hosts, one
+    that other machines can reach."""
+    variables: dict[str, str] = {}
+    for name in bound:
+        if isinstance(name, tuple):
+            host, port = name[:2]
+            if "GEMMA_HOST" not in variables or not is_loopback(host):
+                variables |= {"GEMMA_HOST": host, "GEMMA_PORT": str(port)}
+        else:
+            variables["GEMMA_UDS"] = os.fsdecode(name).replace("\0", "@")  # an abstract name
+    return variables
 
 
 def check_socket(flag: str, path: Path) -> None:

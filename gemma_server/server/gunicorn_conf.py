@@ -5,13 +5,15 @@ Runs in the gunicorn master, which must never import jax: a forked child cannot 
 device, nor its parent's threads.
 """
 
+import os
+import signal
 import sys
 
 from gunicorn.arbiter import Arbiter
 
 from gemma_server.console import say
 from gemma_server.errors import GemmaServerError, UsageError
-from gemma_server.server.addresses import check_address
+from gemma_server.server.addresses import are_inherited, check_addresses, variables_of
 from gemma_server.server.worker import ModelWorker, check_gunicorn
 from gemma_server.settings import load_settings
 
@@ -41,6 +43,7 @@ keepalive = 75  # longer than the Go client keeps idle connections, so that it n
 max_requests = 0  # a restart would load the model again
 preload_app = False
 control_socket_disable = True  # its thread would live in the process that forks
+secure_scheme_headers: dict[str, str] = {}  # nothing here depends on a proxy's scheme
 umask = 0o117  # a Unix socket gets mode 0660: its owner and group
 proc_name = "gemma-server"
 loglevel = "warning"
@@ -54,13 +57,25 @@ def on_starting(server: Arbiter) -> None:
     """Refuse what cannot work, before anything is forked."""
     try:
         check_gunicorn(server.cfg)
-        check_address(_settings)
+        check_addresses(_settings.frames, [] if are_inherited() else server.cfg.address)
     except UsageError as error:
         _usage_error(error)
     # A second worker would load a second model, and a reload or TTIN would start one. A closed
-    # terminal (HUP) ends the server as TERM does.
-    server.handle_hup = server.handle_term
+    # terminal (HUP) ends the server as TERM does, unless nohup asks to ignore it.
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    server.handle_hup = _ignore_signal if ignored else server.handle_term
     server.handle_ttin = server.handle_ttou = server.handle_usr2 = _ignore_signal
+
+
+def when_ready(server: Arbiter) -> None:
+    """Hold the settings to what is bound: gunicorn's own flags and systemd choose addresses too."""
+    for name in ("GEMMA_HOST", "GEMMA_PORT", "GEMMA_UDS"):
+        os.environ.pop(name, None)
+    os.environ.update(variables_of(listener.getsockname() for listener in server.LISTENERS))
+    try:
+        load_settings()
+    except UsageError as error:
+        _usage_error(error)
 
 
 def post_worker_init(worker: ModelWorker) -> None:

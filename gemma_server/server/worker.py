@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 LOAD_FAILED = 3  # gunicorn's own code for a worker that cannot boot: the master ends with it
 DIED = 1  # gunicorn starts a new worker, which loads the model again
 STUCK_AFTER_S = 180.0  # a step takes milliseconds; the largest model's on a CPU takes a minute
+# Sent to the process group when a terminal closes, or by hand; their default ends a process.
+_FOR_THE_MASTER = (signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 _STDIN = 0
 _LOOK_S = 0.01
 _LAST_ANSWERS_S = 1.0  # to send errors to the clients whose requests ended with the engine
@@ -94,6 +96,12 @@ class ModelWorker(HttpWorker):
     hosted: Hosted | None = None  # until the worker has booted
     frames: FrameServer | None = None
     drain_until = 0.0  # on the monotonic clock, once SIGTERM has come
+
+    def init_signals(self) -> None:
+        """Leave to the master what a terminal sends to both: it ends or keeps this worker."""
+        super().init_signals()
+        for number in _FOR_THE_MASTER:
+            signal.signal(number, signal.SIG_IGN)
 
     def start_hosted(self) -> None:
         """Serve frames, and load the model in a thread, so that /readyz answers meanwhile."""

@@ -18,6 +18,7 @@ from gemma_server.api.generation import Disconnected
 from gemma_server.api.timing import timed
 
 _UNSAID = ("", "application/x-www-form-urlencoded")
+_PLAIN = "identity"
 _DISCARD_S = 0.2
 
 
@@ -28,11 +29,14 @@ def read_body(schema: type[Schema]) -> Schema:
         Disconnected: the connection broke.
         InvalidRequest: not a JSON object (`invalid_json`), an unknown field (`unknown_field`), or
             a value that is not valid (`invalid_value`).
-        HTTPException: a content type other than application/json, or a body that is too large
-            or cannot be read.
+        HTTPException: a content type other than application/json, a compressed body, or one that
+            is too large or cannot be read.
     """
     if not _is_json():
         raise UnsupportedMediaType("send the body as Content-Type: application/json")
+    encoding = request.headers.get("Content-Encoding", _PLAIN)
+    if encoding.strip().lower() != _PLAIN:
+        raise UnsupportedMediaType(f"send the body without Content-Encoding: {encoding[:40]}")
     with timed(g.stages, "parse"):
         return check(schema, parse(_read_bytes()))
 
@@ -53,12 +57,9 @@ def discard_body() -> None:
 def _is_json() -> bool:
     """By its content type. Also if curl's -d or a bare client sent no better one.
 
-    A web page can send such a body without CORS preflight, but a browser's headers reveal it.
+    A page of another site could send such a body without CORS preflight: `Origins` refuses it.
     """
-    if request.mimetype == "application/json":
-        return True
-    from_browser = "Origin" in request.headers or "Sec-Fetch-Site" in request.headers
-    return request.mimetype in _UNSAID and not from_browser
+    return request.mimetype == "application/json" or request.mimetype in _UNSAID
 
 
 def _read_bytes() -> bytes:

@@ -4,15 +4,16 @@ import hmac
 import re
 import socket
 from functools import lru_cache
+from urllib.parse import urlsplit
 
 from flask import request
 from werkzeug.datastructures import WWWAuthenticate
-from werkzeug.exceptions import Forbidden, Unauthorized
+from werkzeug.exceptions import BadRequest, Forbidden, Unauthorized
 
 from gemma_server.settings import is_loopback
 
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::[0-9]*)?")  # without its port
-PUBLIC_PATHS = ("/healthz", "/readyz")
+PUBLIC_PATHS = ("/healthz", "/readyz", "/health")
 
 
 class Guard:
@@ -27,8 +28,8 @@ class Guard:
         self._local_only = local_only
 
     def check(self) -> None:
-        """Raise `Forbidden` or `Unauthorized` for a request that may not pass."""
-        host = request.environ.get("HTTP_HOST") or request.host
+        """Raise `BadRequest`, `Forbidden` or `Unauthorized` for a request that may not pass."""
+        host = _named_host()
         if self._local_only and not _is_this_machine(host) and not _came_by_unix_socket():
             raise Forbidden(
                 f"Host {host[:100]!r} is not this machine; "
@@ -46,6 +47,18 @@ class Guard:
         # All keys are compared, each in constant time: the answer's delay tells nothing.
         known = [hmac.compare_digest(given, ours) for ours in self._keys]
         return scheme.lower() == "bearer" and any(known)
+
+
+def _named_host() -> str:
+    """The host that the request is for: a target in absolute form counts, not the header beside it
+    (RFC 9112, section 3.2.2)."""
+    environ = request.environ
+    target = environ.get("RAW_URI", "")
+    if target.lower().startswith(("http://", "https://")):
+        return urlsplit(target).netloc
+    if "HTTP_HOST" not in environ and environ["SERVER_PROTOCOL"] == "HTTP/1.1":
+        raise BadRequest("an HTTP/1.1 request needs a Host header")
+    return environ.get("HTTP_HOST") or request.host
 
 
 def _came_by_unix_socket() -> bool:

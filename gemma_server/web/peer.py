@@ -10,8 +10,9 @@ from flask import request
 
 from gemma_server.errors import InvalidRequest
 
-# The peer has closed its end. Only Linux reports this before something is sent.
-_HANGUP = getattr(select, "POLLRDHUP", select.POLLHUP)
+# The peer sends no more. Only Linux reports this before something is sent.
+_HALF_CLOSED = getattr(select, "POLLRDHUP", 0)
+_GONE = select.POLLHUP | select.POLLERR
 
 
 def deadline() -> float | None:
@@ -34,18 +35,27 @@ def deadline() -> float | None:
 def disconnect_check() -> Callable[[], bool]:
     """A function that tells whether the client has disconnected, without reading.
 
-    gunicorn hands the socket in; under a test client there is none. A client that half-closes
-    after sending counts as disconnected: HTTP clients do not do that.
+    gunicorn hands the socket in; under a test client there is none. A client may close its sending
+    half after the request and wait for the answer. Over TCP that looks as if it had closed
+    everything, until something is sent: an interim answer finds out. Before HTTP/1.1 there are
+    none, and such a client counts as disconnected.
     """
     connection: socket.socket | None = request.environ.get("gunicorn.socket")
     if connection is None:
         return lambda: False
 
+    poke = getattr(connection, "poke", None)  # TLS sockets have none
+    may_poke = poke is not None and request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+
     def disconnected() -> bool:
         # Not by reading: bytes of a next request would hide the end. A new poll object each time,
         # since the prompts of a list ask from several threads.
         poller = select.poll()
-        poller.register(connection, _HANGUP)
-        return bool(poller.poll(0))
+        poller.register(connection, _HALF_CLOSED)
+        for _, state in poller.poll(0):
+            if state & _GONE or not may_poke:
+                return True
+            poke()
+        return False
 
     return disconnected

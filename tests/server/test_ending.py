@@ -201,17 +201,43 @@ def test_all_who_wait_are_told_that_the_engine_died(start: Start) -> None:
     assert {answer.error["code"] for answer in answers} == {"generation_failed"}
 
 
-def test_sighup_ends_the_server_as_sigterm_does(start: Start) -> None:
-    """A closed terminal must not leave a server behind, nor load a second model."""
-    server = start()
-    server.signal(signal.SIGHUP)
+def with_hangup(action: str) -> tuple[str, ...]:
+    """A slow server that begins with SIGHUP ignored, as nohup has it, or not."""
+    code, *flags = serve_slowly(0.05)[1:]
+    return ("-c", f"import signal; signal.signal(signal.SIGHUP, signal.{action})\n{code}", *flags)
+
+
+def signal_both(server: Server, number: signal.Signals) -> None:
+    """As a terminal does, to the whole process group."""
+    os.kill(server.worker, number)
+    server.signal(number)
+
+
+def test_a_closed_terminal_drains_the_server(start: Start) -> None:
+    """It must not leave a server behind, nor load a second model, nor cut an answer."""
+    server = start(*with_hangup("SIG_DFL"))
+    stream = server.stream("finish me, all of it")
+    signal_both(server, signal.SIGHUP)
+    assert stream.text() == "finish me, all of it"
     assert server.wait() == 0
 
 
-def test_signals_for_more_workers_change_nothing(server: Server) -> None:
+def test_with_nohup_a_closed_terminal_changes_nothing(start: Start) -> None:
+    server = start(*with_hangup("SIG_IGN"))
+    stream = server.stream("go on")
+    signal_both(server, signal.SIGHUP)
+    assert stream.text() == "go on"
+    time.sleep(1.5)  # gunicorn looks at its signals once a second
+    assert server.prompt("still").json["response"] == "still"
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+
+
+def test_signals_for_other_purposes_change_nothing(server: Server) -> None:
+    """Those for more workers, new binaries, logs and resized windows."""
     first = server.worker
-    for number in (signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2):
-        server.signal(number)
+    for number in ("SIGTTIN", "SIGTTOU", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGPIPE", "SIGCHLD"):
+        signal_both(server, signal.Signals[number])
     time.sleep(1.5)  # gunicorn looks at its signals once a second
     assert server.worker == first  # and fails where there are two
     assert server.prompt("still").json["response"] == "still"

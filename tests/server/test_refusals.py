@@ -14,10 +14,9 @@ from gunicorn.config import Config
 
 from gemma_server.cli.main import main
 from gemma_server.errors import ModelLoadError, UsageError
-from gemma_server.server.addresses import check_address
+from gemma_server.server.addresses import check_addresses
 from gemma_server.server.worker import check_gunicorn
 from gemma_server.serving.checkpoint import open_checkpoint
-from gemma_server.settings import load_settings
 from testing.server import BY_HAND, GUNICORN, SERVE, assert_one_line, assert_refused, run
 
 
@@ -110,8 +109,10 @@ def test_a_place_that_is_not_ours_is_left_alone(tmp_path: Path, flag: str) -> No
             ("no/where", "there is no such directory"),
             ("x" * 120, "longer than 107 bytes"),
         ):
+            place = tmp_path / name
+            listened = (place, []) if flag == "frames" else (None, [str(place)])
             with pytest.raises(UsageError) as refused:
-                check_address(load_settings(port=0, **{flag: tmp_path / name}))
+                check_addresses(*listened)
             assert str(refused.value) == f"--{flag} {tmp_path / name}: {why}"
     assert path.read_text() == "keep me"
 
@@ -119,7 +120,7 @@ def test_a_place_that_is_not_ours_is_left_alone(tmp_path: Path, flag: str) -> No
 def test_two_servers_in_one_place(tmp_path: Path) -> None:
     path = tmp_path / "both"
     with pytest.raises(UsageError, match="that is --uds as well"):
-        check_address(load_settings(frames=path, uds=path))
+        check_addresses(path, [str(path)])
 
 
 # gunicorn by hand.

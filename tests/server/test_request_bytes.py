@@ -1,6 +1,7 @@
 """HTTP requests as they come off the wire: unreadable, by half, slow, and too large."""
 
 import contextlib
+import json
 import select
 import socket
 import time
@@ -10,14 +11,17 @@ from pathlib import Path
 import pytest
 
 from testing.server import (
+    LONG,
     POST_ECHO,
     SERVE,
     Answer,
     Server,
     ask,
     raw_answer,
+    send,
     serve_with_runner,
 )
+from testing.waiting import wait_until
 from tests.server.conftest import Start
 
 pytestmark = pytest.mark.slow
@@ -28,6 +32,7 @@ pytestmark = pytest.mark.slow
     [
         pytest.param(b"GARBAGE\r\n\r\n", 400, id="no request line"),
         pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, id="TLS"),
+        pytest.param(b"GET /healthz HTTP/1.1\r\n\r\n", 400, id="no host"),
         pytest.param(b"GET /healthz HTTP/9.9\r\n\r\n", 400, id="version"),
         pytest.param(b"GET /healthz HTTP/1.1\r\nNo colon\r\n\r\n", 400, id="header"),
         pytest.param(b"GET /healthz HTTP/1.1\r\nB\0d: x\r\n\r\n", 400, id="header name"),
@@ -186,3 +191,42 @@ def test_a_connection_outlives_a_refusal_that_did_not_need_its_body(server: Serv
         assert ask(connection, "POST", "/nowhere", {"prompt": "x" * 500_000}).status == 404
     assert ask(connection, "POST", "/echo", {"prompt": 1}).json == {"echo_prompt": 1}
     connection.close()
+
+
+# A client that sends no more, and one that has gone.
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_sends_no_more_is_answered(slow_server: Server, stream: bool) -> None:
+    """As `nc -N` and some proxies: the sending half is closed after the request."""
+    body = json.dumps({"prompt": "half", "sampling_steps": 30, "stream": stream}).encode()
+    head = b"POST /prompt HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    sent = head + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+    with slow_server.open_socket(sent) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        answer = raw_answer(connection)  # reads over an interim answer, as clients do
+    assert answer.status == 200
+    assert b'"finish_reason"' in answer.body
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_has_gone_frees_its_slot(slow_server: Server, stream: bool) -> None:
+    connection = slow_server.connect()
+    send(connection, "POST", "/prompt", {"prompt": LONG, "stream": stream})
+    wait_until(lambda: slow_server.load() == (1, 0))
+    connection.close()
+    wait_until(lambda: slow_server.load() == (0, 0), timeout_s=3)
+
+
+@pytest.mark.parametrize("scheme", ["X-Forwarded-Proto: https", "X-Forwarded-Ssl: on"])
+def test_what_proxies_say_of_the_scheme_is_no_contradiction(server: Server, scheme: str) -> None:
+    more = f"{scheme}\r\nX-Forwarded-Protocol: http\r\n\r\n".encode()
+    with server.open_socket(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + more) as connection:
+        assert raw_answer(connection).status == 200
+
+
+def test_a_target_in_absolute_form_names_the_host(server: Server) -> None:
+    for host, status in (("localhost", 200), ("evil.com", 403)):
+        line = f"GET http://{host}/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        with server.open_socket(line.encode()) as connection:
+            assert raw_answer(connection).status == status

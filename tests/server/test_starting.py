@@ -15,6 +15,7 @@ from testing.server import (
     SERVE,
     START_S,
     Answer,
+    Server,
     UnixConnection,
     ask,
     assert_refused,
@@ -99,6 +100,73 @@ def test_gunicorn_by_hand_serves(start: Start) -> None:
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
     assert READY.fullmatch(server.stdout)
+
+
+def _keys(folder: Path) -> str:
+    path = folder / "keys"
+    path.write_text("a-key\n")
+    return str(path)
+
+
+def test_what_gunicorn_s_flag_binds_is_held_to_the_same_rules(home: Path, start: Start) -> None:
+    env = {"GEMMA_FAKE": "1"}
+    result = run(home, (*BY_HAND, "-b", "0.0.0.0:0"), env)
+    assert_refused(result.returncode, 2, result.stderr, "0.0.0.0", "--api-key-file")
+    local = start(*BY_HAND, "-b", "127.0.0.1:0", env={**env, "GEMMA_HOST": "localhost"})
+    assert local.ask("GET", "/healthz", Host="evil.com").status == 403
+    guarded = {**env, "GEMMA_API_KEY_FILE": _keys(home)}
+    port = free_port()
+    reachable = start(*BY_HAND, "-b", f"0.0.0.0:{port}", env=guarded, port=port)
+    assert reachable.ask("GET", "/healthz", Host="gemma.example").status == 200
+    assert reachable.prompt("x").status == 401
+
+
+# As systemd hands sockets over: sd_listen_fds(3).
+_ACTIVATED = """
+import os, sys
+os.dup2({fd}, 3)
+os.environ["LISTEN_FDS"], os.environ["LISTEN_PID"] = "1", str(os.getpid())
+os.execv(sys.executable, [sys.executable, *{args!r}])
+"""
+
+
+@pytest.mark.parametrize("args", [SERVE[:4], BY_HAND], ids=["serve", "by hand"])
+def test_a_socket_that_systemd_opened_is_taken(home: Path, args: tuple[str, ...]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        code = _ACTIVATED.format(fd=listener.fileno(), args=args)
+        env = {"GEMMA_FAKE": "1", "GEMMA_PORT": str(port)}
+        server = Server(home, ("-c", code), env, fds=(listener.fileno(),))
+        try:
+            assert server.wait_ready().port == port
+            assert server.prompt("handed over").json["response"] == "handed over"
+        finally:
+            server.end()
+
+
+def test_an_open_socket_of_systemd_s_needs_a_key(home: Path) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as listener:
+        code = _ACTIVATED.format(fd=listener.fileno(), args=SERVE[:4])
+        server = Server(home, ("-c", code), fds=(listener.fileno(),))
+        assert_refused(server.wait(), 2, server.stderr, "0.0.0.0", "--api-key-file")
+
+
+def test_an_ipv6_host_may_have_its_brackets(start: Start) -> None:
+    if not _has_ipv6():
+        pytest.skip("no IPv6 on this machine")
+    for host in ("[::1]", "::1"):
+        port = free_port()
+        server = start(*SERVE[:4], "--host", host, "--port", str(port), ready=False)
+        wait_until(lambda server=server: "ready: " in server.stdout, START_S)
+        assert f"gemma-server ready: http://[::1]:{port} (" in server.stdout
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
 
 # Unix sockets.

@@ -1,6 +1,7 @@
 """What clients get wrong: every mistake has its status, code and param, and the one form."""
 
 import functools
+import gzip
 import io
 import json
 import math
@@ -161,7 +162,7 @@ def test_a_body_is_json_if_its_sender_says_nothing_better_and_is_no_web_page(
     send = functools.partial(app.client.post, path, data=_body(), content_type=content_type)
     assert send().status_code == 200
     for header in ({"Origin": "http://evil.com"}, {"Sec-Fetch-Site": "cross-site"}):
-        assert_error(send(headers=header), 415, "unsupported_media_type")
+        assert_error(send(headers=header), 403, "forbidden")
 
 
 def test_a_charset_behind_the_content_type_is_welcome(app: App) -> None:
@@ -208,7 +209,7 @@ def test_nesting_around_the_parsers_limit_is_echoed_or_refused(app: App) -> None
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/prompts", "/prompt/", "/v1/nothing", "/../etc/passwd"]
+    "path", ["/nothing", "/prompts", "/prompt/x", "/v1/nothing", "/../etc/passwd"]
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_another_path_is_404(app: App, path: str, method: str) -> None:
@@ -290,3 +291,41 @@ def test_bad_input_leaves_the_engine_idle(serve: Serve) -> None:
         app.engine.stats().active,
         app.engine.stats().queued,
     ) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, identity"])
+def test_a_compressed_body_is_415(app: App, encoding: str) -> None:
+    body = gzip.compress(b'{"prompt": 1}')
+    headers = {"Content-Encoding": encoding}
+    response = app.client.post("/echo", data=body, headers=headers, content_type="application/json")
+    assert_error(response, 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("path", ["/v1//models", "/v1/models/", "//v1/models", "/v1/models//"])
+def test_slashes_too_many_are_none(app: App, path: str) -> None:
+    found = app.client.get("/", environ_overrides={"PATH_INFO": path})
+    assert found.json == app.client.get("/v1/models").json
+
+
+@pytest.mark.parametrize("path", ["/v1/nothing/", "//nothing", "/v1/models/nothing/", "/echo/x"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "OPTIONS"])
+def test_no_error_is_html(app: App, method: str, path: str) -> None:
+    response = app.client.open(
+        method=method, headers={"Accept": "text/html"}, environ_overrides={"PATH_INFO": path}
+    )
+    assert response.status_code in (404, 405)
+    assert response.mimetype == "application/json"
+
+
+@pytest.mark.parametrize("target", ["http://evil.com/echo", "HTTPS://evil.com:80/echo"])
+def test_a_target_for_another_host_is_refused_whatever_the_header_says(
+    app: App, target: str
+) -> None:
+    response = app.client.post("/echo", json={"prompt": 1}, environ_overrides={"RAW_URI": target})
+    assert_error(response, 403, "forbidden")
+
+
+def test_a_target_with_our_own_host_is_answered(app: App) -> None:
+    target = {"RAW_URI": "http://localhost/echo"}
+    response = app.client.post("/echo", json={"prompt": 1}, environ_overrides=target)
+    assert response.status_code == 200

@@ -95,5 +95,6 @@ def test_health_is_public_and_metrics_and_unknown_paths_are_not(serve: Serve, ke
     client = serve(api_key_file=keys).client
     assert client.get("/healthz").status_code == 200
     assert client.get("/readyz").status_code == 200
-    for path in ("/metrics", "/nothing", "/healthz/", "/prompt"):
+    assert client.get("/health").status_code == 200
+    for path in ("/metrics", "/nothing", "/healthz/more", "/prompt"):
         assert_error(client.get(path), 401, "unauthorized")

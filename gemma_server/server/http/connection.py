@@ -1,12 +1,16 @@
 """A client's connection, as the worker uses it."""
 
+import contextlib
 import errno
 import math
 import os
 import socket
 import struct
+import threading
 import time
 from typing import Any
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class AnswerSocket(socket.socket):
@@ -17,6 +21,11 @@ class AnswerSocket(socket.socket):
 
     _head: bytes = b""
     _read_until = math.inf  # on the monotonic clock
+    _silent = False  # nothing of the current request's answer has been sent
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sending = threading.Lock()
 
     @classmethod
     def of(cls, plain: socket.socket) -> "AnswerSocket":
@@ -25,6 +34,21 @@ class AnswerSocket(socket.socket):
         connection = cls(plain.family, plain.type, plain.proto, plain.detach())
         connection.settimeout(timeout)
         return connection
+
+    def begin_request(self) -> None:
+        """From now on nothing has been sent."""
+        self._silent = True
+
+    def poke(self) -> None:
+        """Send an interim answer, once and only before the answer: a peer that has closed its
+        socket, and not only its sending half, resets the connection.
+
+        Clients drop `100 Continue` (RFC 9110, section 15.2), and HTTP/1.1 ones know it.
+        """
+        with self._sending, contextlib.suppress(OSError):
+            if self._silent:
+                self._silent = False
+                super().sendall(_CONTINUE)
 
     def read_within(self, seconds: float) -> None:
         """Limit the total time of all reads from now on."""
@@ -46,6 +70,8 @@ class AnswerSocket(socket.socket):
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Send; a head is kept and sent with what comes next, or by `flush`."""
+        with self._sending:
+            self._silent = False
         head, self._head = self._head, b""
         if head:
             super().sendall(head + data, flags)

@@ -136,6 +136,7 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn is untyped
     def _handle_one(self, conn: TConn) -> Any:
         if isinstance(conn.sock, AnswerSocket):
             conn.sock.read_within(SOCKET_TIMEOUT_S)
+            conn.sock.begin_request()
         return super().handle(conn)
 
     def _has_more(self, conn: TConn) -> bool:
