@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gemma_server.engine.engine import Engine
@@ -20,6 +20,7 @@ from gemma_server.engine.request import (
 )
 from gemma_server.errors import DeadlineExceeded
 from gemma_server.text.detokenizer import TextStream
+from gemma_server.text.stop_strings import StopStrings
 from gemma_server.text.tokenizer import Tokenizer
 
 _LOOK_UP_S = 0.2  # how often a waiting handler checks whether its client has disconnected
@@ -71,14 +72,14 @@ class Generation:
         engine: Engine,
         tokenizer: Tokenizer,
         handle: Handle,
-        stops: Sequence[str] = (),
+        stops: StopStrings | None = None,
         *,
         disconnected: Callable[[], bool] = lambda: False,
         deadline: float | None = None,
         keepalive_s: float = math.inf,
     ) -> None:
         self._engine, self._handle = engine, handle
-        self._stream = TextStream(tokenizer.piece_bytes, stops)
+        self._stream = TextStream(tokenizer.piece_bytes, stops, handle.request.min_tokens)
         self._disconnected = disconnected
         self._deadline = deadline  # on the monotonic clock
         self._keepalive_s = keepalive_s  # after so many seconds without text, an empty piece

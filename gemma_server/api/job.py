@@ -3,6 +3,7 @@
 import queue
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NotRequired
 
 from typing_extensions import TypedDict
@@ -12,8 +13,11 @@ from gemma_server.api.generation import Completion, Generation, Piece
 from gemma_server.api.timing import milliseconds
 from gemma_server.api.truncation import Truncation
 from gemma_server.engine.request import Request, Timings
+from gemma_server.errors import InvalidRequest
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import LoadedModel
+from gemma_server.text.stop_strings import StopStrings
+from gemma_server.text.tokenizer import Tokenizer
 
 KEEPALIVE_S = 5.0  # between two keepalives of a stream without text
 
@@ -57,12 +61,14 @@ class Job:
         self._truncation = truncation
         self._metrics, self._compilations = metrics, loaded.compilations
         self._compiled_s = loaded.compilations.seconds
+        requests = _with_control_stops(requests, stops, loaded.tokenizer)
+        strings = StopStrings(stops)
         self._generations = [
             Generation(
                 loaded.engine,
                 loaded.tokenizer,
                 handle,
-                stops,
+                strings,
                 disconnected=caller.disconnected,
                 deadline=caller.deadline,
                 keepalive_s=KEEPALIVE_S,
@@ -151,6 +157,19 @@ class Job:
                         yield index, item
             finally:
                 self.cancel()
+
+
+def _with_control_stops(
+    requests: list[Request], stops: Sequence[str], tokenizer: Tokenizer
+) -> list[Request]:
+    """A stop string that spells a control token is that token, which has no text."""
+    controls = {found for stop in stops if (found := tokenizer.control_id(stop)) is not None}
+    if not controls:
+        return requests
+    try:
+        return [replace(request, stop_ids=request.stop_ids | controls) for request in requests]
+    except ValueError as error:
+        raise InvalidRequest(f"stop: {error}", param="stop") from None
 
 
 def _stages(timings: list[Timings]) -> dict[str, float]:

@@ -16,8 +16,9 @@ from gemma_server.engine.request import MAX_TOP_LOGPROBS, random_seed
 from gemma_server.errors import InvalidRequest
 
 MAX_PROMPTS = 64
-MAX_STOPS = 8
-MAX_STOP_LENGTH = 64
+MAX_STOPS = 64
+MAX_STOP_LENGTH = 256
+_ALL = 1 << 30  # tokens: more than any context
 
 
 def _whole(value: Any) -> Any:
@@ -35,6 +36,7 @@ MinP = Annotated[float, Field(ge=0.0, le=1.0)]
 TopPOrZero = Annotated[float, Field(ge=0.0, le=1.0)]  # 0: only the likeliest token
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 RepetitionPenalty = Annotated[float, Field(gt=0.0, le=100.0)]
+LastN = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]  # tokens; below 0: all
 TopLogprobs = Annotated[Whole, Field(ge=0, le=MAX_TOP_LOGPROBS)]
 
 
@@ -89,6 +91,11 @@ def seed_of(seed: int | None, index: int) -> int:
 def temperature_and_top_p(temperature: float, top_p: float) -> tuple[float, float]:
     """Both as the engine takes them: it has the exact argmax at temperature 0 alone."""
     return (temperature, top_p) if top_p > 0.0 else (0.0, 1.0)
+
+
+def penalty_window(last_n: int) -> int:
+    """How many of the last tokens penalties look at, by llama.cpp's `repeat_last_n`."""
+    return _ALL if last_n < 0 else min(last_n, _ALL)
 
 
 def within(asked: int, limit: int | None, param: str) -> int:

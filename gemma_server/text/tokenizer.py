@@ -80,6 +80,11 @@ class Tokenizer:
         """How the vocabulary spells one id."""
         return self._model.texts[token_id]
 
+    def control_id(self, text: str) -> int | None:
+        """The id of the control token that is spelled like this, if there is one."""
+        index: int = self._pieces.PieceToId(text)
+        return index if self._has(text) and self._pieces.IsControl(index) else None
+
     def special_pieces(self) -> dict[str, int]:
         """The ids of the pieces that no merge makes: control tokens, and those that text spells."""
         kinds = enumerate(zip(self._model.texts, self._model.types, strict=True))

@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_server.text.detokenizer import TextStream
+from gemma_server.text.stop_strings import StopStrings
 
 
-def run(pieces: list[bytes], stops: list[str]) -> tuple[list[str], bool]:
-    stream = TextStream(pieces.__getitem__, stops)
+def run(pieces: list[bytes], stops: list[str], min_tokens: int = 0) -> tuple[list[str], bool]:
+    stream = TextStream(pieces.__getitem__, StopStrings(stops), min_tokens)
     out = []
     for index in range(len(pieces)):
         out.append(stream.push(index))
@@ -45,6 +46,30 @@ def test_of_overlapping_stop_strings_the_one_that_ends_first_counts() -> None:
 
 def test_a_stop_string_inside_a_multi_byte_character_s_neighbourhood() -> None:
     assert run([b"\xe2\x82", b"\xac1\xe2", b"\x82\xac2"], ["€2"])[0] == ["", "€1", ""]
+
+
+def test_the_first_tokens_belong_to_no_stop_string() -> None:
+    assert run([b"stop", b"stop"], ["stop"], 1) == (["stop", ""], True)
+    assert run([b"st", b"op", b"s", b"top"], ["stop"], 1) == (["st", "op", "", ""], True)
+    assert run([b"stop"], ["stop"], 9) == (["stop", ""], False)
+
+
+def test_many_long_stop_strings_cost_little() -> None:
+    """Each character is looked at a bounded number of times, though all nearly match."""
+    stops = StopStrings(["a" * 200 + chr(200 + index) for index in range(64)])
+    looked = 0
+
+    class Counted(dict[str, int]):
+        def __contains__(self, key: object) -> bool:
+            nonlocal looked
+            looked += 1
+            return super().__contains__(key)
+
+    stops._next = list(map(Counted, stops._next))
+    stream = TextStream(lambda _: b"a" * 150 + b"b", stops)
+    for _ in range(20):
+        assert stream.push(0)[-1] == "b"
+    assert looked < 3 * 20 * 151
 
 
 texts = st.text(alphabet="ab<>é€🎉", max_size=30)

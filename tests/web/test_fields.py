@@ -240,3 +240,38 @@ def test_a_long_chat_loses_its_oldest_messages_but_not_the_system_s(
     # The last message alone is too long.
     said[-1]["content"] = "v" * 200
     assert ask(app, path, messages=said, truncate=True).status_code == 400
+
+
+def test_min_tokens_holds_back_stop_strings_too(app: App) -> None:
+    asked = {"prompt": "hello hello", "stop": ["lo"], "max_tokens": 11}
+    short = ask(app, "/v1/completions", **asked).json
+    longer = ask(app, "/v1/completions", **asked, min_tokens=5).json
+    assert short is not None
+    assert longer is not None
+    assert short["choices"][0]["text"] == "hel"
+    assert longer["choices"][0]["text"] == "hello hel"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/prompt"])
+def test_a_control_token_may_be_a_stop_string(app: App, path: str) -> None:
+    """The fake says what it was told, control tokens too."""
+    asked = {"prompt": "one<start_of_turn>two", "stop": ["<start_of_turn>"]}
+    if path == "/prompt":
+        document = app.prompt(**asked).json
+        assert document is not None
+        found = document["response"], document["finish_reason"]
+    else:
+        document = ask(app, path, **asked, max_tokens=20).json
+        assert document is not None
+        [choice] = document["choices"]
+        found = choice["text"], choice["finish_reason"]
+    assert found == ("one", "stop")
+
+
+def test_as_many_stop_strings_as_editors_send(app: App) -> None:
+    stops = [f"{number:0256}" for number in range(64)]
+    assert ask(app, "/v1/completions", stop=stops).status_code == 200
+    response = ask(app, "/v1/completions", stop=[*stops, "x"])
+    assert assert_error_form(response)["param"] == "stop"
+    response = ask(app, "/v1/completions", stop=["x" * 257])
+    assert assert_error_form(response)["param"] == "stop[0]"

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from gemma_server.api.chat import Messages
 from gemma_server.api.schemas import (
     ForeignBody,
+    LastN,
     MinP,
     ModelBody,
     Penalty,
@@ -18,6 +19,7 @@ from gemma_server.api.schemas import (
     TopLogprobs,
     TopPOrZero,
     Whole,
+    penalty_window,
     seed_of,
     temperature_and_top_p,
     within,
@@ -25,7 +27,6 @@ from gemma_server.api.schemas import (
 from gemma_server.engine.request import SamplingParams
 from gemma_server.errors import InvalidRequest
 
-_ALL = 1 << 30  # tokens: more than any context
 Integer = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]
 
 
@@ -37,7 +38,16 @@ class Options(ForeignBody):
         "typical_p": (1, 0),
         "tfs_z": (1, 0),
         "mirostat": (0,),
+        "penalize_newline": (True, False),  # Ollama's own engine has long ignored it
     }
+    # They tune Ollama's runner: its memory, threads, devices and the models that it drafts with.
+    HARMLESS: ClassVar[frozenset[str]] = frozenset(
+        (
+            *("num_keep", "num_batch", "num_gpu", "num_thread", "main_gpu", "low_vram"),
+            *("f16_kv", "logits_all", "vocab_only", "numa", "use_mmap", "use_mlock"),
+            *("draft_num_predict", "mirostat_tau", "mirostat_eta"),
+        )
+    )
 
     num_predict: Integer = -1
     num_ctx: Integer = 0
@@ -48,7 +58,7 @@ class Options(ForeignBody):
     seed: Integer = -1  # which is random
     stop: Stops = Field([])
     repeat_penalty: RepetitionPenalty = 1.0
-    repeat_last_n: Integer = 64
+    repeat_last_n: LastN = 64
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
 
@@ -64,7 +74,7 @@ class Options(ForeignBody):
             repetition_penalty=self.repeat_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
-            penalty_window=_ALL if self.repeat_last_n < 0 else min(self.repeat_last_n, _ALL),
+            penalty_window=penalty_window(self.repeat_last_n),
         )
 
     def steps(self, context_length: int, max_steps: int | None) -> int:
@@ -96,6 +106,7 @@ class OllamaBody(ForeignBody, ModelBody):
         "suffix": ("",),
         "images": ([],),
         "template": ("",),
+        **dict.fromkeys(("width", "height", "steps"), (0,)),  # of an image
     }
 
     model: Annotated[str, Field(min_length=1)]

@@ -10,6 +10,7 @@ from gemma_server.api.chat import ChatMessage
 from gemma_server.api.schemas import (
     MAX_PROMPTS,
     ForeignBody,
+    LastN,
     MinP,
     ModelBody,
     Penalty,
@@ -21,6 +22,7 @@ from gemma_server.api.schemas import (
     TopPOrZero,
     Whole,
     check_tokens,
+    penalty_window,
     temperature_and_top_p,
     within,
 )
@@ -33,19 +35,78 @@ MaxTokens = Annotated[Whole, Field(ge=1, le=_MAX_TOKENS)]
 TokenIds = Annotated[list[int], Field(min_length=1, max_length=_MAX_IDS)]
 
 
-# Fields of vLLM, llama.cpp and similar servers that people send to this route.
+# Fields of other servers that would change the answer, each with the values that ask for nothing.
+# testing/foreign_fields.toml has all that these servers take.
+_OFF: tuple[Any, ...] = (0, False, "", [], {})
 _FOREIGN: Mapping[str, tuple[Any, ...]] = {
+    # what the text has to be
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), ()),
-    **dict.fromkeys(("structured_outputs", "json_schema", "prompt_logprobs"), ()),
-    **dict.fromkeys(("max_new_tokens", "n_predict", "truncate_prompt_tokens"), (-1,)),
-    **dict.fromkeys(("bad_words", "allowed_token_ids"), ([],)),
-    **dict.fromkeys(("use_beam_search", "include_stop_str_in_output"), (False,)),
-    **dict.fromkeys(("typical_p", "length_penalty", "repeat_penalty", "dynatemp_exponent"), (1,)),
-    **dict.fromkeys(("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range"), (0,)),
-    "add_special_tokens": (True,),
-    "grammar": ("",),
+    **dict.fromkeys(("structured_outputs", "structural_tag", "json_schema", "regex", "ebnf"), ()),
+    **dict.fromkeys(("grammar", "grammar_triggers", "bad_words", "bad_words_ids"), _OFF),
+    **dict.fromkeys(("allowed_token_ids", "force_words_ids", "suppress_tokens"), _OFF),
+    **dict.fromkeys(("begin_suppress_tokens", "custom_token_bans", "ban_eos_token"), _OFF),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "sequence_bias"), ()),
     "response_format": ({"type": "text"},),
+    "prediction": (),
+    # how it is drawn
+    **dict.fromkeys(("typical_p", "tfs", "tfs_z", "length_penalty", "repeat_penalty"), (1,)),
+    **dict.fromkeys(("dynatemp_exponent", "encoder_repetition_penalty", "guidance_scale"), (1,)),
+    **dict.fromkeys(("smoothing_curve", "num_beams", "num_beam_groups", "best_of"), (1,)),
+    **dict.fromkeys(("use_beam_search", "early_stopping", "diversity_penalty"), _OFF),
+    **dict.fromkeys(("mirostat", "mirostat_mode", "dry_multiplier", "xtc_probability"), _OFF),
+    **dict.fromkeys(("dynatemp_range", "dynamic_temperature", "smoothing_factor", "top_a"), _OFF),
+    **dict.fromkeys(
+        ("epsilon_cutoff", "eta_cutoff", "penalty_alpha", "no_repeat_ngram_size"), _OFF
+    ),
+    **dict.fromkeys(("encoder_no_repeat_ngram_size", "temperature_last", "negative_prompt"), _OFF),
+    **dict.fromkeys(("exponential_decay_length_penalty", "logits_processors"), _OFF),
+    **dict.fromkeys(("custom_logit_processor", "custom_params", "vllm_xargs", "lora"), _OFF),
+    **dict.fromkeys(("watermark", "watermarking", "samplers", "sampler_priority"), _OFF),
+    **dict.fromkeys(("lora_path", "adapter_id"), _OFF),
+    **dict.fromkeys(("top_n_sigma", "adaptive_target", "top_h"), (-1, 0)),
+    "repetition_penalty_range": (0,),
+    "do_sample": (True,),
+    "min_keep": (0, 1),
+    "sampling_seed": (),
+    # where it ends
+    **dict.fromkeys(("max_new_tokens", "n_predict", "truncate_prompt_tokens"), (-1,)),
+    **dict.fromkeys(("min_new_tokens", "n_indent", "t_max_predict_ms"), (0, -1)),
+    **dict.fromkeys(("stop_sequences", "stop_regex", "repetition_detection"), _OFF),
+    **dict.fromkeys(("include_stop_str_in_output", "no_stop_trim"), _OFF),
+    "truncation_side": ("left",),
+    # what is told beside it
+    **dict.fromkeys(("n_probs", "top_n_tokens", "details", "decoder_input_details"), _OFF),
+    **dict.fromkeys(("prompt_logprobs", "logprob_token_ids", "response_fields"), ()),
+    **dict.fromkeys(("post_sampling_probs", "return_full_text", "return_tokens"), _OFF),
+    **dict.fromkeys(("return_tokens_as_token_ids", "return_token_ids", "return_prompt_text"), _OFF),
+    **dict.fromkeys(("return_token_offsets", "return_hidden_states"), _OFF),
+    **dict.fromkeys(("return_routed_experts", "return_cached_tokens_details"), _OFF),
+    "n_cmpl": (1,),
+    "skip_special_tokens": (True,),
+    # what is read
+    **dict.fromkeys(("image_data", "prompt_embeds", "session_params"), _OFF),
+    **dict.fromkeys(("tool_prompt", "guideline", "preserved_tokens"), _OFF),
+    "add_special_tokens": (True,),
+    "thinking_forced_open": (False,),
 }
+# These change no answer of this server: they tune another's cache or scheduler, name the request,
+# belong to a field that is refused where it matters, or to thoughts, which these models lack.
+HARMLESS = frozenset(
+    (
+        *("user", "metadata", "store", "moderation", "safety_identifier", "prompt_cache_key"),
+        *("prompt_cache_retention", "service_tier", "request_id", "session_id", "rid"),
+        *("priority", "cache_salt", "cache_prompt", "n_cache_reuse", "id_slot", "n_keep"),
+        *("n_discard", "stream_interval", "sse_ping_interval", "timings_per_token"),
+        *("return_progress", "kv_transfer_params", "ec_transfer_params", "backend_sampling"),
+        *("routed_experts_prompt_start", "parallel_tool_calls", "parse_tool_calls"),
+        *("reasoning_effort", "reasoning_format", "include_reasoning", "separate_reasoning"),
+        *("stream_reasoning", "thinking_token_budget", "verbosity", "media_io_kwargs"),
+        *("mm_processor_kwargs", "return_mm_kwargs", "spaces_between_special_tokens"),
+        *("guided_decoding_backend", "guided_whitespace_pattern", "grammar_lazy"),
+        *("adaptive_decay", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
+        *("dry_sequence_breakers", "xtc_threshold", "mirostat_tau", "mirostat_eta"),
+    )
+)
 
 
 class StreamOptions(ForeignBody):
@@ -72,6 +133,7 @@ class OpenAIBody(ForeignBody, ModelBody):
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
     repetition_penalty: RepetitionPenalty = 1.0
+    repeat_last_n: LastN | None = None
     logit_bias: Annotated[
         dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]], Field(max_length=MAX_BIAS)
     ] = Field({})
@@ -94,6 +156,7 @@ class OpenAIBody(ForeignBody, ModelBody):
     def sampling(self, seed: int, bias: tuple[tuple[int, float], ...]) -> SamplingParams:
         """How to choose each token."""
         temperature, top_p = temperature_and_top_p(self.temperature, self.top_p)
+        last_n = self.repeat_last_n
         return SamplingParams(
             temperature=temperature,
             top_k=max(0, self.top_k),
@@ -103,6 +166,7 @@ class OpenAIBody(ForeignBody, ModelBody):
             repetition_penalty=self.repetition_penalty,
             frequency_penalty=self.frequency_penalty,
             presence_penalty=self.presence_penalty,
+            penalty_window=last_n if last_n is None else penalty_window(last_n),
             bias=bias,
         )
 
@@ -130,6 +194,7 @@ class ChatCompletionBody(OpenAIBody):
         "audio": (),
         "web_search_options": (),
         "chat_template": ("",),
+        "chat_template_kwargs": ({}, {"enable_thinking": False}, {"thinking": False}),
         "documents": ([],),
         "echo": (False,),
     }
@@ -190,7 +255,6 @@ class CompletionBody(OpenAIBody):
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **_FOREIGN,
         "suffix": ("",),
-        "best_of": (1,),
     }
 
     prompt: (
