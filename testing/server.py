@@ -216,6 +216,16 @@ class Server:
             self._workers.append(worker)
         return worker
 
+    @property
+    def has_worker(self) -> bool:
+        """Whether the master has forked."""
+        pid = self.process.pid
+        return bool(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+    def wrote(self, name: str) -> bool:
+        """Whether it has made a file of this name in its working directory."""
+        return (self._out.parent / name).exists()
+
     def wait_ready(self, times: int = 1) -> "Server":
         """Wait for the ready line, or for so many of them."""
 

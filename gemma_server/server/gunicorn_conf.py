@@ -14,7 +14,7 @@ from gunicorn.arbiter import Arbiter
 from gemma_server.console import say
 from gemma_server.errors import GemmaServerError, UsageError
 from gemma_server.server.addresses import are_inherited, check_addresses, variables_of
-from gemma_server.server.worker import ModelWorker, check_gunicorn
+from gemma_server.server.worker import ENDING, ModelWorker, check_gunicorn
 from gemma_server.settings import load_settings
 
 _HEALTH_THREADS = 16  # so that /readyz and refusals are answered when slots and queue are full
@@ -65,6 +65,14 @@ def on_starting(server: Arbiter) -> None:
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     server.handle_hup = _ignore_signal if ignored else server.handle_term
     server.handle_ttin = server.handle_ttou = server.handle_usr2 = _ignore_signal
+
+
+def pre_fork(server: Arbiter, worker: ModelWorker) -> None:
+    """Keep signals for the worker until it has handlers; `ModelWorker` lets them in again."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+
+
+os.register_at_fork(after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING))
 
 
 def when_ready(server: Arbiter) -> None:

@@ -25,6 +25,7 @@ from gemma_server.console import say
 from gemma_server.errors import ModelLoadError, UsageError
 from gemma_server.frames.server import FrameServer
 from gemma_server.frames.service import Service
+from gemma_server.server import memory
 from gemma_server.server.addresses import check_socket
 from gemma_server.server.hosted import Hosted, HostedGemma
 from gemma_server.server.http.worker import HttpWorker
@@ -41,6 +42,8 @@ DIED = 1  # gunicorn starts a new worker, which loads the model again
 STUCK_AFTER_S = 180.0  # a step takes milliseconds; the largest model's on a CPU takes a minute
 # Sent to the process group when a terminal closes, or by hand; their default ends a process.
 _FOR_THE_MASTER = (signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
+# Blocked while the master forks, or a worker that has no handlers yet would lose them.
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _STDIN = 0
 _LOOK_S = 0.01
 _LAST_ANSWERS_S = 1.0  # to send errors to the clients whose requests ended with the engine
@@ -96,12 +99,14 @@ class ModelWorker(HttpWorker):
     hosted: Hosted | None = None  # until the worker has booted
     frames: FrameServer | None = None
     drain_until = 0.0  # on the monotonic clock, once SIGTERM has come
+    leaving = False  # the process ends, and nothing may interrupt that
 
     def init_signals(self) -> None:
         """Leave to the master what a terminal sends to both: it ends or keeps this worker."""
         super().init_signals()
         for number in _FOR_THE_MASTER:
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def start_hosted(self) -> None:
         """Serve frames, and load the model in a thread, so that /readyz answers meanwhile."""
@@ -110,6 +115,7 @@ class ModelWorker(HttpWorker):
         self.cfg.__dict__.update({name: item.get() for name, item in self.cfg.settings.items()})
         app: Flask = self.wsgi
         hosted: Hosted = app.extensions["hosted"]
+        memory.share_arenas()
         _allow_many_files()
         self.hosted = hosted
         if hosted.settings.frames is not None:
@@ -136,6 +142,16 @@ class ModelWorker(HttpWorker):
             timer.daemon = True
             timer.start()
         super().handle_exit(sig, frame)
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGINT or SIGQUIT: end at once.
+
+        gunicorn would shut its pool of threads down first, whose lock this very thread may hold.
+        """
+        self.alive = False
+        if not self.leaving:
+            self.leaving = True
+            sys.exit(0)
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         """Answer a request that gunicorn could not parse, in the JSON form of all errors."""
@@ -165,6 +181,7 @@ class ModelWorker(HttpWorker):
 
     def leave(self) -> None:
         """End the process with the pending SystemExit's code, without waiting for threads."""
+        self.leaving = True
         if self.frames is not None:
             self.frames.stop(max(0.0, self.drain_until - time.monotonic()))
         if self.hosted is not None:
@@ -187,6 +204,7 @@ class ModelWorker(HttpWorker):
     def _load(self, hosted: Hosted) -> None:
         try:
             loaded = hosted.load(self._died)
+            memory.settle()
         except ModelLoadError as error:
             self._give_up(f"cannot load the model: {error}")
         except Exception as error:
