@@ -21,6 +21,7 @@ from gemma_server.executor.runner import JaxRunner
 from gemma_server.executor.variants import GREEDY
 from gemma_server.model.config import GemmaConfig
 from gemma_server.model.transformer import Params, abstract_params
+from gemma_server.private_directory import PrivateDirectory
 
 PROMPT, CONTEXT = 512, 1024
 BLOCKS, WARM_BLOCKS = 24, 4
@@ -74,7 +75,7 @@ def make_runner(config: GemmaConfig, params: Params, slots: int, name: Name) -> 
     )
     programs.names = frozenset({name})
     with TemporaryDirectory() as directory:
-        kept = CompileCache(Path(directory), programs.configuration)
+        kept = CompileCache(PrivateDirectory(Path(directory)), programs.configuration)
         programs.compile(lambda share: None, kept)
     return JaxRunner(programs, params)
 

@@ -151,12 +151,13 @@ class Scorer:
         from gemma_server.model.numerics import Numerics
         from gemma_server.model.transformer import Transformer
         from gemma_server.native.library import register
+        from gemma_server.private_directory import PrivateDirectory
         from gemma_server.serving.checkpoint import open_checkpoint
         from gemma_server.serving.gemma import put_on_device
         from gemma_server.settings import default_cache_dir
 
         opened = open_checkpoint(checkpoint)
-        native = dtype == "int8" and register(default_cache_dir() / "native")
+        native = dtype == "int8" and register(PrivateDirectory(default_cache_dir() / "native"))
         self.config, self._dtype = opened.config, jnp.dtype(dtype)
         self._module: Any = Transformer(self.config, Numerics(self._dtype, BLOCK, native))
         self.params = put_on_device(opened, self._dtype, lambda done, total: None)

@@ -16,7 +16,7 @@ ROOT = Path(gemma_server.__file__).parent
 # nothing of each other. errors, settings and console are modules, the others folders.
 ORDER = (
     ("errors",),
-    ("settings", "console"),
+    ("settings", "console", "private_directory"),
     ("text", "model", "native"),
     ("weights", "engine"),
     ("executor",),

@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 import pickle
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from jax.experimental.serialize_executable import deserialize_and_load, serializ
 from jaxlib.version import __version__ as jaxlib_version
 
 import gemma_server
+from gemma_server.private_directory import PrivateDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +28,13 @@ _ROOMS = ("model", "native", "engine", "executor")  # what programs are made of,
 
 
 class CompileCache:
-    """The programs of one configuration, each in a file of `directory`.
+    """The programs of one configuration, each in a file of `directory`: reading it can run code.
 
-    Reading a file can run code in it: only its owner may write to the directory. `configuration`
-    holds all that the programs depend on, except this package's code, its libraries and the
-    machine.
+    `configuration` holds all that the programs depend on, except this package's code, its libraries
+    and the machine.
     """
 
-    def __init__(self, directory: Path, configuration: str) -> None:
+    def __init__(self, directory: PrivateDirectory, configuration: str) -> None:
         self._directory = directory
         code = (path.read_bytes() for path in sources())
         parts = [configuration.encode(), *code, *map(str.encode, _machine())]
@@ -43,43 +42,41 @@ class CompileCache:
 
     def get(self, name: str, compile_it: Callable[[], Any]) -> Any:
         """The program of this name: from its file if it is there, else compiled and kept."""
-        path = self._directory / f"{name}-{self._key}"
+        file = f"{name}-{self._key}"
         try:
-            kept, operands, results = pickle.loads(path.read_bytes())
+            kept, operands, results = pickle.loads(self._directory.read(file))
             program = deserialize_and_load(kept, operands, results, execution_devices=[_device()])
-            os.utime(path)  # so that what is in use is not pruned
+            self._directory.touch(file)  # so that what is in use is not pruned
             return program
         except FileNotFoundError:
             pass
-        except Exception as error:  # a damaged file can raise anything; it is replaced
+        except Exception as error:  # another library's file can raise anything; it is replaced
+            path = self._directory.path / file
             logger.warning("%s cannot be used, compiling anew: %s", path, error)
         program = compile_it()
-        self._keep(path, pickle.dumps(serialize(program)))
+        self._keep(file, pickle.dumps(serialize(program)))
         return program
 
-    def _keep(self, path: Path, data: bytes) -> None:
-        """Write the file atomically. If the disk is full, the next start compiles again."""
+    def _keep(self, file: str, data: bytes) -> None:
+        """If the disk is full, the next start compiles again."""
         try:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:
-                file.write(data)
-            os.replace(file.name, path)
+            self._directory.write(file, data)
             self._prune()
         except OSError as error:
-            logger.warning("%s cannot be kept: %s", path, error.strerror)
+            logger.warning("%s cannot be kept: %s", self._directory.path / file, error.strerror)
 
     def _prune(self) -> None:
         """Remove all but the most recently used configurations, and the temporary files of starts
         that were interrupted."""
         used: dict[str, float] = {}
-        files = [(path, path.stat().st_mtime) for path in self._directory.iterdir()]
-        for path, moment in files:
-            key = path.name.rpartition("-")[2]
+        files = self._directory.used()
+        for file, moment in files.items():
+            key = file.rpartition("-")[2]
             used[key] = max(moment, used.get(key, 0.0))
         last = sorted(used, key=lambda key: used[key])[-KEPT:]
-        for path, _ in files:
-            if path.name.rpartition("-")[2] not in last:
-                path.unlink(missing_ok=True)
+        for file in files:
+            if file.rpartition("-")[2] not in last:
+                self._directory.remove(file)
 
 
 def sources() -> list[Path]:
@@ -90,7 +87,7 @@ def sources() -> list[Path]:
         for path in (_PACKAGE / room).iterdir()
         if path.suffix in (".py", ".cc", ".h")
     ]
-    return sorted([*found, _PACKAGE / "errors.py"])
+    return sorted([*found, _PACKAGE / "errors.py", _PACKAGE / "private_directory.py"])
 
 
 def _device() -> jax.Device:

@@ -14,10 +14,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from jaxlib.version import __version__ as jaxlib_version
+
+from gemma_server.private_directory import DamagedError, PrivateDirectory, seal, unseal
 
 logger = logging.getLogger(__name__)
 
@@ -34,27 +37,27 @@ class BuildError(Exception):
     """The kernels cannot be built here; the text says why."""
 
 
-def register(cache_dir: Path) -> bool:
-    """Make the kernels known to XLA:CPU, building them in `cache_dir` if that has not been done.
+def register(directory: PrivateDirectory) -> bool:
+    """Make the kernels known to XLA:CPU, building them in `directory` if that has not been done.
 
     Returns whether they can be used; if not, the log says why.
     """
     try:
-        load(cache_dir)
+        load(directory)
     except BuildError as error:
         logger.warning("the native kernels cannot be used: %s", error)
         return False
     return True
 
 
-def load(cache_dir: Path, prefix: str = "") -> None:
+def load(directory: PrivateDirectory, prefix: str = "") -> None:
     """Register the kernels under names that begin with `prefix`.
 
     Raises:
         BuildError: they cannot be built or loaded.
     """
     try:
-        library = ctypes.CDLL(str(_built(cache_dir)))
+        library = _opened(_built(directory))
     except OSError as error:
         raise BuildError(str(error)) from None
     if prefix in _registered:
@@ -65,45 +68,74 @@ def load(cache_dir: Path, prefix: str = "") -> None:
     _registered.add(prefix)
 
 
-def build(directory: Path) -> Path:
-    """Compile the kernels into `directory`, atomically, and return the library's path.
+def build() -> bytes:
+    """Compile the kernels; return the library.
 
     Raises:
         BuildError: there is no compiler, or it failed.
     """
     compiler = _compiler()
-    target = directory / _file_name()
     command = [compiler, *_flags(), "-I", jax.ffi.include_dir(), *map(str, SOURCES), "-o"]
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=directory) as scratch:
-            made = Path(scratch) / target.name
+        with tempfile.TemporaryDirectory() as scratch:
+            made = Path(scratch) / "kernels.so"
             run = subprocess.run(
                 [*command, str(made)], capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S
             )
             if run.returncode != 0:
                 lines = run.stderr.strip().splitlines() or ["no reason given"]
                 raise BuildError(f"{compiler} failed: {lines[0][:300]}")
-            made.replace(target)
+            return made.read_bytes()
     except OSError as error:
         raise BuildError(f"{error.strerror}: {error.filename}") from None
     except subprocess.TimeoutExpired:
         raise BuildError(f"{compiler} did not end within {_COMPILE_TIMEOUT_S} s") from None
-    return target
 
 
-def _built(cache_dir: Path) -> Path:
-    """The library beside its source, as installing left it, else the one in `cache_dir`."""
-    for directory in (HERE, cache_dir):
-        if (path := directory / _file_name()).is_file():
-            return path
-    return build(cache_dir)
+def install() -> Path:
+    """Build the kernels beside their source, for all who start this copy of the package.
+
+    Raises:
+        BuildError: as `build`, or the library cannot be written there.
+    """
+    path, data = HERE / _file_name(), seal(build())
+    try:
+        with tempfile.NamedTemporaryFile(dir=HERE, delete=False) as file:
+            file.write(data)
+        os.chmod(file.name, 0o644)
+        return Path(file.name).replace(path)
+    except OSError as error:
+        raise BuildError(f"{error.strerror}: {error.filename}") from None
+
+
+def _built(directory: PrivateDirectory) -> bytes:
+    """The library that installing left, else the one in `directory`; built there if need be."""
+    name = _file_name()
+    installed: tuple[Path, Callable[[], bytes]] = HERE, lambda: unseal((HERE / name).read_bytes())
+    for where, read in (installed, (directory.path, lambda: directory.read(name))):
+        try:
+            return read()
+        except FileNotFoundError:
+            pass
+        except DamagedError as error:
+            logger.warning("%s cannot be used: %s", where / name, error)
+    data = build()
+    directory.write(name, data)
+    return data
+
+
+def _opened(data: bytes) -> ctypes.CDLL:
+    """The library, from a file that nobody else can reach: what is run is what was checked."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "kernels.so"
+        path.write_bytes(data)
+        return ctypes.CDLL(str(path))
 
 
 def _file_name() -> str:
     """A name with a hash of all that the library depends on, so that no old one is used."""
     sources = (path.read_bytes() for path in sorted(HERE.glob("*.*[ch]")))
-    parts = (*sources, jaxlib_version.encode(), " ".join(_flags()).encode())
+    parts = (b"sealed", *sources, jaxlib_version.encode(), " ".join(_flags()).encode())
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()
     return f"kernels-{digest[:16]}-{os.uname().machine}.so"
 
@@ -121,6 +153,6 @@ def _compiler() -> str:
 
 if __name__ == "__main__":
     try:
-        print(build(HERE))
+        print(install())
     except BuildError as error:
         sys.exit(f"gemma-server: the native kernels were not built: {error}")

@@ -1,15 +1,14 @@
 """How a Gemma is loaded: checkpoint -> programs and weights, side by side -> runner -> engine."""
 
 import logging
-import os
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.model.config import GemmaConfig
+from gemma_server.private_directory import PrivateDirectory
 from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
 from gemma_server.serving.engines import OnDeath, Wrap, limits_of, start_engine
 from gemma_server.serving.model import LoadedModel, ModelInfo, ServedModel, byte_rate
@@ -106,8 +105,7 @@ def _compile_and_read(
     """Compile while the weights are read: compiling needs their shapes alone."""
     from gemma_server.executor.compile_cache import CompileCache
 
-    directory = settings.cache_dir / "programs"
-    _make_private(directory)
+    directory = PrivateDirectory(settings.cache_dir / "programs")
     cache = CompileCache(directory, programs.configuration)
     progress = _Progress(model)
 
@@ -212,20 +210,6 @@ class _Progress:
         self._model.at("compiling and loading weights", share, self._detail)
 
 
-def _make_private(path: Path) -> None:
-    """Make a directory for compiled code: whoever can write there can run code as this user."""
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        owner = path.stat()
-    except OSError as error:
-        raise ModelLoadError(f"--cache-dir: {error}") from None
-    if owner.st_uid != os.getuid() or owner.st_mode & 0o022:
-        raise ModelLoadError(
-            f"{path}: others may write there, and could so run code here; "
-            "make it yours alone (chmod 700) or set --cache-dir"
-        )
-
-
 def _register_kernels(settings: Settings, model: ServedModel) -> bool:
     """Register the native kernels if they serve the dtype; False if they cannot be used."""
     from gemma_server.native.library import register
@@ -233,9 +217,7 @@ def _register_kernels(settings: Settings, model: ServedModel) -> bool:
     if settings.dtype not in ("auto", "int8"):
         return False
     model.at("preparing the native kernels")
-    directory = settings.cache_dir / "native"
-    _make_private(directory)
-    return register(directory)
+    return register(PrivateDirectory(settings.cache_dir / "native"))
 
 
 def _dtype(name: str, platform: str, native: bool) -> "DTypeLike":

@@ -1,5 +1,6 @@
 """Programs kept on disk: read instead of compiled, and never a wrong or a damaged one."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 
 from gemma_server.executor import compile_cache
 from gemma_server.executor.compile_cache import CompileCache, sources
+from gemma_server.private_directory import PrivateDirectory
+from testing.counts import cases
 from tests.test_imports import MODULES, ours
 
 pytestmark = pytest.mark.slow
@@ -37,15 +40,15 @@ ONES = np.ones(4, np.float32)
 def test_a_program_is_compiled_once_and_read_after(tmp_path: Path) -> None:
     two = Compiler(2)
     for _ in range(3):
-        program = CompileCache(tmp_path, "configuration").get("double", two)
+        program = CompileCache(PrivateDirectory(tmp_path), "configuration").get("double", two)
         np.testing.assert_array_equal(program(ONES), 2 * ONES)
     assert two.compiled == 1
 
 
 def test_another_configuration_or_name_is_another_program(tmp_path: Path) -> None:
-    CompileCache(tmp_path, "one").get("scale", Compiler(2))
+    CompileCache(PrivateDirectory(tmp_path), "one").get("scale", Compiler(2))
     for configuration, name in (("other", "scale"), ("one", "other name")):
-        program = CompileCache(tmp_path, configuration).get(name, Compiler(3))
+        program = CompileCache(PrivateDirectory(tmp_path), configuration).get(name, Compiler(3))
         np.testing.assert_array_equal(program(ONES), 3 * ONES)
 
 
@@ -54,24 +57,47 @@ def test_a_damaged_file_is_replaced(
     tmp_path: Path, damage: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     two = Compiler(2)
-    CompileCache(tmp_path, "").get("double", two)
+    CompileCache(PrivateDirectory(tmp_path), "").get("double", two)
     [path] = tmp_path.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
     with caplog.at_level(logging.WARNING):
-        np.testing.assert_array_equal(CompileCache(tmp_path, "").get("double", two)(ONES), 2 * ONES)
+        np.testing.assert_array_equal(
+            CompileCache(PrivateDirectory(tmp_path), "").get("double", two)(ONES), 2 * ONES
+        )
     assert "compiling anew" in caplog.text
     assert two.compiled == 2
-    CompileCache(tmp_path, "").get("double", two)
+    CompileCache(PrivateDirectory(tmp_path), "").get("double", two)
     assert two.compiled == 2
+
+
+def test_one_wrong_bit_anywhere_is_seen_before_it_is_run(tmp_path: Path) -> None:
+    """Of machine code with a wrong bit, a start in two would end with SIGSEGV."""
+    two = Compiler(2)
+    CompileCache(PrivateDirectory(tmp_path), "").get("double", two)
+    [path] = tmp_path.iterdir()
+    whole = path.read_bytes()
+    places = np.random.default_rng(0).integers(0, 8 * len(whole), cases(20, 500))
+    for times, place in enumerate(places.tolist(), start=2):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        program = CompileCache(PrivateDirectory(tmp_path), "").get("double", two)
+        np.testing.assert_array_equal(program(ONES), 2 * ONES)
+        assert two.compiled == times
 
 
 def test_a_disk_that_cannot_be_written_costs_the_next_start_only(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "file").touch()
+    directory = PrivateDirectory(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
     with caplog.at_level(logging.WARNING):
-        program = CompileCache(tmp_path / "file" / "below", "").get("double", Compiler(2))
+        program = CompileCache(directory, "").get("double", Compiler(2))
     np.testing.assert_array_equal(program(ONES), 2 * ONES)
     assert "cannot be kept" in caplog.text
 
@@ -82,14 +108,14 @@ def test_only_the_configurations_used_last_are_kept(
     monkeypatch.setattr(compile_cache, "KEPT", 2)
     compilers = {name: Compiler(2) for name in ("a", "b", "c")}
     for age, name in enumerate(("a", "b", "a", "c")):
-        cache = CompileCache(tmp_path, name)
+        cache = CompileCache(PrivateDirectory(tmp_path), name)
         cache.get("double", compilers[name])
         cache.get("twice", compilers[name])
         for path in tmp_path.glob(f"*-{cache._key}"):
             os.utime(path, (age, age))
     assert len(list(tmp_path.iterdir())) == 4
     for name in ("a", "c", "b"):
-        CompileCache(tmp_path, name).get("double", compilers[name])
+        CompileCache(PrivateDirectory(tmp_path), name).get("double", compilers[name])
     assert [compilers[name].compiled for name in "abc"] == [2, 3, 2]
 
 
@@ -109,12 +135,14 @@ def test_a_start_with_another_number_of_devices_has_programs_of_its_own(tmp_path
         "import sys, numpy as np, jax\n"
         "from pathlib import Path\n"
         "from gemma_server.executor.compile_cache import CompileCache\n"
+        "from gemma_server.private_directory import PrivateDirectory\n"
         "shape = jax.ShapeDtypeStruct((4,), np.float32)\n"
         "compiled = []\n"
         "def compile_it():\n"
         "    compiled.append(1)\n"
         "    return jax.jit(lambda x: x * 2).lower(shape).compile()\n"
-        "program = CompileCache(Path(sys.argv[1]), '').get('double', compile_it)\n"
+        "directory = PrivateDirectory(Path(sys.argv[1]))\n"
+        "program = CompileCache(directory, '').get('double', compile_it)\n"
         "print(len(compiled), program(np.ones(4, np.float32)).sum())\n"
     )
     said = [

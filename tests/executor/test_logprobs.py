@@ -12,6 +12,7 @@ from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.executor.compile_cache import CompileCache
 from gemma_server.executor.programs import Programs
 from gemma_server.executor.runner import JaxRunner
+from gemma_server.private_directory import PrivateDirectory
 from testing.counts import families
 from testing.oracle import gemma as oracle
 from testing.tiny import tiny_config, tiny_params, tiny_weights
@@ -29,7 +30,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp(name)
     fixed: dict[str, Any] = {"context_length": 256, "dtype": np.dtype("float32")}
     programs = Programs(tiny_config(name), slots=1, chunks=(CHUNK,), **fixed)
-    programs.compile(lambda share: None, CompileCache(path, programs.configuration))
+    programs.compile(
+        lambda share: None, CompileCache(PrivateDirectory(path), programs.configuration)
+    )
     runner = JaxRunner(programs, tiny_params(name))
     engine = Engine(runner, Scheduler(Limits(1, 256, CHUNK, 9, 10_000)), lambda error: None)
     engine.start()

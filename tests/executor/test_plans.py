@@ -9,6 +9,7 @@ import pytest
 from gemma_server.engine.plan import Chunk, Copy, Plan, Row
 from gemma_server.engine.request import SamplingParams, Token
 from gemma_server.executor.dispatch_policy import DispatchPolicy
+from gemma_server.private_directory import PrivateDirectory
 from gemma_server.weights.orbax.gemma import OrbaxWeights
 from testing.tiny import load_params, tiny_config, tiny_weights, write_orbax
 
@@ -39,7 +40,9 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Any:
     policy = DispatchPolicy(steps=STEPS, max_in_flight=1, branches=True)
     fixed: dict[str, Any] = {"context_length": 64, "dtype": np.dtype("float32"), "policy": policy}
     programs = Few(tiny_config(NAME), slots=SLOTS, chunks=(CHUNK,), **fixed)
-    programs.compile(lambda share: None, CompileCache(path, programs.configuration))
+    programs.compile(
+        lambda share: None, CompileCache(PrivateDirectory(path), programs.configuration)
+    )
     source = OrbaxWeights(write_orbax(path / "checkpoint", tiny_weights(NAME)))
     return JaxRunner(programs, load_params(source, programs.config))
 

@@ -22,6 +22,7 @@ from gemma_server.executor.compile_cache import CompileCache
 from gemma_server.executor.dispatch_policy import ON_CPU, ON_GPU, DispatchPolicy
 from gemma_server.executor.programs import CHUNKS, Programs
 from gemma_server.executor.runner import JaxRunner
+from gemma_server.private_directory import PrivateDirectory
 from testing.counts import is_long
 from testing.tiny import tiny_config, tiny_params
 
@@ -55,8 +56,8 @@ def _compiled(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Programs
         policy=POLICIES[policy],
         chunks=SIZES[policy],
     )
-    cache = CompileCache(tmp_path_factory.mktemp("programs"), made.configuration)
-    made.compile(lambda share: None, cache)
+    directory = PrivateDirectory(tmp_path_factory.mktemp("programs"))
+    made.compile(lambda share: None, CompileCache(directory, made.configuration))
     return made
 
 

@@ -10,6 +10,7 @@ import pytest
 from gemma_server.model.config import BLOCK
 from gemma_server.model.quantized import Quantized, product
 from gemma_server.native.library import register
+from gemma_server.private_directory import PrivateDirectory
 from gemma_server.weights.blocks import LARGEST, Blocks, quantize
 from testing.counts import families
 from testing.forward import SLOTS, Model, text_of
@@ -25,7 +26,7 @@ CACHE_ROUNDING, LAST_BITS = 0.16, 0.04
 
 @pytest.fixture(autouse=True, scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> None:
-    assert register(tmp_path_factory.mktemp("native"))
+    assert register(PrivateDirectory(tmp_path_factory.mktemp("native")))
 
 
 @pytest.fixture(params=families())

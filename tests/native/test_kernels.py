@@ -13,6 +13,7 @@ from gemma_server.model import kernels
 from gemma_server.model.config import BLOCK, GROUP
 from gemma_server.model.quantized import Quantized, product
 from gemma_server.native.library import load
+from gemma_server.private_directory import PrivateDirectory
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.blocks import Blocks
 from testing.tiny import quantized
@@ -31,7 +32,7 @@ def built(request: pytest.FixtureRequest) -> Iterator[None]:
     prefix = request.param.replace(" ", "_") + "_"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXXFLAGS", "-DGEMMA_PORTABLE" if "portable" in prefix else "")
-        load(default_cache_dir() / "native", prefix)
+        load(PrivateDirectory(default_cache_dir() / "native"), prefix)
         call: Any = jax.ffi.ffi_call
         patch.setattr(jax.ffi, "ffi_call", lambda name, result: call(prefix + name, result))
         yield

@@ -7,6 +7,7 @@ import pytest
 
 from gemma_server.native import library
 from gemma_server.native.library import BuildError, build, load, register
+from gemma_server.private_directory import PrivateDirectory, unseal
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,7 @@ def test_without_a_compiler_the_log_says_what_to_install(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with caplog.at_level(logging.WARNING):
-        assert not register(tmp_path / "cache")
+        assert not register(PrivateDirectory(tmp_path / "cache"))
     assert "no C++ compiler" in caplog.text
     assert "apt-get install g++" in caplog.text
 
@@ -35,24 +36,51 @@ def test_a_failing_compiler_is_named_with_its_first_words(
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     with pytest.raises(BuildError, match="broken-c\\+\\+ failed: first words"):
-        build(tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+        build()
 
 
-def test_a_directory_that_cannot_be_made_is_no_crash(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert not register(tmp_path / "file" / "cache")
+def test_a_library_that_cannot_be_installed_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "HERE", tmp_path / "nowhere")
+    monkeypatch.setattr(library, "build", lambda: b"a library")
+    with pytest.raises(BuildError, match="No such file or directory"):
+        library.install()
 
 
 @pytest.mark.slow
-def test_a_library_is_built_once_and_damaged_ones_are_reported(
+def test_a_library_is_built_once_and_damaged_ones_are_built_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    load(tmp_path / "good", "built_once_")
-    [made] = (tmp_path / "good").iterdir()
-    monkeypatch.setattr(library, "build", lambda directory: pytest.fail("built again"))
-    load(tmp_path / "good", "built_twice_")
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / made.name).write_bytes(b"not a library")
-    assert not register(tmp_path / "bad")
-    assert "cannot be used" in caplog.text
+    directory = PrivateDirectory(tmp_path / "cache")
+    load(directory, "built_once_")
+    [made] = (tmp_path / "cache").iterdir()
+    whole = made.read_bytes()
+    built: list[bytes] = []
+    monkeypatch.setattr(library, "build", lambda: built.append(unseal(whole)) or built[-1])
+    load(directory, "built_twice_")
+    assert not built
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 1
+    made.write_bytes(damaged)
+    with caplog.at_level(logging.WARNING):
+        load(directory, "built_anew_")
+    assert "cannot be used: its digest is another's" in caplog.text
+    assert len(built) == 1
+    assert made.read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_what_was_installed_is_used_where_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package's own directory may be shared; its library has a digest all the same."""
+    sources = [tmp_path / path.name for path in library.HERE.glob("*.*[ch]")]
+    for path in sources:
+        path.write_bytes((library.HERE / path.name).read_bytes())
+    monkeypatch.setattr(library, "HERE", tmp_path)
+    made = library.install()
+    assert made.parent == tmp_path
+    monkeypatch.setattr(library, "build", lambda: pytest.fail("built again"))
+    load(PrivateDirectory(tmp_path / "cache"), "installed_")
+    assert list((tmp_path / "cache").iterdir()) == []

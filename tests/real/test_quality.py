@@ -14,6 +14,7 @@ from gemma_server.executor import programs
 from gemma_server.executor.compile_cache import CompileCache
 from gemma_server.executor.programs import CHUNKS, Programs
 from gemma_server.executor.runner import JaxRunner
+from gemma_server.private_directory import PrivateDirectory
 from gemma_server.settings import default_cache_dir
 from gemma_server.text.tokenizer import Tokenizer
 from testing.counts import cases, is_long
@@ -109,7 +110,7 @@ def engine(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
         monkeypatch.setattr(programs, "row_counts", lambda slots: [slots])
     fixed: dict[str, Any] = {"context_length": LENGTH, "dtype": np.dtype("float32")}
     made = Programs(scorer.config, slots=slots, chunks=chunks, **fixed)
-    cache = CompileCache(default_cache_dir() / "programs", made.configuration)
+    cache = CompileCache(PrivateDirectory(default_cache_dir() / "programs"), made.configuration)
     made.compile(lambda share: None, cache)
     limits = Limits(slots, LENGTH, chunks[-1], 64, 100_000)
     deaths: list[BaseException] = []
