@@ -89,12 +89,14 @@ class ChatRefused(PromptRefused):
 
 
 class ContextLengthExceeded(PromptRefused):
-    """The prompt does not fit the context: `prompt_tokens` tokens, room for `limit`."""
+    """The prompt does not fit the context: `prompt_tokens` tokens, room for `limit`. `is_least`: it
+    has at least so many, and was not encoded."""
 
     code = "context_length_exceeded"
 
-    def __init__(self, prompt_tokens: int, limit: int) -> None:
-        super().__init__(f"the prompt has {prompt_tokens} tokens, and at most {limit} fit")
+    def __init__(self, prompt_tokens: int, limit: int, *, is_least: bool = False) -> None:
+        self.tokens = f"at least {prompt_tokens} tokens" if is_least else f"{prompt_tokens} tokens"
+        super().__init__(f"the prompt has {self.tokens}, and at most {limit} fit")
         self.prompt_tokens = prompt_tokens
         self.limit = limit
 

@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gemma_server.api import heavy
 from gemma_server.api.errors import prompt_in
+from gemma_server.api.schemas import Items
 from gemma_server.api.timing import Stages, timed
 from gemma_server.api.truncation import Truncation
 from gemma_server.errors import InvalidRequest
@@ -37,13 +39,13 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS)] | None = None
-    images: list[object] | None = None
-    tool_calls: list[object] | None = None
+    content: str | Annotated[Items[TextPart], Field(max_length=MAX_PARTS)] | None = None
+    images: Items[object] | None = None
+    tool_calls: Items[object] | None = None
     function_call: object = None
 
 
-Messages = Annotated[list[ChatMessage], Field(max_length=MAX_MESSAGES)]
+Messages = Annotated[Items[ChatMessage], Field(max_length=MAX_MESSAGES)]
 
 
 def encode_messages(
@@ -62,10 +64,16 @@ def encode_messages(
     """
     with timed(stages, "tokenize"), prompt_in("messages"):
         plain = [_plain(index, message) for index, message in enumerate(messages)]
-        ids = truncation.items(
-            plain,
-            lambda messages: loaded.chat.encode(messages, goes_on=goes_on),
-            keep=lambda message: message.role == "system",
+        texts = [message.content for message in plain]
+        if truncation.room is None:
+            loaded.refuse_what_cannot_fit(texts)
+        ids = heavy.run(
+            sum(map(len, texts)),
+            lambda: truncation.items(
+                plain,
+                lambda messages: loaded.chat.encode(messages, goes_on=goes_on),
+                keep=lambda message: message.role == "system",
+            ),
         )
         loaded.engine.check_prompt(len(ids))
     return ids

@@ -6,12 +6,23 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from gemma_server.api import heavy
 from gemma_server.errors import InvalidRequest
 
 MAX_BODY_BYTES = 1 << 20
 _TYPE_NAMES = frozenset({"str", "int", "float", "bool"})
 
 Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def read(schema: type[Schema], body: bytes) -> Schema:
+    """A JSON body as `schema`.
+
+    Raises:
+        InvalidRequest: as `parse` and `check`.
+        Overloaded: too many large bodies wait to be parsed.
+    """
+    return heavy.run(len(body), lambda: check(schema, parse(body)))
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -40,6 +51,10 @@ def check(schema: type[Schema], document: dict[str, Any]) -> Schema:
         InvalidRequest: a field is unknown (`unknown_field`), or a value is not valid
             (`invalid_value`).
     """
+    if schema.model_config.get("extra") == "forbid":  # pydantic would collect all of them first
+        unknown = next((name for name in document if name not in schema.model_fields), None)
+        if unknown is not None:
+            raise _unknown(unknown[:100])
     try:
         return schema.model_validate(document, strict=True)
     except ValidationError as error:
@@ -77,10 +92,14 @@ def _explain(error: ValidationError) -> InvalidRequest:
     param = _path(problem["loc"])
     match problem["type"]:
         case "extra_forbidden":
-            return InvalidRequest(f"unknown field {param}", param=param, code="unknown_field")
+            return _unknown(param)
         case "missing":
             return InvalidRequest(f"the field {param} is missing", param=param)
     return InvalidRequest(f"{param}: {problem['msg']}", param=param)
+
+
+def _unknown(field: str) -> InvalidRequest:
+    return InvalidRequest(f"unknown field {field}", param=field, code="unknown_field")
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

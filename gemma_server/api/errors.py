@@ -131,7 +131,7 @@ def _message(error: RequestError) -> str:
     match error:
         case ContextLengthExceeded():
             return (
-                f"the prompt has {error.prompt_tokens} tokens, and this server takes at most "
+                f"the prompt has {error.tokens}, and this server takes at most "
                 f"{error.limit}; shorten it, or start the server with a larger --context-length"
             )
         case BatchTooLarge():

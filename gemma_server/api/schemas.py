@@ -1,7 +1,7 @@
 """What the bodies of several operations share."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -25,10 +25,13 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+Item = TypeVar("Item")
+# Ends at the first wrong item, of which a hostile body has many.
+Items = Annotated[list[Item], Field(fail_fast=True)]
 Whole = Annotated[int, BeforeValidator(_whole)]  # 100.0 is 100 in JSON, and some clients send it
 PromptText = Annotated[str, StringConstraints(min_length=1)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
-Stops = StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)]
+Stops = StopText | Annotated[Items[StopText], Field(max_length=MAX_STOPS)]
 Temperature = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 TopK = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]

@@ -58,6 +58,11 @@ class Engine:
         """The most tokens a prompt and its answer may have together."""
         return self._scheduler.limits.context_length
 
+    @property
+    def longest_prompt(self) -> int:
+        """The most tokens of a prompt."""
+        return self._scheduler.limits.longest_prompt
+
     def stats(self) -> EngineStats:
         """The figures at this moment."""
         scheduler = self._scheduler

@@ -2,13 +2,14 @@
 
 import hashlib
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from typing_extensions import TypedDict
 
 from gemma_server.engine.engine import Engine
-from gemma_server.errors import NotReady
+from gemma_server.errors import ContextLengthExceeded, NotReady
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.text.chat_template import ChatTemplate
 from gemma_server.text.tokenizer import Tokenizer
@@ -49,6 +50,16 @@ class LoadedModel:
     max_steps: int | None = None  # most tokens that a request may ask for
     info: ModelInfo = ModelInfo()
     ready_at: float = field(default_factory=time.time)  # seconds since 1970
+
+    def refuse_what_cannot_fit(self, texts: Iterable[str]) -> None:
+        """Refuse texts that are too long together for one prompt, without encoding them.
+
+        Raises:
+            ContextLengthExceeded: with the least number of tokens that they have.
+        """
+        least = sum(map(self.tokenizer.least_tokens, texts))
+        if least > self.engine.longest_prompt:
+            raise ContextLengthExceeded(least, self.engine.longest_prompt, is_least=True)
 
 
 class Readiness(TypedDict):

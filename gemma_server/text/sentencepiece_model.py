@@ -40,6 +40,11 @@ class Pieces:
     texts: list[str]
     types: list[int]
 
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest text that a piece stands for."""
+        return max(len(text.replace(_SPACE, " ").encode()) for text in self.texts)
+
     def bytes_of(self, token_id: int) -> bytes:
         """The UTF-8 bytes, maybe part of a character, that a piece stands for."""
         return _piece_bytes(self.texts[token_id], self.types[token_id])

@@ -13,7 +13,7 @@ from werkzeug.exceptions import (
     UnsupportedMediaType,
 )
 
-from gemma_server.api.document import MAX_BODY_BYTES, Schema, check, parse
+from gemma_server.api.document import MAX_BODY_BYTES, Schema, read
 from gemma_server.api.generation import Disconnected
 from gemma_server.api.timing import timed
 
@@ -29,6 +29,7 @@ def read_body(schema: type[Schema]) -> Schema:
         Disconnected: the connection broke.
         InvalidRequest: not a JSON object (`invalid_json`), an unknown field (`unknown_field`), or
             a value that is not valid (`invalid_value`).
+        Overloaded: too many large bodies wait to be parsed.
         HTTPException: a content type other than application/json, a compressed body, or one that
             is too large or cannot be read.
     """
@@ -38,7 +39,7 @@ def read_body(schema: type[Schema]) -> Schema:
     if encoding.strip().lower() != _PLAIN:
         raise UnsupportedMediaType(f"send the body without Content-Encoding: {encoding[:40]}")
     with timed(g.stages, "parse"):
-        return check(schema, parse(_read_bytes()))
+        return read(schema, _read_bytes())
 
 
 def discard_body() -> None:

@@ -53,8 +53,8 @@ def _named_host() -> str:
     """The host that the request is for: a target in absolute form counts, not the header beside it
     (RFC 9112, section 3.2.2)."""
     environ = request.environ
-    target = environ.get("RAW_URI", "")
-    if target.lower().startswith(("http://", "https://")):
+    target = environ.get("RAW_URI", "/")
+    if target[:1] != "/" and target.lower().startswith(("http://", "https://")):
         return urlsplit(target).netloc
     if "HTTP_HOST" not in environ and environ["SERVER_PROTOCOL"] == "HTTP/1.1":
         raise BadRequest("an HTTP/1.1 request needs a Host header")

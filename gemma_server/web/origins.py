@@ -24,10 +24,12 @@ class Origins:
 
     def check(self) -> None:
         """Raise `Forbidden` for a request that a page from elsewhere may not send."""
-        origin = request.headers.get("Origin")
-        if request.method in _SAFE or origin is None:
-            site = request.headers.get("Sec-Fetch-Site", "none")
-            foreign = request.method not in _SAFE and site not in _OWN
+        environ = request.environ
+        if environ["REQUEST_METHOD"] in _SAFE:
+            return
+        origin = environ.get("HTTP_ORIGIN")
+        if origin is None:
+            foreign = environ.get("HTTP_SEC_FETCH_SITE", "none") not in _OWN
         else:
             foreign = not (self._is_own(origin) or self._is_allowed(origin))
         if foreign:
@@ -38,8 +40,10 @@ class Origins:
 
     def preflight(self) -> Response | None:
         """The answer to what a browser asks before it lets an allowed page send a request."""
-        origin = request.headers.get("Origin")
-        if request.method != "OPTIONS" or origin is None or not self._is_allowed(origin):
+        environ = request.environ
+        if environ["REQUEST_METHOD"] != "OPTIONS" or "HTTP_ORIGIN" not in environ:
+            return None
+        if not self._is_allowed(environ["HTTP_ORIGIN"]):
             return None
         answer = Response(status=204)
         answer.headers["Access-Control-Allow-Methods"] = "GET, POST"

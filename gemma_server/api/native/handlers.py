@@ -12,6 +12,7 @@ from gemma_server.api.job import Job, Usage
 from gemma_server.api.logprobs import TextLogprobs, TextOffsets
 from gemma_server.api.native.schema import EchoBody, PromptBody, ScoreBody
 from gemma_server.api.operation import EVENTS, Document, Operation, Stream, StreamType
+from gemma_server.api.prompts import encode_prompt
 from gemma_server.api.schemas import as_list
 from gemma_server.api.timing import Stages, timed
 from gemma_server.engine.request import FinishReason, Request
@@ -78,8 +79,7 @@ def score(body: ScoreBody, models: Models, caller: Caller) -> Scores:
     """The logprobs of a text, whose first token has none."""
     loaded = caller.hold(models.resolve(body.model))
     with timed(caller.stages, "tokenize"), prompt_in("prompt"):
-        ids = tuple(loaded.tokenizer.encode(body.prompt))
-        loaded.engine.check_prompt(len(ids))
+        ids = tuple(encode_prompt(loaded, body.prompt))
     request = Request(ids, 0, top_logprobs=body.top_logprobs, prompt_logprobs=True)
     job = Job(loaded, [request], (), models.metrics, caller)
     [completion] = job.run()
@@ -135,8 +135,7 @@ def _requests(body: PromptBody, steps: int, loaded: LoadedModel, stages: Stages)
     for index, text in enumerate(body.prompts):
         param = "prompt" if isinstance(body.prompt, str) else f"prompt[{index}]"
         with timed(stages, "tokenize"), prompt_in(param):
-            ids = loaded.tokenizer.encode(text)
-            loaded.engine.check_prompt(len(ids))
+            ids = encode_prompt(loaded, text)
         requests.append(body.request(ids, steps, loaded.tokenizer.stop_ids))
     return requests
 

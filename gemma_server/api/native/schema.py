@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gemma_server.api.schemas import (
     MAX_PROMPTS,
+    Items,
     MinP,
     ModelBody,
     PromptText,
@@ -26,7 +27,7 @@ class PromptBody(ModelBody):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: PromptText | Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS)]
+    prompt: PromptText | Annotated[Items[PromptText], Field(min_length=1, max_length=MAX_PROMPTS)]
     sampling_steps: Whole = Field(128, ge=1)
     temperature: Temperature = 0.0
     top_k: TopK = 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
+from gemma_server.api import heavy
 from gemma_server.api.caller import Caller
 from gemma_server.api.chat import encode_messages
 from gemma_server.api.errors import OLLAMA, prompt_in
@@ -29,6 +30,7 @@ from gemma_server.api.ollama.answers import (
 )
 from gemma_server.api.ollama.schema import ChatBody, GenerateBody, OllamaBody, ShowBody
 from gemma_server.api.operation import LINES, Answer, Operation, Stream, StreamType
+from gemma_server.api.prompts import encode_prompt
 from gemma_server.api.schemas import as_list, check_tokens
 from gemma_server.api.timing import Stages, timed
 from gemma_server.api.truncation import Truncation
@@ -186,14 +188,16 @@ def _encode(
     body: GenerateBody, loaded: LoadedModel, truncation: Truncation, stages: Stages
 ) -> list[int]:
     """The prompt's ids: raw, or as a turn after the ids of `context`."""
-    tokenizer = loaded.tokenizer
     with timed(stages, "tokenize"), prompt_in("prompt"):
         if body.raw:
             _check_raw(body)
-            ids = tokenizer.encode(body.prompt)
-        else:
-            system = [Message("system", body.system)] if body.system else []
-            ids = loaded.chat.encode([*system, Message("user", body.prompt)])
+            return encode_prompt(loaded, body.prompt, truncation)
+        system = [Message("system", body.system)] if body.system else []
+        if truncation.room is None:
+            loaded.refuse_what_cannot_fit([body.system, body.prompt])
+        messages = [*system, Message("user", body.prompt)]
+        size = len(body.system) + len(body.prompt)
+        ids = heavy.run(size, lambda: loaded.chat.encode(messages))
         if body.context:
             ids = [*_ended(body.context, loaded), *ids[1:]]
         ids = truncation.ids(ids)

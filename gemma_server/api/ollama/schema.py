@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from gemma_server.api.chat import Messages
 from gemma_server.api.schemas import (
     ForeignBody,
+    Items,
     LastN,
     MinP,
     ModelBody,
@@ -129,7 +130,7 @@ class GenerateBody(OllamaBody):
     prompt: str = ""
     system: str = ""
     raw: bool = False
-    context: Annotated[list[int], Field(max_length=1 << 17)] = Field([])
+    context: Annotated[Items[int], Field(max_length=1 << 17)] = Field([])
 
 
 class ChatBody(OllamaBody):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
+from gemma_server.api import heavy
 from gemma_server.api.caller import Caller
 from gemma_server.api.chat import encode_messages
 from gemma_server.api.errors import prompt_in
@@ -28,6 +29,7 @@ from gemma_server.api.openai.schema import (
     TokenizeBody,
 )
 from gemma_server.api.operation import EVENTS, Operation, Stream, StreamType
+from gemma_server.api.prompts import encode_prompt
 from gemma_server.api.schemas import MAX_PROMPTS, as_list, check_tokens, seed_of
 from gemma_server.api.timing import Stages, timed
 from gemma_server.api.truncation import Truncation
@@ -113,7 +115,8 @@ def tokenize(body: TokenizeBody, models: Models, caller: Caller) -> TokenIds:
     """The ids of a text's tokens."""
     loaded = caller.hold(models.resolve(body.model))
     with timed(caller.stages, "tokenize"), prompt_in("prompt"):
-        ids = loaded.tokenizer.encode(body.prompt)[0 if body.add_special_tokens else 1 :]
+        ids = heavy.run(len(body.prompt), lambda: loaded.tokenizer.encode(body.prompt))
+    ids = ids[0 if body.add_special_tokens else 1 :]
     return {"tokens": ids, "count": len(ids), "max_model_len": loaded.engine.context_length}
 
 
@@ -165,10 +168,12 @@ def _encode(
     for index, prompt in enumerate(body.prompts):
         param = f"prompt[{index}]" if body.has_several_prompts else "prompt"
         with timed(stages, "tokenize"), prompt_in(param):
-            ids = loaded.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-            check_tokens(ids, loaded.tokenizer.vocab_size, param)
-            ids = truncation.ids(ids)
-            loaded.engine.check_prompt(len(ids))
+            if isinstance(prompt, str):
+                ids = encode_prompt(loaded, prompt, truncation)
+            else:
+                check_tokens(prompt, loaded.tokenizer.vocab_size, param)
+                ids = truncation.ids(prompt)
+                loaded.engine.check_prompt(len(ids))
         encoded.append(ids)
     return encoded
 

@@ -10,6 +10,7 @@ from gemma_server.api.chat import ChatMessage
 from gemma_server.api.schemas import (
     MAX_PROMPTS,
     ForeignBody,
+    Items,
     LastN,
     MinP,
     ModelBody,
@@ -32,7 +33,7 @@ from gemma_server.errors import InvalidRequest
 _MAX_TOKENS = 1 << 30  # more than any context
 _MAX_IDS = 1 << 17
 MaxTokens = Annotated[Whole, Field(ge=1, le=_MAX_TOKENS)]
-TokenIds = Annotated[list[int], Field(min_length=1, max_length=_MAX_IDS)]
+TokenIds = Annotated[Items[int], Field(min_length=1, max_length=_MAX_IDS)]
 
 
 # Fields of other servers that would change the answer, each with the values that ask for nothing.
@@ -126,7 +127,7 @@ class OpenAIBody(ForeignBody, ModelBody):
     n: Annotated[Whole, Field(ge=1, le=MAX_PROMPTS)] = 1
     seed: Annotated[Whole, Field(ge=-(2**63), lt=2**64)] | None = None
     stop: Stops = Field([])
-    stop_token_ids: Annotated[list[int], Field(max_length=64)] = Field([])
+    stop_token_ids: Annotated[Items[int], Field(max_length=64)] = Field([])
     ignore_eos: bool = False
     truncate: bool = False
     min_tokens: Annotated[Whole, Field(ge=0, le=_MAX_TOKENS)] = 0
@@ -199,7 +200,7 @@ class ChatCompletionBody(OpenAIBody):
         "echo": (False,),
     }
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+    messages: Annotated[Items[ChatMessage], Field(min_length=1, max_length=4096)]
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool = False
     top_logprobs: TopLogprobs = 0
@@ -260,7 +261,7 @@ class CompletionBody(OpenAIBody):
     prompt: (
         PromptText
         | TokenIds
-        | Annotated[list[PromptText | TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[Items[PromptText | TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
     echo: bool = False
     max_tokens: Annotated[Whole, Field(ge=0, le=_MAX_TOKENS)] | None = None
@@ -307,4 +308,4 @@ class TokenizeBody(ForeignBody, ModelBody):
 class DetokenizeBody(ForeignBody, ModelBody):
     """POST /detokenize, as in vLLM."""
 
-    tokens: Annotated[list[int], Field(max_length=_MAX_IDS)]
+    tokens: Annotated[Items[int], Field(max_length=_MAX_IDS)]

@@ -1,0 +1,37 @@
+"""Work whose cost grows with what a client sent: one piece at a time, so that the rest goes on."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from gemma_server.errors import Overloaded
+
+Result = TypeVar("Result")
+
+_HEAVY = 32 << 10  # bytes or characters; less than this takes about a millisecond
+_MOST_WAITING = 32  # each has a thread; those for health and refusals must stay free
+_waiting = threading.BoundedSemaphore(_MOST_WAITING)
+# One thread, too, since what a thread frees stays with its own part of glibc's heap: with each
+# request in another thread, all of them would keep as much as the largest has taken.
+_thread = ThreadPoolExecutor(1, "heavy")
+
+
+def run(size: int, work: Callable[[], Result]) -> Result:
+    """What `work` returns, which parses or encodes so many bytes or characters.
+
+    Parsing holds Python's lock, and encoding takes a CPU: with many at once, health checks and the
+    engine would wait for all of them. A little is done at once.
+
+    Raises:
+        Overloaded: too many wait already.
+        Exception: what `work` raises.
+    """
+    if size < _HEAVY:
+        return work()
+    if not _waiting.acquire(blocking=False):
+        raise Overloaded("too many large requests at once", retry_after_s=1)
+    try:
+        return _thread.submit(work).result()
+    finally:
+        _waiting.release()
