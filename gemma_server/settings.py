@@ -99,6 +99,14 @@ class Settings(BaseSettings):
     drain_timeout: int = Field(
         60, ge=1, le=3600, description="seconds that running requests get after SIGTERM"
     )
+    hung_after: int | None = Field(
+        None,
+        ge=1,
+        le=3600,
+        description="seconds of one step of the device after which it is taken for hung, and a new "
+        "worker starts; after a third of them no request is taken; by default 20 times the longest "
+        "step yet, and 30 at least",
+    )
     stop_with_stdin: bool = Field(
         False,
         description="end when standard input ends, as it does when the program that started the "

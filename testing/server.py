@@ -216,6 +216,10 @@ class Server:
             self._workers.append(worker)
         return worker
 
+    def said(self, text: str) -> bool:
+        """Whether it has written this to standard output."""
+        return text in self.stdout
+
     @property
     def has_worker(self) -> bool:
         """Whether the master has forked."""

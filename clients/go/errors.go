@@ -22,6 +22,7 @@ const (
 	CodeUnauthorized          = "unauthorized"
 	CodeOverloaded            = "overloaded"
 	CodeLoading               = "loading"
+	CodeStuck                 = "stuck" // the device does not answer
 	CodeDraining              = "draining"
 	CodeDeadline              = "deadline"
 	CodeGenerationFailed      = "generation_failed"

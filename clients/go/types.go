@@ -109,6 +109,7 @@ type State string
 const (
 	StateLoading  State = "loading"
 	StateReady    State = "ready"
+	StateStuck    State = "stuck" // the device does not answer, and may be replaced
 	StateDraining State = "draining"
 )
 

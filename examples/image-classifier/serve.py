@@ -90,10 +90,6 @@ class HostedClassifier:
     def _ready(self, fields: dict[str, Any], caller: Caller) -> Iterator[Part]:
         yield FINISHED, {"status": self.status, "model": "image-classifier"}
 
-    def step_age_s(self) -> float:
-        """An image takes no time in which a device could hang."""
-        return 0.0
-
     def drain(self) -> None:
         """Refuse new images."""
         self._draining = True

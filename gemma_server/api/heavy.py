@@ -1,6 +1,7 @@
 """Work whose cost grows with what a client sent: one piece at a time, so that the rest goes on."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -11,10 +12,12 @@ Result = TypeVar("Result")
 
 _HEAVY = 32 << 10  # bytes or characters; less than this takes about a millisecond
 _MOST_WAITING = 32  # each has a thread; those for health and refusals must stay free
+_LONGEST_REST_S = 0.2
 _waiting = threading.BoundedSemaphore(_MOST_WAITING)
 # One thread, too, since what a thread frees stays with its own part of glibc's heap: with each
 # request in another thread, all of them would keep as much as the largest has taken.
 _thread = ThreadPoolExecutor(1, "heavy")
+_rest_until = 0.0  # on the monotonic clock; that thread's alone
 
 
 def run(size: int, work: Callable[[], Result]) -> Result:
@@ -32,6 +35,18 @@ def run(size: int, work: Callable[[], Result]) -> Result:
     if not _waiting.acquire(blocking=False):
         raise Overloaded("too many large requests at once", retry_after_s=1)
     try:
-        return _thread.submit(work).result()
+        return _thread.submit(_paced, work).result()
     finally:
         _waiting.release()
+
+
+def _paced(work: Callable[[], Result]) -> Result:
+    """Do the work, in at most half of the thread's time: parsing holds Python's lock throughout."""
+    global _rest_until
+    time.sleep(max(0.0, _rest_until - time.monotonic()))
+    began = time.monotonic()
+    try:
+        return work()
+    finally:
+        now = time.monotonic()
+        _rest_until = now + min(now - began, _LONGEST_REST_S)

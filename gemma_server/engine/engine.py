@@ -9,7 +9,10 @@ from gemma_server.engine.plan import PendingStep, Plan, Runner
 from gemma_server.engine.request import Handle, Request
 from gemma_server.engine.scheduler import Scheduler
 from gemma_server.engine.stats import EngineStats
+from gemma_server.engine.watchdog import StepTimes
 from gemma_server.errors import BatchTooLarge, GenerationFailed, NotReady, RequestError
+
+_LOOK_S = 0.5
 
 
 class _Probe:
@@ -29,7 +32,8 @@ class Engine:
     with the exception: the process is restarted, not the engine.
 
     `max_in_flight` is the most plans in flight at once. With two, the device runs one while the
-    host reads the tokens of the other.
+    host reads the tokens of the other. A second thread watches the first: a device that never
+    answers, by the bound in `step_times`, counts as one that raised.
     """
 
     def __init__(
@@ -39,7 +43,9 @@ class Engine:
         on_death: Callable[[BaseException], None],
         *,
         max_in_flight: int = 1,
+        step_times: StepTimes | None = None,
     ) -> None:
+        self._step_times = step_times or StepTimes()
         self._runner = runner
         self._scheduler = scheduler
         self._on_death = on_death
@@ -52,6 +58,8 @@ class Engine:
         self._progress_at: float | None = None  # None while nothing is in flight
         self._steps = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._over = threading.Event()  # its thread has ended
 
     @property
     def context_length(self) -> int:
@@ -75,8 +83,9 @@ class Engine:
         )
 
     def start(self) -> None:
-        """Start the engine's thread."""
+        """Start the engine's threads."""
         self._thread.start()
+        self._watcher.start()
 
     def check_prompt(self, tokens: int) -> None:
         """Raise `PromptRefused` when a prompt of so many tokens can never be accepted."""
@@ -133,6 +142,10 @@ class Engine:
         at = self._progress_at
         return 0.0 if at is None else time.monotonic() - at
 
+    def is_slow(self) -> bool:
+        """Whether the device's step takes far longer than any before, so that it may be hung."""
+        return self.step_age_s() > self._step_times.slow_after_s
+
     def stop(self, timeout_s: float = 5.0) -> None:
         """Fail all requests, and wait up to `timeout_s` for the plans in flight and the thread."""
         with self._changed:
@@ -140,6 +153,17 @@ class Engine:
             self._refuse(NotReady("draining", "the server has stopped", retry_after_s=5))
             self._changed.notify()
         self._thread.join(timeout_s)
+
+    def _watch(self) -> None:
+        """Fail everything when the device hangs; its thread, which waits for it, cannot."""
+        while not self._over.wait(_LOOK_S):
+            bound_s = self._step_times.hung_after_s
+            if self.step_age_s() > bound_s:
+                error = GenerationFailed(f"the device has not answered for {bound_s:.0f} s")
+                with self._changed:
+                    self._refuse(error)
+                self._on_death(error)
+                return
 
     def _run(self) -> None:
         try:
@@ -153,6 +177,8 @@ class Engine:
             with self._changed:
                 self._refuse(GenerationFailed(f"the engine died: {type(error).__name__}"))
             self._on_death(error)
+        finally:
+            self._over.set()
 
     def _next_plan(self) -> Plan | None:
         """The next plan; None while results or probes come first, or the engine is stopping."""
@@ -172,6 +198,7 @@ class Engine:
     def _commit_oldest(self) -> None:
         plan, pending = self._in_flight.popleft()
         result = pending.read()
+        self._step_times.took(self.step_age_s())
         self._progress_at = time.monotonic() if self._in_flight else None
         self._steps += plan.steps
         with self._changed:

@@ -6,6 +6,7 @@ at tag v2.0.8 (Gemma 1). This file imports no jax, so that the weight readers ma
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 # 8-bit matrices: weights of a row that share a scale, and rows that lie side by side in memory.
 # gemma_server/native/product.cc is written for these numbers.
@@ -271,7 +272,7 @@ def preset_for(shape: Shape) -> Preset:
         for row in RELEASED
         if (row.qk_norm, row.post_norms) == (shape.qk_norm, shape.post_norms)
     ]
-    sizes = {
+    sizes: dict[str, Any] = {
         "layers": shape.layers,
         "width": shape.width,
         "heads": shape.heads,

@@ -58,10 +58,6 @@ class Hosted(Protocol):
         """
         ...
 
-    def step_age_s(self) -> float:
-        """Seconds since the device, which has work, last made progress; 0 when it is idle."""
-        ...
-
     def drain(self) -> None:
         """Refuse new requests; a signal handler calls this."""
         ...
@@ -94,11 +90,6 @@ class HostedGemma:
         load_model(self.settings, self._model, on_death)
         assert self._model.loaded is not None
         return self._model.loaded
-
-    def step_age_s(self) -> float:
-        """Seconds since the device, which has work, last ended a plan; 0 when it is idle."""
-        engine = self._engine()
-        return 0.0 if engine is None else engine.step_age_s()
 
     def drain(self) -> None:
         """Refuse new requests."""

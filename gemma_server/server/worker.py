@@ -22,7 +22,7 @@ from gunicorn.http import errors as http_errors
 
 from gemma_server.api.errors import STANDARD, make_error_body
 from gemma_server.console import say
-from gemma_server.errors import ModelLoadError, UsageError
+from gemma_server.errors import GenerationFailed, ModelLoadError, UsageError
 from gemma_server.frames.server import FrameServer
 from gemma_server.frames.service import Service
 from gemma_server.server import memory
@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 LOAD_FAILED = 3  # gunicorn's own code for a worker that cannot boot: the master ends with it
 DIED = 1  # gunicorn starts a new worker, which loads the model again
-STUCK_AFTER_S = 180.0  # a step takes milliseconds; the largest model's on a CPU takes a minute
 # Sent to the process group when a terminal closes, or by hand; their default ends a process.
 _FOR_THE_MASTER = (signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 # Blocked while the master forks, or a worker that has no handlers yet would lose them.
@@ -92,8 +91,7 @@ def check_gunicorn(cfg: Any) -> None:
 class ModelWorker(HttpWorker):
     """A worker with a model in it.
 
-    It stops its heartbeat when the device hangs, answers unreadable HTTP in JSON, and drains on
-    SIGTERM.
+    It ends when the device hangs, answers unreadable HTTP in JSON, and drains on SIGTERM.
     """
 
     hosted: Hosted | None = None  # until the worker has booted
@@ -124,11 +122,6 @@ class ModelWorker(HttpWorker):
         loader.start()
         if hosted.settings.stop_with_stdin:
             threading.Thread(target=self._stop_with_stdin, name="stdin", daemon=True).start()
-
-    def notify(self) -> None:
-        """Send the master a heartbeat, unless the device has stopped making progress."""
-        if self.hosted is None or self.hosted.step_age_s() < STUCK_AFTER_S:
-            super().notify()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: refuse new work, let the rest finish, and end what takes too long."""
@@ -233,6 +226,8 @@ class ModelWorker(HttpWorker):
 
     def _died(self, error: BaseException) -> None:
         logger.critical("the engine or the frames died; this worker ends", exc_info=error)
+        if isinstance(error, GenerationFailed):  # the watchdog's: no traceback says where it hangs
+            self.dump_stacks()
         until = time.monotonic() + _LAST_ANSWERS_S
         while self.handled and time.monotonic() < until:
             time.sleep(_LOOK_S)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.plan import Runner
 from gemma_server.engine.scheduler import Limits, Scheduler
+from gemma_server.engine.watchdog import StepTimes
 from gemma_server.settings import Settings
 
 OnDeath = Callable[[BaseException], None]
@@ -24,9 +25,16 @@ def limits_of(settings: Settings, context_length: int, chunk: int, steps: int = 
 
 
 def start_engine(
-    runner: Runner, limits: Limits, on_death: OnDeath, *, max_in_flight: int = 1
+    runner: Runner,
+    limits: Limits,
+    on_death: OnDeath,
+    step_times: StepTimes,
+    *,
+    max_in_flight: int = 1,
 ) -> Engine:
     """Start an engine on this runner."""
-    engine = Engine(runner, Scheduler(limits), on_death, max_in_flight=max_in_flight)
+    engine = Engine(
+        runner, Scheduler(limits), on_death, max_in_flight=max_in_flight, step_times=step_times
+    )
     engine.start()
     return engine

@@ -5,6 +5,7 @@ import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from gemma_server.engine.watchdog import StepTimes
 from gemma_server.errors import ModelLoadError
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.model.config import GemmaConfig
@@ -78,13 +79,17 @@ def _load(
     params = _compile_and_read(settings, model, checkpoint, programs, compilations)
     model.at("warming up")
     runner = JaxRunner(programs, params, compilations)
-    runner.warm_up()
+    warming = time.monotonic()
+    runner.warm_up()  # runs each program once, so no step can take longer than all of it
+    step_times = StepTimes(time.monotonic() - warming, settings.hung_after)
     limits = limits_of(settings, context_length, programs.chunks[-1], policy.steps)
     return LoadedModel(
         name=settings.model_name or config.name,
         tokenizer=checkpoint.tokenizer,
         chat=checkpoint.chat,
-        engine=start_engine(wrap(runner), limits, on_death, max_in_flight=policy.max_in_flight),
+        engine=start_engine(
+            wrap(runner), limits, on_death, step_times, max_in_flight=policy.max_in_flight
+        ),
         device=_describe(device),
         load_s=time.monotonic() - began,
         compilations=compilations,

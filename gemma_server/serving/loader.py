@@ -1,6 +1,7 @@
 """From settings to a model that answers: the fake here, a Gemma in `gemma.py`."""
 
 from gemma_server.engine.fake import FakeRunner, fake_tokenizer
+from gemma_server.engine.watchdog import StepTimes
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.serving.engines import OnDeath, Wrap, limits_of, start_engine
 from gemma_server.serving.model import LoadedModel, ServedModel
@@ -36,7 +37,7 @@ def _fake(settings: Settings, on_death: OnDeath, wrap: Wrap) -> LoadedModel:
         name=settings.model_name or "fake",
         tokenizer=tokenizer,
         chat=GemmaTemplate(tokenizer),
-        engine=start_engine(runner, limits, on_death),
+        engine=start_engine(runner, limits, on_death, StepTimes(given_s=settings.hung_after)),
         device="no device",
         load_s=0.0,
         compilations=CompileCounter(),

@@ -14,7 +14,7 @@ from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.text.chat_template import ChatTemplate
 from gemma_server.text.tokenizer import Tokenizer
 
-Status = Literal["loading", "ready", "draining"]
+Status = Literal["loading", "ready", "stuck", "draining"]
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,12 @@ class ServedModel:
 
     @property
     def status(self) -> Status:
-        """Whether the model is loading, ready or draining."""
+        """Whether the model is loading, takes requests, waits for a device, or drains."""
         if self._draining:
             return "draining"
-        return "loading" if self._loaded is None else "ready"
+        if self._loaded is None:
+            return "loading"
+        return "stuck" if self._loaded.engine.is_slow() else "ready"
 
     @property
     def loaded(self) -> LoadedModel | None:
@@ -122,13 +124,17 @@ class ServedModel:
         """The model, if it takes requests.
 
         Raises:
-            NotReady: it is loading or draining.
+            NotReady: it is loading, stuck or draining.
         """
         if self._draining:
             raise NotReady("draining", "the server is shutting down", retry_after_s=5)
         if self._loaded is None:
             done = "" if self.progress is None else f", {self.progress:.0%}"
             raise NotReady("loading", f"the model is loading ({self.stage}{done})", retry_after_s=2)
+        if self._loaded.engine.is_slow():
+            age_s = self._loaded.engine.step_age_s()
+            message = f"the device has not answered for {age_s:.0f} s"
+            raise NotReady("stuck", message, retry_after_s=10)
         return self._loaded
 
 

@@ -70,7 +70,7 @@ def make_app(models: Models, settings: Settings) -> Flask:
 
     add_routes(app, models)
     errors.register(app)
-    app.wsgi_app = _with_plain_paths(app.wsgi_app)  # type: ignore[method-assign]  # as Flask has it
+    app.wsgi_app = _with_plain_paths(app.wsgi_app)  # type: ignore[assignment]  # as Flask has it
     return app
 
 

@@ -45,7 +45,8 @@ def disconnect_check() -> Callable[[], bool]:
         return lambda: False
 
     poke = getattr(connection, "poke", None)  # TLS sockets have none
-    may_poke = poke is not None and request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+    if request.environ["SERVER_PROTOCOL"] != "HTTP/1.1":
+        poke = None
 
     def disconnected() -> bool:
         # Not by reading: bytes of a next request would hide the end. A new poll object each time,
@@ -53,7 +54,7 @@ def disconnect_check() -> Callable[[], bool]:
         poller = select.poll()
         poller.register(connection, _HALF_CLOSED)
         for _, state in poller.poll(0):
-            if state & _GONE or not may_poke:
+            if state & _GONE or poke is None:
                 return True
             poke()
         return False

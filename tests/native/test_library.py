@@ -57,7 +57,12 @@ def test_a_library_is_built_once_and_damaged_ones_are_built_anew(
     [made] = (tmp_path / "cache").iterdir()
     whole = made.read_bytes()
     built: list[bytes] = []
-    monkeypatch.setattr(library, "build", lambda: built.append(unseal(whole)) or built[-1])
+
+    def build_again() -> bytes:
+        built.append(unseal(whole))
+        return built[-1]
+
+    monkeypatch.setattr(library, "build", build_again)
     load(directory, "built_twice_")
     assert not built
     damaged = bytearray(whole)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from gemma_server.engine.fake import fake_tokenizer
 from testing.answers import error_inside
 from testing.server import (
     LONG,
@@ -306,3 +307,37 @@ def test_new_connections_are_refused_while_draining(start: Start) -> None:
     assert server.process.poll() is None
     stream.close()
     assert server.wait() == 0
+
+
+HUNG = """
+import threading
+from gemma_server.engine.fake import FakeRunner
+dispatch = FakeRunner.dispatch
+class Hung:
+    def read(self):
+        threading.Event().wait()
+def hangs_at(runner, plan):
+    asked = plan.prefill is not None and 90 in plan.prefill.token_ids
+    return Hung() if asked else dispatch(runner, plan)
+FakeRunner.dispatch = hangs_at
+"""
+
+
+def test_a_device_that_hangs_is_told_and_replaced(start: Start) -> None:
+    [poison] = [chr(byte) for byte in range(128) if fake_tokenizer().encode(chr(byte))[1] == 90]
+    server = start(*after(HUNG), "--hung-after", "6")
+    assert server.prompt("well").status == 200
+    waiting = server.connect()
+    send(waiting, "POST", "/prompt", {"prompt": poison})
+    wait_until(lambda: server.ask("GET", "/readyz").status == 503)
+    assert server.ask("GET", "/readyz").json["status"] == "stuck"
+    refused = server.prompt("more")
+    assert (refused.status, refused.error["code"]) == (503, "stuck")
+    assert server.ask("GET", "/healthz").status == 200
+    told = read_answer(waiting.getresponse())
+    waiting.close()
+    assert (told.status, told.error["code"]) == (500, "generation_failed")
+    assert "has not answered for 6 s" in told.error["message"]
+    server.wait_ready(times=2)
+    assert server.prompt("well again").json["response"] == "well again"
+    assert "in _commit_oldest" in server.stderr  # where it hung

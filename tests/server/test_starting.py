@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import stat
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -157,8 +158,8 @@ def test_an_ipv6_host_may_have_its_brackets(start: Start) -> None:
     for host in ("[::1]", "::1"):
         port = free_port()
         server = start(*SERVE[:4], "--host", host, "--port", str(port), ready=False)
-        wait_until(lambda server=server: "ready: " in server.stdout, START_S)
-        assert f"gemma-server ready: http://[::1]:{port} (" in server.stdout
+        ready = f"gemma-server ready: http://[::1]:{port} ("
+        wait_until(partial(server.said, ready), START_S)
 
 
 def _has_ipv6() -> bool:

@@ -255,7 +255,7 @@ def test_min_tokens_holds_back_stop_strings_too(app: App) -> None:
 @pytest.mark.parametrize("path", ["/v1/completions", "/prompt"])
 def test_a_control_token_may_be_a_stop_string(app: App, path: str) -> None:
     """The fake says what it was told, control tokens too."""
-    asked = {"prompt": "one<start_of_turn>two", "stop": ["<start_of_turn>"]}
+    asked: Any = {"prompt": "one<start_of_turn>two", "stop": ["<start_of_turn>"]}
     if path == "/prompt":
         document = app.prompt(**asked).json
         assert document is not None

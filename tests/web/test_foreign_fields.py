@@ -10,7 +10,7 @@ from gemma_server.api.ollama.schema import ChatBody, GenerateBody, Options
 from gemma_server.api.openai.schema import HARMLESS, ChatCompletionBody, CompletionBody
 from testing.answers import assert_error_form
 from tests.web.conftest import App
-from tests.web.test_fields import ask
+from tests.web.dialects import ask
 
 _FILE = Path(__file__).parents[2] / "testing" / "foreign_fields.toml"
 _SERVERS: dict[str, dict[str, str]] = tomllib.loads(_FILE.read_text())
@@ -18,7 +18,10 @@ FIELDS = {server: said["fields"].split() for server, said in _SERVERS.items()}
 OPENAI_S = sorted(
     {field for server in FIELDS for field in FIELDS[server] if "ollama" not in server}
 )
-ROUTES = {"/v1/chat/completions": ChatCompletionBody, "/v1/completions": CompletionBody}
+ROUTES: dict[str, type[ChatCompletionBody | CompletionBody]] = {
+    "/v1/chat/completions": ChatCompletionBody,
+    "/v1/completions": CompletionBody,
+}
 # Fields of the other route, which have no meaning on this one.
 ELSEWHERE = {
     "/v1/chat/completions": {"prompt", "suffix"},

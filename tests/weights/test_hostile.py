@@ -166,7 +166,6 @@ def _edit(path: Path, **changes: Any) -> None:
         ({"rope_parameters": {"full_attention": 1}}, "rope parameters are no objects"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
         ({"layer_types": ["chunked_attention"] * 8}, "layer_types"),
-        ({"layer_types": ["full_attention"] * 4 + ["sliding_attention"] * 4}, "layer_types"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),

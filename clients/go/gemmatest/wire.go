@@ -108,7 +108,7 @@ func statusOf(code string) int {
 	switch code {
 	case gemma.CodeOverloaded:
 		return http.StatusTooManyRequests
-	case gemma.CodeLoading, gemma.CodeDraining:
+	case gemma.CodeLoading, gemma.CodeStuck, gemma.CodeDraining:
 		return http.StatusServiceUnavailable
 	case gemma.CodeDeadline:
 		return http.StatusGatewayTimeout

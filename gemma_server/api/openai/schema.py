@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from gemma_server.api.chat import ChatMessage
 from gemma_server.api.schemas import (
@@ -110,6 +110,13 @@ HARMLESS = frozenset(
 )
 
 
+def _few_biases(biases: Any) -> Any:
+    """Before each is checked: pydantic would collect what is wrong with all of them."""
+    if isinstance(biases, dict) and len(biases) > MAX_BIAS:
+        raise ValueError(f"{len(biases)} tokens, and at most {MAX_BIAS} can have a bias")
+    return biases
+
+
 class StreamOptions(ForeignBody):
     """What a stream contains beside the text."""
 
@@ -136,7 +143,9 @@ class OpenAIBody(ForeignBody, ModelBody):
     repetition_penalty: RepetitionPenalty = 1.0
     repeat_last_n: LastN | None = None
     logit_bias: Annotated[
-        dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]], Field(max_length=MAX_BIAS)
+        dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]],
+        Field(max_length=MAX_BIAS),
+        BeforeValidator(_few_biases),
     ] = Field({})
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()

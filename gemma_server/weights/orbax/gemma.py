@@ -58,7 +58,8 @@ class OrbaxWeights:
     """
 
     format = "Orbax"
-    stop_ids, chat_template = frozenset[int](), None  # its files have none
+    stop_ids = frozenset[int]()  # its files have none, and no template
+    chat_template: str | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
