@@ -33,6 +33,15 @@ class Caller:
     stages: Stages = field(default_factory=dict)  # milliseconds of each stage so far
     params: Mapping[str, str] = field(default_factory=dict)  # of a path and its query
     on_job: Callable[[Running], None] = lambda job: None  # called with the job when it begins
+    api_key: str = ""  # a digest of it, where the server wants one
+    connection: str = ""  # a name that no other open connection has
+
+    def shares_as(self, user: str | None) -> str:
+        """Who shares slots and the queue with others: the holder of an API key, else the request's
+        user, else the connection."""
+        if self.api_key:
+            return f"key {self.api_key}"
+        return f"connection {self.connection}" if user is None else f"user {user}"
 
     def hold(self, lease: Lease) -> LoadedModel:
         """The leased model, which stays loaded until the answer is complete."""

@@ -57,6 +57,7 @@ class Job:
         metrics: Metrics,
         caller: Caller,
         truncation: Truncation | None = None,
+        user: str | None = None,
     ) -> None:
         self._truncation = truncation
         self._metrics, self._compilations = metrics, loaded.compilations
@@ -73,7 +74,7 @@ class Job:
                 deadline=caller.deadline,
                 keepalive_s=KEEPALIVE_S,
             )
-            for handle in loaded.engine.submit(requests, caller.deadline)
+            for handle in loaded.engine.submit(requests, caller.deadline, caller.shares_as(user))
         ]
         self._stages = caller.stages
         caller.on_job(self)

@@ -91,8 +91,11 @@ class Engine:
         """Raise `PromptRefused` when a prompt of so many tokens can never be accepted."""
         self._scheduler.check_prompt(tokens)
 
-    def submit(self, requests: list[Request], deadline: float | None = None) -> list[Handle]:
-        """Queue the requests, all or none of them; `deadline` is on the monotonic clock.
+    def submit(
+        self, requests: list[Request], deadline: float | None = None, caller: str = ""
+    ) -> list[Handle]:
+        """Queue the requests, all or none of them; `deadline` is on the monotonic clock. Callers
+        share slots and places in the queue.
 
         Raises:
             PromptRefused, QueueFull, DeadlineExceeded: as `Scheduler.submit`.
@@ -105,14 +108,7 @@ class Engine:
         with self._changed:
             if self._refusal is not None:
                 raise self._refusal.with_traceback(None)
-            handles: list[Handle] = []
-            try:
-                for request in requests:
-                    handles.append(self._scheduler.submit(request, deadline))
-            except RequestError:
-                for handle in handles:
-                    self._scheduler.cancel(handle)
-                raise
+            handles = self._scheduler.submit(requests, deadline, caller)
             self._changed.notify()
             return handles
 

@@ -3,12 +3,13 @@
 import itertools
 import math
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from gemma_server.engine.estimates import ServiceEstimates
 from gemma_server.engine.plan import Chunk, Plan, Row, StepResult
+from gemma_server.engine.queue import FairQueue, Promises
 from gemma_server.engine.request import (
     Cancelled,
     Event,
@@ -49,7 +50,8 @@ class Limits:
 
 
 class Scheduler:
-    """First come, first served over a fixed number of slots, with a bounded queue.
+    """Serves callers in turn over a fixed number of slots, with a bounded queue; a caller's own
+    requests are served in their order.
 
     A plan may be made before the results of earlier plans are known. Each must be dispatched and
     committed once, in the order of planning. A slot can be freed while an earlier plan still uses
@@ -60,7 +62,8 @@ class Scheduler:
         self.limits = limits
         self._clock = clock
         self._ids = itertools.count()
-        self._queue: deque[Sequence] = deque()
+        self._queue = FairQueue()
+        self._promises = Promises(clock)
         self._slots: list[Sequence | None] = [None] * limits.slots
         self._estimates = ServiceEstimates()
         self._planned_at: deque[float] = deque()  # of plans that are not committed
@@ -77,21 +80,31 @@ class Scheduler:
         """Slots in use."""
         return sum(sequence is not None for sequence in self._slots)
 
-    def submit(self, request: Request, deadline: float | None = None) -> Handle:
-        """Put a request at the end of the queue; `deadline` is on the scheduler's clock.
+    def submit(
+        self, requests: Iterable[Request], deadline: float | None = None, caller: str = ""
+    ) -> list[Handle]:
+        """Put all of the requests into the queue, or none; `deadline` is on the scheduler's clock.
 
         Raises:
             EmptyPrompt, ContextLengthExceeded: such a prompt can never be accepted.
-            QueueFull: there is no room in the queue.
+            QueueFull: there is no room in the queue. Until the caller comes back at the time that
+                the error says, nobody else gets the places that it needs.
             DeadlineExceeded: by the current estimates the first token cannot come in time.
         """
-        self.check_prompt(len(request.token_ids))
-        self._refuse_when_full(len(request.token_ids))
-        self._refuse_when_late(len(request.token_ids), deadline)
+        requests = list(requests)
+        prompts = [len(request.token_ids) for request in requests]
+        for tokens in prompts:
+            self.check_prompt(tokens)
+        self._refuse_when_full(prompts, caller)
+        self._refuse_when_late(prompts, deadline)
+        self._promises.taken_up(caller)
+        return [self._enqueue(request, deadline, caller) for request in requests]
+
+    def _enqueue(self, request: Request, deadline: float | None, caller: str) -> Handle:
         handle = Handle(request, Timestamps(submitted=self._clock()))
         room = self.limits.context_length - len(request.token_ids)
         longest = min(request.max_new_tokens, room)
-        self._queue.append(Sequence(next(self._ids), handle, longest, deadline))
+        self._queue.append(Sequence(next(self._ids), handle, longest, deadline, caller))
         return handle
 
     def check_prompt(self, tokens: int) -> None:
@@ -146,36 +159,43 @@ class Scheduler:
         for slot, sequence in enumerate(self._slots):
             if sequence is not None:
                 self._end(slot, sequence, Failed(error))
-        while self._queue:
-            self._terminate(self._queue.popleft(), Failed(error))
+        for sequence in list(self._queue):
+            self._queue.remove(sequence)
+            self._terminate(sequence, Failed(error))
 
-    def _refuse_when_full(self, prompt_tokens: int) -> None:
+    def _refuse_when_full(self, prompts: list[int], caller: str) -> None:
         limits = self.limits
         free = limits.slots - self.active
-        if self.queued < free:
-            return  # it gets a slot with the next plan
-        line = list(self._queue)[free:]
-        line_tokens = sum(len(sequence.request.token_ids) for sequence in line)
-        rounds = (len(line) + 1) / limits.slots
-        retry_after_s = min(120, max(1, math.ceil(rounds * self._estimates.held_s)))
-        if len(line) >= limits.max_queue:
+        line = list(self._queue)[free:]  # the others get slots with the next plan
+        more = prompts[max(0, free - self.queued) :]
+        waiting, places = len(line), len(more)
+        if places == 0:
+            return
+        if waiting + self._promises.places_before(caller) + places > limits.max_queue:
             raise QueueFull(
                 "requests",
-                queued=len(line),
-                more=1,
+                queued=waiting,
+                more=places,
                 limit=limits.max_queue,
-                retry_after_s=retry_after_s,
+                retry_after_s=self._promise(caller, places),
             )
-        if line_tokens + prompt_tokens > limits.max_queue_tokens:
+        tokens = sum(len(sequence.request.token_ids) for sequence in line)
+        if tokens + sum(more) > limits.max_queue_tokens:
             raise QueueFull(
                 "tokens",
-                queued=line_tokens,
-                more=prompt_tokens,
+                queued=tokens,
+                more=sum(more),
                 limit=limits.max_queue_tokens,
-                retry_after_s=retry_after_s,
+                retry_after_s=self._promise(caller, places),
             )
 
-    def _refuse_when_late(self, prompt_tokens: int, deadline: float | None) -> None:
+    def _promise(self, caller: str, places: int) -> int:
+        """Seconds after which the caller finds room."""
+        held_s = self._estimates.held_s
+        wait_s = self._promises.make(caller, places, slots=self.limits.slots, held_s=held_s)
+        return max(1, math.ceil(wait_s))
+
+    def _refuse_when_late(self, prompts: list[int], deadline: float | None) -> None:
         """Counts prompts alone, read one after the other: the length of answers is unknown."""
         if deadline is None:
             return
@@ -185,7 +205,7 @@ class Scheduler:
             for sequence in self._slots
             if sequence
         ]
-        chunks = sum(tokens // self.limits.chunk for tokens in (*unread, prompt_tokens))
+        chunks = sum(tokens // self.limits.chunk for tokens in (*unread, *prompts))
         soonest, left = self._estimates.prefill_s(chunks), max(0.0, deadline - self._clock())
         if soonest > left:
             raise DeadlineExceeded(
@@ -199,9 +219,9 @@ class Scheduler:
                 self._slots[slot] = admitted
 
     def _next_in_line(self) -> Sequence | None:
-        """The first sequence in the queue whose deadline has not passed; those before it end."""
+        """The next sequence whose deadline has not passed; those before it end."""
         while self._queue:
-            sequence = self._queue.popleft()
+            sequence = self._queue.next(Counter(slot.caller for slot in self._slots if slot))
             if sequence.deadline is None or sequence.deadline > self._clock():
                 return sequence
             late = DeadlineExceeded("the time allowed was over before there was a slot")

@@ -19,6 +19,7 @@ class Sequence:
     handle: Handle
     longest: int
     deadline: float | None
+    caller: str = ""  # whose request it is; slots and places in the queue are shared among callers
     prefilled: int = 0
     confirmed: int = 0
     in_flight: int = 0

@@ -26,11 +26,15 @@ class Exchange:
     """One request or raw frame. It ends with exactly one frame, sent after a call of `over`."""
 
     def __init__(
-        self, send: Callable[[bytes], None], over: Callable[["Exchange"], None], name: Id | None
+        self,
+        send: Callable[[bytes], None],
+        over: Callable[["Exchange"], None],
+        name: Id | None,
+        connection: str,
     ) -> None:
         self.name = name  # the request's id; a raw frame has none
         self.status = 200  # HTTP's, once it is over
-        self._send, self._over = send, over
+        self._send, self._over, self._connection = send, over, connection
         self._lock = threading.Lock()
         self._cancelled = False
         self._job: Running | None = None
@@ -78,7 +82,14 @@ class Exchange:
             raise Disconnected
 
     def _caller(self, held: ExitStack, deadline: float | None) -> Caller:
-        return Caller(self._request_id, held, lambda: self._cancelled, deadline, on_job=self._began)
+        return Caller(
+            self._request_id,
+            held,
+            lambda: self._cancelled,
+            deadline,
+            on_job=self._began,
+            connection=self._connection,
+        )
 
     def _began(self, job: Running) -> None:
         """The job is queued: from now on `cancel` cancels it."""

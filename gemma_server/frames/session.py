@@ -33,6 +33,7 @@ class Session:
         self, send: Callable[[bytes], None], service: Service, workers: WorkerPool
     ) -> None:
         self._send, self._service, self._workers = send, service, workers
+        self._name = f"frames {id(self)}"  # of the connection, while it is open
         self._lock = threading.Lock()  # guards all that follows
         self._requests: dict[Id, Exchange] = {}
         # The first is in flight; one without a body is refused when its turn comes.
@@ -91,7 +92,7 @@ class Session:
             known = ", ".join((*self._service.ops, "cancel"))
             raise InvalidRequest(f"op: not one of {known}", param="op", code="unknown_op")
         answer, deadline = self._service.ops[op], _deadline_of(document)
-        exchange = Exchange(self._send, partial(self._request_is_over, op), name)
+        exchange = Exchange(self._send, partial(self._request_is_over, op), name, self._name)
         with self._lock:
             if len(self._requests) >= MAX_REQUESTS:
                 raise _overloaded(f"{MAX_REQUESTS} requests")
@@ -112,7 +113,7 @@ class Session:
             del self._requests[exchange.name]
 
     def _take_raw(self, body: bytes) -> None:
-        exchange = Exchange(self._send, self._raw_is_over, None)
+        exchange = Exchange(self._send, self._raw_is_over, None, self._name)
         with self._lock:
             waiting = len(self._raws)
             if waiting >= MAX_RAWS + MAX_REFUSED:

@@ -32,6 +32,15 @@ def deadline() -> float | None:
     return time.monotonic() + int(header) / 1000
 
 
+def peer_name() -> str:
+    """A name of the connection: the peer's address, or the number of a Unix socket."""
+    environ = request.environ
+    if environ.get("REMOTE_PORT"):
+        return f"{environ['REMOTE_ADDR']}:{environ['REMOTE_PORT']}"
+    connection: socket.socket | None = environ.get("gunicorn.socket")
+    return "" if connection is None else str(connection.fileno())
+
+
 def disconnect_check() -> Callable[[], bool]:
     """A function that tells whether the client has disconnected, without reading.
 

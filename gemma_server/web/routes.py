@@ -12,7 +12,7 @@ from gemma_server.api.schemas import ModelBody
 from gemma_server.serving.models import Models
 from gemma_server.web.body import read_body
 from gemma_server.web.page import ROUTES
-from gemma_server.web.peer import deadline, disconnect_check
+from gemma_server.web.peer import deadline, disconnect_check, peer_name
 from gemma_server.web.streaming import stream
 
 _JSON = "application/json"
@@ -55,6 +55,8 @@ def _caller(operation: Operation[Any], held: ExitStack, in_path: dict[str, str])
         g.stages,
         {**in_path, **request.args} if request.query_string else in_path,
         _note_job,
+        g.get("api_key", ""),
+        peer_name(),
     )
 
 

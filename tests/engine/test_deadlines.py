@@ -5,6 +5,7 @@ import pytest
 from gemma_server.engine.request import Failed, Finished, Handle
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.errors import DeadlineExceeded
+from testing.scheduling import submit_one
 from tests.engine.test_scheduler import draw, make_request, next_plan
 
 
@@ -45,52 +46,52 @@ def ending(handle: Handle) -> object:
 
 def test_a_server_that_has_measured_nothing_refuses_nobody(scheduler: Scheduler) -> None:
     for _ in range(5):
-        scheduler.submit(make_request(4), deadline=100.001)
+        submit_one(scheduler, make_request(4), deadline=100.001)
 
 
 def test_who_cannot_be_read_in_time_is_refused(scheduler: Scheduler, clock: Clock) -> None:
-    scheduler.submit(make_request(4, 1))
+    submit_one(scheduler, make_request(4, 1))
     run(scheduler, clock, 2.0)
     with pytest.raises(DeadlineExceeded, match=r"4\.0 s or more, and 3\.9 s are left"):
-        scheduler.submit(make_request(8), deadline=clock.now + 3.9)
-    scheduler.submit(make_request(8), deadline=clock.now + 4.1)
+        submit_one(scheduler, make_request(8), deadline=clock.now + 3.9)
+    submit_one(scheduler, make_request(8), deadline=clock.now + 4.1)
 
 
 def test_who_waits_for_others_to_be_read_is_refused(scheduler: Scheduler, clock: Clock) -> None:
-    scheduler.submit(make_request(4, 1))
+    submit_one(scheduler, make_request(4, 1))
     run(scheduler, clock, 1.0)
-    scheduler.submit(make_request(8, 5))
+    submit_one(scheduler, make_request(8, 5))
     next_plan(scheduler)  # half of it is read
     late = clock.now + 3.5
-    scheduler.submit(make_request(8, 5), late)  # 1 s for the one in the slot, 2 s of its own
+    submit_one(scheduler, make_request(8, 5), late)  # 1 s for the one in the slot, 2 s of its own
     with pytest.raises(DeadlineExceeded, match=r"5\.0 s or more"):
-        scheduler.submit(make_request(8, 5), late)
-    scheduler.submit(make_request(8, 5))
+        submit_one(scheduler, make_request(8, 5), late)
+    submit_one(scheduler, make_request(8, 5))
 
 
 def test_long_answers_before_refuse_nobody(scheduler: Scheduler, clock: Clock) -> None:
     """Those in the line may get short ones, and prompts shorter than a chunk are not measured."""
     for prompt_tokens in (1, 4):
-        scheduler.submit(make_request(prompt_tokens, 20))
+        submit_one(scheduler, make_request(prompt_tokens, 20))
         run(scheduler, clock, 1.0)
-    quick = [scheduler.submit(make_request(1, 1)) for _ in range(8)]
-    last = scheduler.submit(make_request(1, 1), deadline=clock.now + 8.5)
+    quick = [submit_one(scheduler, make_request(1, 1)) for _ in range(8)]
+    last = submit_one(scheduler, make_request(1, 1), deadline=clock.now + 8.5)
     run(scheduler, clock, 1.0)
     assert all(ending(handle) == Finished("length", 1) for handle in (*quick, last))
 
 
 def test_time_without_work_is_none_of_a_chunk(scheduler: Scheduler, clock: Clock) -> None:
     for _ in range(2):
-        scheduler.submit(make_request(4, 1))
+        submit_one(scheduler, make_request(4, 1))
         run(scheduler, clock, 1.0)
         clock.now += 60
-    scheduler.submit(make_request(8, 1), deadline=clock.now + 2.5)
+    submit_one(scheduler, make_request(8, 1), deadline=clock.now + 2.5)
 
 
 def test_who_is_late_in_the_line_gets_no_slot(scheduler: Scheduler, clock: Clock) -> None:
-    first = scheduler.submit(make_request(1, 3))
-    late = scheduler.submit(make_request(1, 3), deadline=clock.now + 2.5)
-    last = scheduler.submit(make_request(1, 3), deadline=clock.now + 60)
+    first = submit_one(scheduler, make_request(1, 3))
+    late = submit_one(scheduler, make_request(1, 3), deadline=clock.now + 2.5)
+    last = submit_one(scheduler, make_request(1, 3), deadline=clock.now + 60)
     run(scheduler, clock, 1.0)
     assert ending(first) == ending(last) == Finished("length", 3)
     assert late.timestamps.admitted is None

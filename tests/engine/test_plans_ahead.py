@@ -14,6 +14,7 @@ from gemma_server.engine.plan import Plan
 from gemma_server.engine.request import Cancelled, Event, Finished, Handle, Request, Token
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.errors import Overloaded, PromptRefused
+from testing.scheduling import submit_one
 
 STOP = 1  # the fake runner's <eos>
 CONTEXT = 32
@@ -90,7 +91,7 @@ def test_every_accepted_request_gets_its_answer_and_one_terminal_event(
     for action, number, tokens in actions:
         if action == "submit":
             try:
-                handles.append(pipeline.scheduler.submit(make_request(number, tokens)))
+                handles.append(submit_one(pipeline.scheduler, make_request(number, tokens)))
             except (PromptRefused, Overloaded):
                 continue
         elif action == "dispatch" and len(pipeline.in_flight) <= ahead:

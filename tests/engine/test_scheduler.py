@@ -24,6 +24,7 @@ from gemma_server.errors import (
     GenerationFailed,
     Overloaded,
 )
+from testing.scheduling import submit_one
 
 STOP = 1
 
@@ -72,7 +73,7 @@ def events(handle: Handle) -> list[Event]:
 
 def test_a_prompt_is_read_in_chunks_and_then_decoded_token_by_token() -> None:
     scheduler = make_scheduler()
-    handle = scheduler.submit(make_request(prompt=6))
+    handle = submit_one(scheduler, make_request(prompt=6))
     first, second, third, fourth = (step(scheduler) for _ in range(4))
     assert first.prefill is not None
     assert (first.prefill.offset, first.prefill.token_ids) == (0, (10, 11, 12, 13))
@@ -88,7 +89,7 @@ def test_a_prompt_is_read_in_chunks_and_then_decoded_token_by_token() -> None:
 
 def test_a_stop_token_ends_the_answer_and_is_counted_but_not_shown() -> None:
     scheduler = make_scheduler()
-    handle = scheduler.submit(make_request(prompt=2))
+    handle = submit_one(scheduler, make_request(prompt=2))
     step(scheduler)
     step(scheduler, token=STOP)
     assert events(handle) == [Token(7), Finished("stop", 2, Token(STOP))]
@@ -97,9 +98,9 @@ def test_a_stop_token_ends_the_answer_and_is_counted_but_not_shown() -> None:
 
 def test_others_decode_while_a_long_prompt_is_read() -> None:
     scheduler = make_scheduler()
-    scheduler.submit(make_request(prompt=2, max_new_tokens=20))
+    submit_one(scheduler, make_request(prompt=2, max_new_tokens=20))
     step(scheduler)
-    scheduler.submit(make_request(prompt=9))
+    submit_one(scheduler, make_request(prompt=9))
     plan = step(scheduler)
     assert plan.prefill is not None
     assert [row.slot for row in plan.decode] == [0]
@@ -108,14 +109,16 @@ def test_others_decode_while_a_long_prompt_is_read() -> None:
 def test_prompts_are_read_in_the_order_they_came() -> None:
     scheduler = make_scheduler()
     for _ in range(2):
-        scheduler.submit(make_request(prompt=8))
+        submit_one(scheduler, make_request(prompt=8))
     order = [step(scheduler).prefill for _ in range(4)]
     assert [chunk.slot for chunk in order if chunk is not None] == [0, 0, 1, 1]
 
 
 def test_a_freed_slot_goes_to_the_next_in_line_at_once() -> None:
     scheduler = make_scheduler(slots=1)
-    first, second = (scheduler.submit(make_request(prompt=1, max_new_tokens=1)) for _ in range(2))
+    first, second = (
+        submit_one(scheduler, make_request(prompt=1, max_new_tokens=1)) for _ in range(2)
+    )
     step(scheduler)
     plan = step(scheduler)
     assert plan.prefill is not None
@@ -125,7 +128,7 @@ def test_a_freed_slot_goes_to_the_next_in_line_at_once() -> None:
 
 def test_an_answer_ends_with_length_where_the_context_is_full() -> None:
     scheduler = make_scheduler(context_length=16)
-    handle = scheduler.submit(make_request(prompt=14, max_new_tokens=100))
+    handle = submit_one(scheduler, make_request(prompt=14, max_new_tokens=100))
     while scheduler.active or scheduler.queued:
         step(scheduler)
     assert events(handle)[-1] == Finished("length", 2)
@@ -133,44 +136,44 @@ def test_an_answer_ends_with_length_where_the_context_is_full() -> None:
 
 def test_the_longest_prompt_leaves_room_for_one_token() -> None:
     scheduler = make_scheduler(context_length=16)
-    scheduler.submit(make_request(prompt=15))
+    submit_one(scheduler, make_request(prompt=15))
     with pytest.raises(ContextLengthExceeded) as error:
-        scheduler.submit(make_request(prompt=16))
+        submit_one(scheduler, make_request(prompt=16))
     assert (error.value.prompt_tokens, error.value.limit) == (16, 15)
     with pytest.raises(EmptyPrompt):
-        scheduler.submit(Request((), 1))
+        submit_one(scheduler, Request((), 1))
 
 
 def test_the_line_is_bounded_in_requests() -> None:
     scheduler = make_scheduler()
     for _ in range(2 + 3):
-        scheduler.submit(make_request(prompt=1))
+        submit_one(scheduler, make_request(prompt=1))
     with pytest.raises(Overloaded) as error:
-        scheduler.submit(make_request(prompt=1))
+        submit_one(scheduler, make_request(prompt=1))
     assert error.value.retry_after_s >= 1
 
 
 def test_the_line_is_bounded_in_tokens_but_a_free_slot_takes_any_prompt() -> None:
     scheduler = make_scheduler(slots=1, max_queue_tokens=20)
-    scheduler.submit(make_request(prompt=30))
+    submit_one(scheduler, make_request(prompt=30))
     scheduler.plan()
-    scheduler.submit(make_request(prompt=20))
+    submit_one(scheduler, make_request(prompt=20))
     with pytest.raises(Overloaded):
-        scheduler.submit(make_request(prompt=1))
+        submit_one(scheduler, make_request(prompt=1))
 
 
 def test_no_line_at_all_still_serves_as_many_as_there_are_slots() -> None:
     scheduler = make_scheduler(max_queue=0)
     for _ in range(2):
-        scheduler.submit(make_request(prompt=1))
+        submit_one(scheduler, make_request(prompt=1))
     with pytest.raises(Overloaded):
-        scheduler.submit(make_request(prompt=1))
+        submit_one(scheduler, make_request(prompt=1))
 
 
 @pytest.mark.parametrize("steps_before", [0, 1, 2, 3])
 def test_cancelling_frees_the_slot_at_every_stage_and_once(steps_before: int) -> None:
     scheduler = make_scheduler(slots=1)
-    handle = scheduler.submit(make_request(prompt=6, max_new_tokens=9))
+    handle = submit_one(scheduler, make_request(prompt=6, max_new_tokens=9))
     for _ in range(steps_before):
         step(scheduler)
     scheduler.cancel(handle)
@@ -181,10 +184,10 @@ def test_cancelling_frees_the_slot_at_every_stage_and_once(steps_before: int) ->
 
 def test_a_request_cancelled_during_a_step_gets_nothing_from_it() -> None:
     scheduler = make_scheduler(slots=1)
-    gone = scheduler.submit(make_request(prompt=1))
+    gone = submit_one(scheduler, make_request(prompt=1))
     plan = next_plan(scheduler)
     scheduler.cancel(gone)
-    heir = scheduler.submit(make_request(prompt=1))
+    heir = submit_one(scheduler, make_request(prompt=1))
     scheduler.commit(plan, result(7))
     assert events(gone) == [Cancelled()]
     assert events(heir) == []
@@ -192,7 +195,7 @@ def test_a_request_cancelled_during_a_step_gets_nothing_from_it() -> None:
 
 def test_numbers_that_are_not_finite_fail_their_request_alone() -> None:
     scheduler = make_scheduler()
-    bad, good = (scheduler.submit(make_request(prompt=1)) for _ in range(2))
+    bad, good = (submit_one(scheduler, make_request(prompt=1)) for _ in range(2))
     step(scheduler)
     step(scheduler)  # bad has drawn 2 tokens, good 1
     scheduler.commit(next_plan(scheduler), result(None, [-1], [7]))
@@ -202,7 +205,7 @@ def test_numbers_that_are_not_finite_fail_their_request_alone() -> None:
 
 def test_failing_all_ends_the_waiting_too() -> None:
     scheduler = make_scheduler()
-    handles = [scheduler.submit(make_request(prompt=1)) for _ in range(4)]
+    handles = [submit_one(scheduler, make_request(prompt=1)) for _ in range(4)]
     step(scheduler)
     error = GenerationFailed("gone")
     scheduler.fail_all(error)
@@ -212,7 +215,7 @@ def test_failing_all_ends_the_waiting_too() -> None:
 
 def test_a_block_s_tokens_are_all_taken_up_to_the_end() -> None:
     scheduler = make_scheduler(steps=4)
-    handle = scheduler.submit(make_request(prompt=2, max_new_tokens=7))
+    handle = submit_one(scheduler, make_request(prompt=2, max_new_tokens=7))
     plans = [step(scheduler) for _ in range(3)]
     assert [plan.steps for plan in plans] == [1, 4, 4]
     assert [row.position for plan in plans for row in plan.decode] == [2, 6]
@@ -223,7 +226,9 @@ def test_a_block_s_tokens_are_all_taken_up_to_the_end() -> None:
 
 def test_what_a_block_draws_behind_an_end_is_surplus() -> None:
     scheduler = make_scheduler(steps=4)
-    stopped, broken = (scheduler.submit(make_request(prompt=1, max_new_tokens=9)) for _ in range(2))
+    stopped, broken = (
+        submit_one(scheduler, make_request(prompt=1, max_new_tokens=9)) for _ in range(2)
+    )
     step(scheduler)
     step(scheduler)
     scheduler.commit(next_plan(scheduler), result(None, [7, STOP, 7, 7], [7, 7, -1, 7]))
@@ -235,17 +240,17 @@ def test_what_a_block_draws_behind_an_end_is_surplus() -> None:
 
 def test_while_a_prompt_is_read_the_others_draw_one_token_at_a_time() -> None:
     scheduler = make_scheduler(steps=4)
-    scheduler.submit(make_request(prompt=2, max_new_tokens=20))
+    submit_one(scheduler, make_request(prompt=2, max_new_tokens=20))
     step(scheduler)
     assert step(scheduler).steps == 4
-    scheduler.submit(make_request(prompt=6))
+    submit_one(scheduler, make_request(prompt=6))
     assert [step(scheduler).steps for _ in range(3)] == [1, 1, 4]
 
 
 def test_plans_go_on_where_those_in_flight_will_end() -> None:
     """The whole request is planned before any result is in."""
     scheduler = make_scheduler(steps=2)
-    handle = scheduler.submit(make_request(prompt=6, max_new_tokens=4))
+    handle = submit_one(scheduler, make_request(prompt=6, max_new_tokens=4))
     plans = [next_plan(scheduler) for _ in range(4)]
     chunks = [plan.prefill for plan in plans if plan.prefill is not None]
     assert [(chunk.offset, len(chunk.token_ids)) for chunk in chunks] == [(0, 4), (4, 2)]
@@ -260,10 +265,10 @@ def test_plans_go_on_where_those_in_flight_will_end() -> None:
 
 def test_a_slot_is_handed_out_while_its_old_block_is_in_flight() -> None:
     scheduler = make_scheduler(slots=1, steps=2)
-    gone = scheduler.submit(make_request(prompt=1, max_new_tokens=9))
+    gone = submit_one(scheduler, make_request(prompt=1, max_new_tokens=9))
     step(scheduler)
     ending, stale = next_plan(scheduler), next_plan(scheduler)
-    heir = scheduler.submit(make_request(prompt=1, max_new_tokens=9))
+    heir = submit_one(scheduler, make_request(prompt=1, max_new_tokens=9))
     scheduler.commit(ending, draw(ending, STOP))
     first = next_plan(scheduler)
     assert first.prefill is not None
@@ -276,12 +281,12 @@ def test_a_slot_is_handed_out_while_its_old_block_is_in_flight() -> None:
 
 def test_without_tokens_wanted_the_prompt_is_read_and_nothing_delivered() -> None:
     scheduler = make_scheduler(slots=1)
-    handle = scheduler.submit(make_request(prompt=6, max_new_tokens=0))
-    heir = scheduler.submit(make_request(prompt=1, max_new_tokens=0))
+    handle = submit_one(scheduler, make_request(prompt=6, max_new_tokens=0))
+    heir = submit_one(scheduler, make_request(prompt=1, max_new_tokens=0))
     assert [step(scheduler).decode for _ in range(3)] == [(), (), ()]
     assert events(handle) == events(heir) == [Finished("length", 0)]
     assert (scheduler.tokens_sampled, scheduler.active) == (0, 0)
-    broken = scheduler.submit(make_request(prompt=1, max_new_tokens=0))
+    broken = submit_one(scheduler, make_request(prompt=1, max_new_tokens=0))
     step(scheduler, token=-1)
     assert [type(event) for event in events(broken)] == [Failed]
 
@@ -289,7 +294,7 @@ def test_without_tokens_wanted_the_prompt_is_read_and_nothing_delivered() -> Non
 def test_a_prompt_s_logprobs_come_chunk_by_chunk_before_the_first_token() -> None:
     scheduler = make_scheduler()
     request = replace(make_request(6, max_new_tokens=1), top_logprobs=2, prompt_logprobs=True)
-    handle = scheduler.submit(request)
+    handle = submit_one(scheduler, request)
     first, last = next_plan(scheduler), next_plan(scheduler)
     assert [plan.prefill.scored for plan in (first, last) if plan.prefill is not None] == [
         (11, 12, 13, 14),
@@ -304,10 +309,10 @@ def test_a_prompt_s_logprobs_come_chunk_by_chunk_before_the_first_token() -> Non
 
 def test_the_prompt_s_logprobs_of_a_cancelled_request_go_nowhere() -> None:
     scheduler = make_scheduler(slots=1)
-    gone = scheduler.submit(make_request(prompt=2))
+    gone = submit_one(scheduler, make_request(prompt=2))
     plan = next_plan(scheduler)
     scheduler.cancel(gone)
-    heir = scheduler.submit(make_request(prompt=2))
+    heir = submit_one(scheduler, make_request(prompt=2))
     next_plan(scheduler)
     scheduler.commit(plan, StepResult(Token(7), (), (Logprobs(-1.0, ()),)))
     assert (events(gone), events(heir)) == ([Cancelled()], [])
@@ -315,8 +320,8 @@ def test_the_prompt_s_logprobs_of_a_cancelled_request_go_nowhere() -> None:
 
 def test_stop_ids_are_banned_until_enough_tokens_are_planned() -> None:
     scheduler = make_scheduler(steps=2)
-    scheduler.submit(replace(make_request(5, max_new_tokens=9), min_tokens=4))
-    scheduler.submit(make_request(prompt=1))
+    submit_one(scheduler, replace(make_request(5, max_new_tokens=9), min_tokens=4))
+    submit_one(scheduler, make_request(prompt=1))
     chunks = [plan.prefill for plan in (step(scheduler) for _ in range(3))]
     found = [(chunk.banned, chunk.min_tokens) for chunk in chunks if chunk is not None]
     assert found == [((), 0), ((STOP,), 4), ((), 0)]

@@ -78,7 +78,8 @@ def chat(body: ChatCompletionBody, models: Models, caller: Caller) -> ChatComple
     goes_on = body.goes_on
     ids = encode_messages(loaded, body.messages, truncation, caller.stages, goes_on=goes_on)
     requests = _requests(body, [ids], steps, loaded)
-    job = Job(loaded, requests, as_list(body.stop), models.metrics, caller, truncation)
+    stops = as_list(body.stop)
+    job = Job(loaded, requests, stops, models.metrics, caller, truncation, body.user)
     form = ChatForm(loaded, with_logprobs=body.logprobs)
     if body.stream:
         return Stream(job, ChunkForm(form, body))
@@ -93,7 +94,8 @@ def completions(body: CompletionBody, models: Models, caller: Caller) -> TextCom
     truncation = Truncation.of(loaded, steps, truncate=body.truncate)
     prompts = _encode(body, loaded, truncation, caller.stages)
     requests = _requests(body, prompts, steps, loaded)
-    job = Job(loaded, requests, as_list(body.stop), models.metrics, caller, truncation)
+    stops = as_list(body.stop)
+    job = Job(loaded, requests, stops, models.metrics, caller, truncation, body.user)
     form = TextForm(loaded, prompts, body)
     if body.stream:
         return Stream(job, ChunkForm(form, body))

@@ -94,7 +94,7 @@ _FOREIGN: Mapping[str, tuple[Any, ...]] = {
 # belong to a field that is refused where it matters, or to thoughts, which these models lack.
 HARMLESS = frozenset(
     (
-        *("user", "metadata", "store", "moderation", "safety_identifier", "prompt_cache_key"),
+        *("metadata", "store", "moderation", "safety_identifier", "prompt_cache_key"),
         *("prompt_cache_retention", "service_tier", "request_id", "session_id", "rid"),
         *("priority", "cache_salt", "cache_prompt", "n_cache_reuse", "id_slot", "n_keep"),
         *("n_discard", "stream_interval", "sse_ping_interval", "timings_per_token"),
@@ -147,6 +147,7 @@ class OpenAIBody(ForeignBody, ModelBody):
         Field(max_length=MAX_BIAS),
         BeforeValidator(_few_biases),
     ] = Field({})
+    user: str | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
 
