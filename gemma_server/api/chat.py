@@ -63,7 +63,7 @@ def encode_messages(
         InvalidRequest: a message is not valid, and `param` names it; or they are too long.
     """
     with timed(stages, "tokenize"), prompt_in("messages"):
-        plain = [_plain(index, message) for index, message in enumerate(messages)]
+        plain = plain_messages(messages)
         texts = [message.content for message in plain]
         if truncation.room is None:
             loaded.refuse_what_cannot_fit(texts)
@@ -77,6 +77,15 @@ def encode_messages(
         )
         loaded.engine.check_prompt(len(ids))
     return ids
+
+
+def plain_messages(messages: Sequence[ChatMessage]) -> list[Message]:
+    """The messages as templates take them.
+
+    Raises:
+        InvalidRequest: one is not valid, and `param` names it.
+    """
+    return [_plain(index, message) for index, message in enumerate(messages)]
 
 
 def _plain(index: int, message: ChatMessage) -> Message:

@@ -8,9 +8,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     StringConstraints,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from gemma_server.engine.request import MAX_TOP_LOGPROBS, random_seed
 from gemma_server.errors import InvalidRequest
@@ -18,6 +21,7 @@ from gemma_server.errors import InvalidRequest
 MAX_PROMPTS = 64
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 256
+_NULL, _NOTES = {"type": "null"}, ("title", "default", "description")
 _ALL = 1 << 30  # tokens: more than any context
 
 
@@ -60,6 +64,18 @@ class ForeignBody(BaseModel):
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     WITHIN: ClassVar[str] = ""  # where in the whole body these fields are
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Every field that may be left out may be null."""
+        schema = handler(core_schema)
+        document = handler.resolve_ref_schema(schema)
+        for name, field in document["properties"].items():
+            if name not in document.get("required", ()):
+                document["properties"][name] = _or_null(field)
+        return schema
+
     @model_validator(mode="before")
     @classmethod
     def _without_refused(cls, document: Any) -> Any:
@@ -74,6 +90,12 @@ class ForeignBody(BaseModel):
                     code="unsupported_field",
                 )
         return document
+
+
+def _or_null(field: JsonSchemaValue) -> JsonSchemaValue:
+    choices = field.get("anyOf", [{k: v for k, v in field.items() if k not in _NOTES}])
+    notes = {key: value for key, value in field.items() if key in _NOTES}
+    return {"anyOf": [*(each for each in choices if each != _NULL), _NULL], **notes}
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -275,3 +275,37 @@ def test_as_many_stop_strings_as_editors_send(app: App) -> None:
     assert assert_error_form(response)["param"] == "stop"
     response = ask(app, "/v1/completions", stop=["x" * 257])
     assert assert_error_form(response)["param"] == "stop[0]"
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_tokenize_takes_messages_as_a_chat_does(app: App, goes_on: bool) -> None:
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "<end_of_turn>"}]
+    fields: dict[str, Any] = {"messages": messages}
+    if goes_on:
+        messages.append({"role": "assistant", "content": "A"})
+        fields |= {"continue_final_message": True, "add_generation_prompt": False}
+    document = app.client.post("/tokenize", json=fields).json
+    chat = ask(app, "/v1/chat/completions", **fields).json
+    assert document is not None
+    assert chat is not None
+    assert document["count"] == len(document["tokens"]) == chat["usage"]["prompt_tokens"]
+    shown = app.client.post("/detokenize", json={"tokens": document["tokens"]}).json
+    assert shown is not None
+    assert "S\n\n<end_of_turn>" in shown["prompt"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"prompt": "x", "messages": [{"role": "user", "content": "x"}]},
+        {"messages": [{"role": "user", "content": "x"}], "continue_final_message": True},
+        {"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": False},
+        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": []},
+    ],
+)
+def test_what_cannot_be_tokenized_is_refused(app: App, body: dict[str, Any]) -> None:
+    response = app.client.post("/tokenize", json=body)
+    assert response.status_code == 400
+    assert assert_error_form(response)["param"]

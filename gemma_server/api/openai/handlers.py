@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from gemma_server.api import heavy
 from gemma_server.api.caller import Caller
-from gemma_server.api.chat import encode_messages
+from gemma_server.api.chat import encode_messages, plain_messages
 from gemma_server.api.errors import prompt_in
 from gemma_server.api.job import Job
 from gemma_server.api.openai.answers import (
@@ -116,10 +116,25 @@ def one_model(body: None, models: Models, caller: Caller) -> ModelCard:
 def tokenize(body: TokenizeBody, models: Models, caller: Caller) -> TokenIds:
     """The ids of a text's tokens."""
     loaded = caller.hold(models.resolve(body.model))
-    with timed(caller.stages, "tokenize"), prompt_in("prompt"):
-        ids = heavy.run(len(body.prompt), lambda: loaded.tokenizer.encode(body.prompt))
-    ids = ids[0 if body.add_special_tokens else 1 :]
+    with timed(caller.stages, "tokenize"):
+        ids = _text_ids(loaded, body) if body.messages is None else _chat_ids(loaded, body)
     return {"tokens": ids, "count": len(ids), "max_model_len": loaded.engine.context_length}
+
+
+def _text_ids(loaded: LoadedModel, body: TokenizeBody) -> list[int]:
+    text = body.prompt or ""
+    with prompt_in("prompt"):
+        ids = heavy.run(len(text), lambda: loaded.tokenizer.encode(text))
+    return ids[0 if body.add_special_tokens else 1 :]
+
+
+def _chat_ids(loaded: LoadedModel, body: TokenizeBody) -> list[int]:
+    """As a chat has them, however long."""
+    messages = plain_messages(body.messages or [])
+    size = sum(len(message.content) for message in messages)
+    goes_on = body.continue_final_message
+    with prompt_in("messages"):
+        return heavy.run(size, lambda: loaded.chat.encode(messages, goes_on=goes_on))
 
 
 def detokenize(body: DetokenizeBody, models: Models, caller: Caller) -> TokensText:

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from gemma_server.api.chat import ChatMessage
 from gemma_server.api.schemas import (
@@ -225,13 +225,7 @@ class ChatCompletionBody(OpenAIBody):
             InvalidRequest: that message is not its own, or neither a continuation nor a new answer
                 is wanted.
         """
-        name = "continue_final_message"
-        if self.continue_final_message and self.messages[-1].role != "assistant":
-            raise InvalidRequest(f"{name}: the last message is not the assistant's", param=name)
-        if not (self.continue_final_message or self.add_generation_prompt):
-            name = "add_generation_prompt"
-            message = f"{name}: false goes with continue_final_message alone"
-            raise InvalidRequest(message, param=name, code="unsupported_field")
+        _check_end(self.messages, self.continue_final_message, self.add_generation_prompt)
         return self.continue_final_message
 
     @property
@@ -308,11 +302,32 @@ class CompletionBody(OpenAIBody):
         return within(self.max_tokens, max_steps, "max_tokens")
 
 
-class TokenizeBody(ForeignBody, ModelBody):
-    """POST /tokenize, as in vLLM."""
+def _check_end(messages: list[ChatMessage], goes_on: bool, opens_turn: bool) -> None:
+    name = "continue_final_message"
+    if goes_on and messages[-1].role != "assistant":
+        raise InvalidRequest(f"{name}: the last message is not the assistant's", param=name)
+    if not (goes_on or opens_turn):
+        name = "add_generation_prompt"
+        message = f"{name}: false goes with continue_final_message alone"
+        raise InvalidRequest(message, param=name, code="unsupported_field")
 
-    prompt: str
+
+class TokenizeBody(ForeignBody, ModelBody):
+    """POST /tokenize, as in vLLM: a text, or messages as a chat has them."""
+
+    prompt: str | None = None
+    messages: Annotated[Items[ChatMessage], Field(min_length=1, max_length=4096)] | None = None
     add_special_tokens: bool = True
+    continue_final_message: bool = False
+    add_generation_prompt: bool = True
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise InvalidRequest("either prompt or messages", param="prompt")
+        if self.messages is not None:
+            _check_end(self.messages, self.continue_final_message, self.add_generation_prompt)
+        return self
 
 
 class DetokenizeBody(ForeignBody, ModelBody):
