@@ -13,6 +13,7 @@ from gemma_server.engine.watchdog import StepTimes
 from gemma_server.errors import BatchTooLarge, GenerationFailed, NotReady, RequestError
 
 _LOOK_S = 0.5
+_PAUSED_S = _LOOK_S + 1.0
 
 
 class _Probe:
@@ -152,7 +153,11 @@ class Engine:
 
     def _watch(self) -> None:
         """Fail everything when the device hangs; its thread, which waits for it, cannot."""
+        looked = time.monotonic()
         while not self._over.wait(_LOOK_S):
+            before, looked = looked, time.monotonic()
+            if looked - before > _PAUSED_S and self._progress_at is not None:
+                self._progress_at = looked  # the process stood still, and the device with it
             bound_s = self._step_times.hung_after_s
             if self.step_age_s() > bound_s:
                 error = GenerationFailed(f"the device has not answered for {bound_s:.0f} s")

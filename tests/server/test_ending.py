@@ -309,6 +309,18 @@ def test_new_connections_are_refused_while_draining(start: Start) -> None:
     assert server.wait() == 0
 
 
+def test_a_pause_of_the_whole_process_is_no_hang(start: Start) -> None:
+    """As by a debugger, Ctrl-Z or a frozen container."""
+    server = start(*serve_slowly(0.05, "--hung-after", "3"))
+    first, stream = server.worker, server.stream("it goes on")
+    os.kill(first, signal.SIGSTOP)
+    time.sleep(5)
+    os.kill(first, signal.SIGCONT)
+    assert stream.text() == "it goes on"
+    assert server.prompt("and on").json["response"] == "and on"
+    assert server.worker == first
+
+
 HUNG = """
 import threading
 from gemma_server.engine.fake import FakeRunner
