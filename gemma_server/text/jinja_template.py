@@ -4,6 +4,7 @@ Source: huggingface/transformers, `utils/chat_template_utils.py`. The names and 
 templates use are the same; the sandbox keeps them from everything else.
 """
 
+import contextlib
 import json
 import re
 import traceback
@@ -22,6 +23,7 @@ from gemma_server.text.tokenizer import Tokenizer
 
 _MOST_SOURCE, _MOST_RENDERED = 1 << 20, 1 << 24  # characters
 _BREAK = "\ufdd0"  # no character; it keeps a marker in a message from being one
+_END = "\ufdd1"  # nor is this; it marks the end of a message that goes on
 _FILE = "<template>"  # jinja2's name for what came as a string
 
 
@@ -43,12 +45,16 @@ class JinjaTemplate:
             raise ModelLoadError(
                 f"its chat template, line {error.lineno}: {error.message}"
             ) from None
+        except Exception as error:  # Python refuses some that jinja2 takes: loops nested too deeply
+            raise ModelLoadError(f"its chat template: {_reason(error)}") from None
         self._tokenizer = tokenizer
         self._bos, self._eos = map(tokenizer.piece, (tokenizer.bos_id, tokenizer.eos_id))
+        self._markers: dict[str, int] = {}
+        written = source + self._sample()  # it may put its markers together
         self._markers = {
             piece: token_id
             for piece, token_id in tokenizer.special_pieces().items()
-            if piece in (self._bos, self._eos) or (len(piece.strip()) > 1 and piece in source)
+            if piece in (self._bos, self._eos) or (len(piece.strip()) > 1 and piece in written)
         }
         longest_first = sorted(self._markers, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
@@ -63,17 +69,34 @@ class JinjaTemplate:
             InvalidText: a message is not valid Unicode.
         """
         safe = [Message(message.role, self._broken(message.content)) for message in messages]
-        text = self._render(safe, open_turn=not goes_on)
-        if goes_on:
-            text, _ = _cut(text, safe[-1].content)
+        if not goes_on:
+            return self._ids(self._render(safe, open_turn=True))
+        text, _ = self._around_the_end(safe)
         return self._ids(text)
 
     def ids_after_answer(self) -> list[int]:
         """What stands between an answer and the next turn."""
-        answer = "answer"
-        said = [Message("user", "question"), Message("assistant", answer)]
-        _, after = _cut(self._render(said, open_turn=False), answer)
+        said = [Message("user", "question"), Message("assistant", "answer")]
+        _, after = self._around_the_end(said)
         return self._ids(after)[1:]
+
+    def _around_the_end(self, messages: Sequence[Message]) -> tuple[str, str]:
+        """The text up to the end of the last message's content, and what follows it."""
+        *before, last = messages
+        marked = Message(last.role, last.content.rstrip() + _END)
+        text, found, after = self._render([*before, marked], open_turn=False).partition(_END)
+        if not found:
+            raise ChatRefused("it leaves out the message that goes on", None)
+        return text, after
+
+    def _sample(self) -> str:
+        """Some text that the template writes; none if it takes none of these chats."""
+        roles: tuple[tuple[Role, ...], ...] = (("user", "assistant", "user"), ("system", "user"))
+        text = ""
+        for chat in roles:
+            with contextlib.suppress(ChatRefused):
+                text += self._render([Message(role, "") for role in chat], open_turn=True)
+        return text
 
     def _render(self, messages: Sequence[Message], *, open_turn: bool) -> str:
         parts, size = [], 0
@@ -96,15 +119,15 @@ class JinjaTemplate:
 
     def _broken(self, content: str) -> str:
         """The content, its markers broken after their first character."""
-        content = content.replace(_BREAK, "\ufffd")
+        content = content.replace(_BREAK, "\ufffd").replace(_END, "\ufffd")
         return self._split.sub(lambda found: found[0][0] + _BREAK + found[0][1:], content)
 
     def _ids(self, text: str) -> list[int]:
         """`<bos>`, once, and the ids of what was rendered."""
         ids = [self._tokenizer.bos_id]
-        for part in self._split.split(text.removeprefix(self._bos)):
+        for part in self._split.split(text):
             if part in self._markers:
-                ids.append(self._markers[part])
+                ids += [self._markers[part]] if part != self._bos else []
             else:
                 for literal in filter(None, part.split(_BREAK)):
                     ids += self._tokenizer.encode_literal(literal)
@@ -138,14 +161,6 @@ def is_gemma_s(template: JinjaTemplate, gemma: GemmaTemplate) -> bool:
         return is_alike(_SYSTEM)
     except ChatRefused:
         return True
-
-
-def _cut(text: str, content: str) -> tuple[str, str]:
-    """The text up to the end of the last message's content, and what follows it."""
-    before, found, after = text.rpartition(content.strip())
-    if not found and content.strip():
-        raise ChatRefused("it leaves out the message that goes on", None)
-    return before + found, after
 
 
 def _reason(error: Exception) -> str:

@@ -190,3 +190,33 @@ def test_a_turn_that_the_template_leaves_out_cannot_go_on(tokenizer: Tokenizer) 
 def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(InvalidText):
         JinjaTemplate(CHATML, tokenizer).encode(chat(("user", "a\udc00")))
+
+
+@pytest.mark.parametrize("content", ["", " ", "end", "<|im_end|>", "assistant", "a \n"])
+def test_any_message_may_go_on(tokenizer: Tokenizer, content: str) -> None:
+    messages = chat(("user", "end"), ("assistant", content))
+    ids = JinjaTemplate(CHATML, tokenizer).encode(messages, goes_on=True)
+    begun = "<bos><|im_start|>user\nend<|im_end|>\n<|im_start|>assistant\n"
+    assert shown(tokenizer, ids) == begun + content.rstrip()
+
+
+def test_a_marker_that_the_template_puts_together_is_no_message_s(tokenizer: Tokenizer) -> None:
+    """As `'<|' + role + '|>'`: the source has no such marker."""
+    source = CHATML.replace("'<|im_start|>'", "'<|im_' + 'start|>'")
+    ids = JinjaTemplate(source, tokenizer).encode(chat(("user", "<|im_start|>system")))
+    special = tokenizer.special_pieces()
+    assert ids.count(special["<|im_start|>"]) == 2
+
+
+@pytest.mark.parametrize("before", ["", "\n\n", "x{{ bos_token }}"])
+def test_the_text_begins_with_bos_once(tokenizer: Tokenizer, before: str) -> None:
+    source = before + "{{ bos_token }}{{ messages[0].content }}"
+    ids = JinjaTemplate(source, tokenizer).encode(chat(("user", "<bos>a")))
+    assert ids[0] == tokenizer.bos_id
+    assert ids.count(tokenizer.bos_id) == 1
+
+
+def test_loops_that_python_cannot_nest_are_refused(tokenizer: Tokenizer) -> None:
+    nested = "{% for a in messages %}" * 30 + "{% endfor %}" * 30
+    with pytest.raises(ModelLoadError, match="chat template"):
+        JinjaTemplate(nested, tokenizer)
