@@ -11,9 +11,9 @@ from gemma_server.errors import Overloaded
 Result = TypeVar("Result")
 
 _HEAVY = 32 << 10  # bytes or characters; less than this takes about a millisecond
-_MOST_WAITING = 32  # each has a thread; those for health and refusals must stay free
+MOST_WAITING = 32  # each has a thread; those for health and refusals must stay free
 _LONGEST_REST_S = 0.2
-_waiting = threading.BoundedSemaphore(_MOST_WAITING)
+_waiting = threading.BoundedSemaphore(MOST_WAITING)
 # One thread, too, since what a thread frees stays with its own part of glibc's heap: with each
 # request in another thread, all of them would keep as much as the largest has taken.
 _thread = ThreadPoolExecutor(1, "heavy")

@@ -11,6 +11,7 @@ import sys
 
 from gunicorn.arbiter import Arbiter
 
+from gemma_server.api.heavy import MOST_WAITING
 from gemma_server.console import say
 from gemma_server.errors import GemmaServerError, UsageError
 from gemma_server.server.addresses import are_inherited, check_addresses, variables_of
@@ -34,8 +35,9 @@ except UsageError as error:
 bind = _settings.bind
 workers = 1
 worker_class = "gemma_server.server.worker.ModelWorker"
-# Every queued or running request holds a thread; the scheduler refuses more than these.
-threads = _settings.slots + _settings.max_queue + _HEALTH_THREADS
+# Every queued or running request holds a thread, and so does every large body that waits to be
+# parsed; more than these are refused.
+threads = _settings.slots + _settings.max_queue + MOST_WAITING + _HEALTH_THREADS
 worker_connections = threads + 1000  # idle keep-alive connections hold none
 timeout = 60  # seconds without a heartbeat until the worker is killed
 graceful_timeout = _settings.drain_timeout

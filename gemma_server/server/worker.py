@@ -76,6 +76,8 @@ def check_gunicorn(cfg: Any) -> None:
     """
     if cfg.preload_app:
         raise UsageError("--preload would load the model before the fork: a GPU does not survive")
+    if cfg.reuse_port:
+        raise UsageError("--reuse-port: the worker would bind what the master has not checked")
     if cfg.workers != 1:
         raise UsageError(
             f"--workers {cfg.workers}: every worker would load its own model; "

@@ -5,7 +5,6 @@ import hmac
 import re
 import socket
 from functools import lru_cache
-from urllib.parse import urlsplit
 
 from flask import g, request
 from werkzeug.datastructures import WWWAuthenticate
@@ -57,9 +56,9 @@ def _named_host() -> str:
     """The host that the request is for: a target in absolute form counts, not the header beside it
     (RFC 9112, section 3.2.2)."""
     environ = request.environ
-    target = environ.get("RAW_URI", "/")
+    target: str = environ.get("RAW_URI", "/")
     if target[:1] != "/" and target.lower().startswith(("http://", "https://")):
-        return urlsplit(target).netloc
+        return target.partition("://")[2].partition("/")[0]
     if "HTTP_HOST" not in environ and environ["SERVER_PROTOCOL"] == "HTTP/1.1":
         raise BadRequest("an HTTP/1.1 request needs a Host header")
     return environ.get("HTTP_HOST") or request.host

@@ -3,8 +3,7 @@
 Sources: the Fetch standard (CORS, preflights) and the W3C's Fetch Metadata (`Sec-Fetch-Site`).
 """
 
-from fnmatch import fnmatchcase
-from urllib.parse import urlsplit
+import re
 
 from flask import Response, request
 from werkzeug.exceptions import Forbidden
@@ -20,7 +19,7 @@ class Origins:
     such as `https://app.example`, `http://localhost:*` or `*`."""
 
     def __init__(self, allowed: tuple[str, ...]) -> None:
-        self._allowed = allowed
+        self._allowed = [re.compile(re.escape(each).replace(r"\*", ".*")) for each in allowed]
 
     def check(self) -> None:
         """Raise `Forbidden` for a request that a page from elsewhere may not send."""
@@ -66,8 +65,9 @@ class Origins:
             answer.headers["Access-Control-Expose-Headers"] = _TOLD
 
     def _is_allowed(self, origin: str) -> bool:
-        return any(fnmatchcase(origin, pattern) for pattern in self._allowed)
+        return any(pattern.fullmatch(origin) for pattern in self._allowed)
 
     def _is_own(self, origin: str) -> bool:
         """By host and port: behind a proxy the scheme may be another."""
-        return urlsplit(origin).netloc == request.headers.get("Host")
+        _, _, host = origin.partition("://")
+        return host == request.headers.get("Host")

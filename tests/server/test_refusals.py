@@ -138,6 +138,7 @@ def test_gunicorn_flags_that_cannot_work_end_it_with_code_2(home: Path) -> None:
     [
         ("workers", 2, ("--workers", "one worker batches all requests")),
         ("preload_app", True, ("--preload", "a GPU does not survive")),
+        ("reuse_port", True, ("--reuse-port", "has not checked")),
         ("worker_class", "sync", ("--worker-class", "gemma_server.server.worker.ModelWorker")),
         ("worker_class", "gthread", ("--worker-class", "gemma_server.server.worker.ModelWorker")),
     ],

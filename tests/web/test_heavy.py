@@ -113,7 +113,7 @@ def test_large_pieces_are_one_at_a_time_and_small_ones_do_not_wait() -> None:
 def test_more_than_can_wait_are_refused_for_a_second(app: App) -> None:
     go = threading.Event()
     with ThreadPoolExecutor(64) as threads:
-        for _ in range(heavy._MOST_WAITING):
+        for _ in range(heavy.MOST_WAITING):
             threads.submit(heavy.run, 1 << 20, lambda: go.wait(10))
         wait_until(lambda: heavy._waiting._value == 0)
         with pytest.raises(Overloaded):

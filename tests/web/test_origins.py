@@ -14,6 +14,8 @@ FOREIGN = [
     {"Origin": "http://localhost:3000"},  # another server's page
     {"Origin": "null"},
     {"Origin": ""},
+    {"Origin": "http://["},
+    {"Origin": "localhost"},
     {"Origin": f"{OWN}.evil.example"},
     {"Sec-Fetch-Site": "cross-site"},
     {"Sec-Fetch-Site": "same-site"},
@@ -70,6 +72,7 @@ def test_a_link_from_elsewhere_opens_a_page(app: App) -> None:
         (f"http://other.example, {APP}", APP),
         ("http://localhost:*", "http://localhost:3000"),
         ("https://*.example", APP),
+        ("http://[::1]:*", "http://[::1]:3000"),
         ("*", APP),
         ("null", "null"),
         ("vscode-webview://*", "vscode-webview://abc"),
