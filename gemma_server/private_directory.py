@@ -143,4 +143,5 @@ def _is_own_group(gid: int) -> bool:
         user, group = pwd.getpwuid(os.getuid()), grp.getgrgid(gid)
     except KeyError:
         return False
-    return gid == user.pw_gid and set(group.gr_mem) <= {user.pw_name}
+    named = group.gr_name == user.pw_name  # else it may be the first group of others, too
+    return named and gid == user.pw_gid and set(group.gr_mem) <= {user.pw_name}

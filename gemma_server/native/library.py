@@ -120,12 +120,20 @@ def _built(directory: PrivateDirectory) -> bytes:
         except DamagedError as error:
             logger.warning("%s cannot be used: %s", where / name, error)
     data = build()
-    directory.write(name, data)
+    try:
+        directory.write(name, data)
+    except OSError as error:
+        logger.warning("%s cannot be kept: %s", directory.path / name, error.strerror)
     return data
 
 
 def _opened(data: bytes) -> ctypes.CDLL:
     """The library, from a file that nobody else can reach: what is run is what was checked."""
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("kernels"), "wb") as memory:
+            memory.write(data)
+            memory.flush()
+            return ctypes.CDLL(f"/proc/self/fd/{memory.fileno()}")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "kernels.so"
         path.write_bytes(data)
