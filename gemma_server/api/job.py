@@ -63,7 +63,8 @@ class Job:
         self._metrics, self._compilations = metrics, loaded.compilations
         self._compiled_s = loaded.compilations.seconds
         requests = _with_control_stops(requests, stops, loaded.tokenizer)
-        strings = StopStrings(stops)
+        handles = loaded.engine.submit(requests, caller.deadline, caller.shares_as(user))
+        strings = StopStrings(stops)  # not for requests that were refused: they may be many
         self._generations = [
             Generation(
                 loaded.engine,
@@ -74,7 +75,7 @@ class Job:
                 deadline=caller.deadline,
                 keepalive_s=KEEPALIVE_S,
             )
-            for handle in loaded.engine.submit(requests, caller.deadline, caller.shares_as(user))
+            for handle in handles
         ]
         self._stages = caller.stages
         caller.on_job(self)

@@ -1,6 +1,6 @@
 """Finds the first of several strings in a text that comes character by character."""
 
-from collections import deque
+from array import array
 from collections.abc import Sequence
 
 
@@ -12,10 +12,10 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
-        self._next: list[dict[str, int]] = [{}]
-        self.depth = [0]  # characters of each state
-        self.found = [0]  # characters of the longest stop string that ends in each state; 0: none
-        self._fallback = [0]  # the longest proper end that is a state, too
+        self._next: dict[tuple[int, str], int] = {}
+        self.depth = array("H", [0])  # characters of each state
+        self.found = array("H", [0])  # characters of the longest stop string that ends there, or 0
+        self._fallback = array("I", [0])  # the longest proper end that is a state, too
         for stop in stops:
             self._add(stop)
         self._link()
@@ -25,30 +25,27 @@ class StopStrings:
 
     def step(self, state: int, character: str) -> int:
         """The state after one more character; 0 is the beginning."""
-        while character not in self._next[state]:
+        while (after := self._next.get((state, character))) is None:
             if state == 0:
                 return 0
             state = self._fallback[state]
-        return self._next[state][character]
+        return after
 
     def _add(self, stop: str) -> None:
         state = 0
         for character in stop:
-            if character not in self._next[state]:
-                self._next[state][character] = len(self.depth)
-                self._next.append({})
+            after = self._next.setdefault((state, character), len(self.depth))
+            if after == len(self.depth):
                 self.depth.append(self.depth[state] + 1)
                 self.found.append(0)
                 self._fallback.append(0)
-            state = self._next[state][character]
+            state = after
         self.found[state] = len(stop)
 
     def _link(self) -> None:
         """Set the fallbacks, from short states to long ones."""
-        waiting = deque(self._next[0].values())
-        while waiting:
-            state = waiting.popleft()
-            for character, longer in self._next[state].items():
-                self._fallback[longer] = self.step(self._fallback[state], character)
-                self.found[longer] = self.found[longer] or self.found[self._fallback[longer]]
-                waiting.append(longer)
+        longer_last = sorted(self._next.items(), key=lambda item: self.depth[item[1]])
+        for (state, character), after in longer_last:
+            if state != 0:
+                self._fallback[after] = self.step(self._fallback[state], character)
+            self.found[after] = self.found[after] or self.found[self._fallback[after]]
