@@ -1,5 +1,6 @@
 """The caller of a handler, over any transport."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -41,7 +42,9 @@ class Caller:
         user, else the connection."""
         if self.api_key:
             return f"key {self.api_key}"
-        return f"connection {self.connection}" if user is None else f"user {user}"
+        if user is None:
+            return f"connection {self.connection}"
+        return f"user {hashlib.sha256(user.encode(errors='replace')).hexdigest()}"  # of any length
 
     def hold(self, lease: Lease) -> LoadedModel:
         """The leased model, which stays loaded until the answer is complete."""

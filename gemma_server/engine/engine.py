@@ -57,6 +57,7 @@ class Engine:
         self._refusal: RequestError | None = None
         self._stopping = False
         self._progress_at: float | None = None  # None while nothing is in flight
+        self._resumed_at = 0.0  # after a pause of the whole process; the watcher's alone
         self._steps = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -137,7 +138,7 @@ class Engine:
     def step_age_s(self) -> float:
         """Seconds since the device, which has work, last ended a plan; 0 when it is idle."""
         at = self._progress_at
-        return 0.0 if at is None else time.monotonic() - at
+        return 0.0 if at is None else time.monotonic() - max(at, self._resumed_at)
 
     def is_slow(self) -> bool:
         """Whether the device's step takes far longer than any before, so that it may be hung."""
@@ -156,8 +157,8 @@ class Engine:
         looked = time.monotonic()
         while not self._over.wait(_LOOK_S):
             before, looked = looked, time.monotonic()
-            if looked - before > _PAUSED_S and self._progress_at is not None:
-                self._progress_at = looked  # the process stood still, and the device with it
+            if looked - before > _PAUSED_S:
+                self._resumed_at = looked  # the process stood still, and the device with it
             bound_s = self._step_times.hung_after_s
             if self.step_age_s() > bound_s:
                 error = GenerationFailed(f"the device has not answered for {bound_s:.0f} s")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from gemma_server.engine.sequence import Sequence
 
-_LONGEST_PROMISE_S = 120.0
-_GRACE_S = 5.0  # to come back in, once a promise is due
-_MOST_PROMISES = 1024
+_LONGEST_S = 120.0  # that a caller is told to wait
+_QUEUES = 8  # as many as are promised at most; each waits a round more
+_GRACE_S = 3.0  # to come back in, once a promise is due
 
 
 class FairQueue:
@@ -49,54 +49,75 @@ class FairQueue:
         return sequence
 
 
-@dataclass
+@dataclass(frozen=True)
+class Room:
+    """Places in the queue, and prompt tokens in them."""
+
+    places: int = 0
+    tokens: int = 0
+
+    def __add__(self, other: "Room") -> "Room":
+        return Room(self.places + other.places, self.tokens + other.tokens)
+
+    def fits(self, limit: "Room") -> bool:
+        """Whether there is so much in `limit`."""
+        return self.places <= limit.places and self.tokens <= limit.tokens
+
+
+@dataclass(frozen=True)
 class _Promise:
-    places: int
+    room: Room
     due: float  # on the queue's clock
 
 
 class Promises:
-    """Places in the queue for callers who were refused and told when to come back.
+    """Room in the queue for callers who were refused and told when to come back.
 
-    Who comes back then finds room, since nobody else takes a promised place. A promise that is not
-    taken up ends some seconds after it was due.
+    Each has one promise. Who comes back then finds room, since nobody else takes what was promised.
+    A promise that is not taken up ends some seconds after it was due. It halves how many places are
+    promised at a time, and one that is taken up adds its own: clients that open a connection for
+    each request never take theirs up, and must not keep the queue empty.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, whole: Room, clock: Callable[[], float]) -> None:
+        self._whole, self._clock = whole, clock
         self._made: dict[str, _Promise] = {}  # in their order
+        self._most_places = float(whole.places)  # promised at a time
 
-    def places_before(self, caller: str) -> int:
-        """Places promised to others; for a caller whose own promise is due, to those before it."""
+    def before(self, caller: str) -> Room:
+        """What is promised to others; for a caller whose own promise is due, to those before it."""
         self._forget_what_is_over()
         own = self._made.get(caller)
         until = own.due if own is not None and own.due <= self._clock() else math.inf
-        others = (promise for other, promise in self._made.items() if other != caller)
-        return sum(promise.places for promise in others if promise.due < until)
+        others = (made for other, made in self._made.items() if other != caller)
+        return sum((made.room for made in others if made.due < until), Room())
 
-    def make(self, caller: str, places: int, *, slots: int, held_s: float) -> float:
-        """Promise so many places, or keep what was promised; return the seconds until then.
+    def make(self, caller: str, room: Room, *, slots: int, held_s: float) -> float:
+        """Promise this much, or keep what was promised; return the seconds until then.
 
         A slot, which a request holds for `held_s` seconds, makes a place free when it gets free.
-        All may do so at once: whole rounds count.
+        All may do so at once: whole rounds count. Nothing is promised for later than two minutes.
         """
         self._forget_what_is_over()
         own = self._made.get(caller)
-        if own is None or own.places < places:
-            ahead = sum(promise.places for other, promise in self._made.items() if other != caller)
-            rounds = math.ceil((ahead + places) / slots)
-            own = _Promise(places, self._clock() + rounds * held_s)
-            wait_s = own.due - self._clock()
-            if wait_s > _LONGEST_PROMISE_S or len(self._made) >= _MOST_PROMISES:
-                return _LONGEST_PROMISE_S
-            self._made[caller] = own
-        return max(0.0, own.due - self._clock())
+        if own is not None and room.fits(own.room):
+            return max(0.0, own.due - self._clock())
+        others = (made.room for other, made in self._made.items() if other != caller)
+        total = sum(others, room)
+        wait_s = math.ceil(total.places / slots) * held_s
+        if wait_s <= _LONGEST_S and room.fits(self._whole) and total.places <= self._most_places:
+            self._made[caller] = _Promise(room, self._clock() + wait_s)
+        return min(wait_s, _LONGEST_S)
 
     def taken_up(self, caller: str) -> None:
-        """The caller has a place."""
-        self._made.pop(caller, None)
+        """The caller has its room."""
+        made = self._made.pop(caller, None)
+        if made is not None:
+            most = _QUEUES * self._whole.places
+            self._most_places = min(most, self._most_places + made.room.places)
 
     def _forget_what_is_over(self) -> None:
         now = self._clock()
         for caller in [c for c, made in self._made.items() if made.due + _GRACE_S < now]:
             del self._made[caller]
+            self._most_places = max(1.0, self._most_places / 2)

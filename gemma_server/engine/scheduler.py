@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gemma_server.engine.estimates import ServiceEstimates
 from gemma_server.engine.plan import Chunk, Plan, Row, StepResult
-from gemma_server.engine.queue import FairQueue, Promises
+from gemma_server.engine.queue import FairQueue, Promises, Room
 from gemma_server.engine.request import (
     Cancelled,
     Event,
@@ -63,7 +63,8 @@ class Scheduler:
         self._clock = clock
         self._ids = itertools.count()
         self._queue = FairQueue()
-        self._promises = Promises(clock)
+        self._room = Room(limits.max_queue, limits.max_queue_tokens)
+        self._promises = Promises(self._room, clock)
         self._slots: list[Sequence | None] = [None] * limits.slots
         self._estimates = ServiceEstimates()
         self._planned_at: deque[float] = deque()  # of plans that are not committed
@@ -168,32 +169,31 @@ class Scheduler:
         free = limits.slots - self.active
         line = list(self._queue)[free:]  # the others get slots with the next plan
         more = prompts[max(0, free - self.queued) :]
-        waiting, places = len(line), len(more)
-        if places == 0:
+        if not more:
             return
-        if waiting + self._promises.places_before(caller) + places > limits.max_queue:
+        taken = Room(len(line), sum(len(sequence.request.token_ids) for sequence in line))
+        wanted = Room(len(more), sum(more))
+        then = taken + self._promises.before(caller) + wanted
+        if then.fits(self._room):
+            return
+        held_s = self._estimates.held_s
+        wait_s = self._promises.make(caller, wanted, slots=limits.slots, held_s=held_s)
+        retry_after_s = max(1, math.ceil(wait_s))
+        if then.places > limits.max_queue:
             raise QueueFull(
                 "requests",
-                queued=waiting,
-                more=places,
+                queued=taken.places,
+                more=wanted.places,
                 limit=limits.max_queue,
-                retry_after_s=self._promise(caller, places),
+                retry_after_s=retry_after_s,
             )
-        tokens = sum(len(sequence.request.token_ids) for sequence in line)
-        if tokens + sum(more) > limits.max_queue_tokens:
-            raise QueueFull(
-                "tokens",
-                queued=tokens,
-                more=sum(more),
-                limit=limits.max_queue_tokens,
-                retry_after_s=self._promise(caller, places),
-            )
-
-    def _promise(self, caller: str, places: int) -> int:
-        """Seconds after which the caller finds room."""
-        held_s = self._estimates.held_s
-        wait_s = self._promises.make(caller, places, slots=self.limits.slots, held_s=held_s)
-        return max(1, math.ceil(wait_s))
+        raise QueueFull(
+            "tokens",
+            queued=taken.tokens,
+            more=wanted.tokens,
+            limit=limits.max_queue_tokens,
+            retry_after_s=retry_after_s,
+        )
 
     def _refuse_when_late(self, prompts: list[int], deadline: float | None) -> None:
         """Counts prompts alone, read one after the other: the length of answers is unknown."""

@@ -20,8 +20,9 @@ class StepTimes:
     given_s: float | None = None
 
     def took(self, seconds: float) -> None:
-        """A step has ended."""
-        self.longest_s = max(self.longest_s, seconds)
+        """A step has ended; one that is over the bound was not slow, the process was paused."""
+        if seconds < self.hung_after_s:
+            self.longest_s = max(self.longest_s, seconds)
 
     @property
     def hung_after_s(self) -> float:

@@ -92,7 +92,7 @@ def test_among_many_connections_that_push_each_gets_its_share() -> None:
     modest = Client("modest", 1, obeys=True)
     run([*pushing, modest], 240)
     assert modest.answers > 0.4 * sum(client.answers for client in pushing) / len(pushing)
-    assert modest.broken_promises == 0
+    assert modest.broken_promises <= 1  # few are promised at a time until promises are taken up
 
 
 def test_the_work_done_is_the_same_however_many_are_refused() -> None:
@@ -148,3 +148,48 @@ def test_several_requests_at_once_are_promised_as_many_places() -> None:
         with pytest.raises(QueueFull):
             submit_one(machine.scheduler, REQUEST, caller="pushes")
     assert len(machine.scheduler.submit([REQUEST] * 4, caller="batch")) == 4
+
+
+def test_callers_who_never_come_back_keep_nobody_out_for_long() -> None:
+    """Each request over a connection of its own: promises are made to names that are gone."""
+    machine = Machine(slots=1, places=4)
+    machine.scheduler.submit([REQUEST] * 5, caller="first")
+    for number in range(100):
+        with pytest.raises(QueueFull):
+            submit_one(machine.scheduler, REQUEST, caller=f"gone {number}")
+    while machine.scheduler.active or machine.scheduler.queued:
+        machine.step()
+    submit_one(machine.scheduler, REQUEST, caller="gets the free slot")
+    machine.now += 10
+    assert len(machine.scheduler.submit([REQUEST] * 4, caller="gets all places")) == 4
+
+
+def test_tokens_are_promised_too() -> None:
+    limits = Limits(1, 64, 16, max_queue=20, max_queue_tokens=40)
+    now = 0.0
+    scheduler = Scheduler(limits, lambda: now)
+    runner = FakeRunner(1)
+    scheduler.submit([Request(tuple([2] * 10), 1)] * 5, caller="first")
+    long, short = Request(tuple([2] * 30), 1), Request((2, 2, 2), 1)
+    with pytest.raises(QueueFull) as refused:
+        submit_one(scheduler, long, caller="long")
+    until = now + refused.value.retry_after_s
+    while now < until:
+        plan = scheduler.plan()
+        now += STEP_S
+        if plan is not None:
+            scheduler.commit(plan, runner.dispatch(plan).read())
+        if scheduler.active:  # else there is a free slot, for anybody
+            with pytest.raises(QueueFull):
+                submit_one(scheduler, Request(tuple([2] * 11), 1), caller="pushes")
+    submit_one(scheduler, short, caller="another")
+    submit_one(scheduler, long, caller="long")
+
+
+def test_more_than_the_queue_ever_has_is_promised_to_nobody() -> None:
+    machine = Machine(slots=4, places=2)
+    machine.scheduler.submit([REQUEST] * 4, caller="first")
+    machine.step()
+    with pytest.raises(QueueFull):
+        machine.scheduler.submit([REQUEST] * 5, caller="batch")
+    assert len(machine.scheduler.submit([REQUEST] * 2, caller="another")) == 2

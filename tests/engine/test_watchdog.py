@@ -85,14 +85,21 @@ def test_the_bound_fits_the_model() -> None:
     times.took(4.0)
     times.took(1.0)
     assert (times.hung_after_s, round(times.slow_after_s, 2)) == (80, 26.67)
+    times.took(600.0)  # longer than a step that is given up: the process was paused
+    assert times.hung_after_s == 80
     assert StepTimes(longest_s=2.0).hung_after_s == 40
     assert StepTimes(longest_s=9.0, given_s=5).hung_after_s == 5
 
 
 def test_an_idle_engine_is_never_slow() -> None:
     scheduler = Scheduler(Limits(1, 64, 16, max_queue=1, max_queue_tokens=1000))
-    engine = Engine(FakeRunner(1), scheduler, lambda error: None, step_times=StepTimes(given_s=0.1))
+    deaths: list[BaseException] = []
+    engine = Engine(FakeRunner(1), scheduler, deaths.append, step_times=StepTimes(given_s=0.3))
     engine.start()
-    time.sleep(0.3)
+    [handle] = engine.submit([REQUEST])
+    while isinstance(handle.next_event(10), Token):
+        pass
+    time.sleep(1.2)
+    assert not deaths
     assert not engine.is_slow()
     engine.stop()
