@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from gemma_server.private_directory import PrivateDirectory
 
 logger = logging.getLogger(__name__)
 
+_OURS = re.compile(r"scratch|.*-[0-9a-f]{32}$")  # nothing else is removed, whatever lies there
 KEPT = 16  # configurations: the most recently used
 _PACKAGE = Path(gemma_server.__file__).parent
 _ROOMS = ("model", "native", "engine", "executor")  # what programs are made of, and `errors`
@@ -69,7 +71,7 @@ class CompileCache:
         """Remove all but the most recently used configurations, and the temporary files of starts
         that were interrupted."""
         used: dict[str, float] = {}
-        files = self._directory.used()
+        files = {name: at for name, at in self._directory.used().items() if _OURS.match(name)}
         for file, moment in files.items():
             key = file.rpartition("-")[2]
             used[key] = max(moment, used.get(key, 0.0))
