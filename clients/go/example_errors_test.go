@@ -82,7 +82,7 @@ func ExampleAPIError_code() {
 			fmt.Println("the caller: mend", api.Param)
 		case gemma.CodeUnauthorized:
 			fmt.Println("whoever set the API key")
-		case gemma.CodeOverloaded, gemma.CodeLoading, gemma.CodeDraining, gemma.CodeDeadline:
+		case gemma.CodeOverloaded, gemma.CodeLoading, gemma.CodeStuck, gemma.CodeDraining, gemma.CodeDeadline:
 			fmt.Println("nobody: a matter of time")
 		case gemma.CodeGenerationFailed:
 			fmt.Println("whoever reads the server's log: request", api.RequestID)

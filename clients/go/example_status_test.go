@@ -65,7 +65,7 @@ func ExampleState() {
 		fmt.Println("wait for it")
 	case gemma.StateReady:
 		fmt.Println("ask it")
-	case gemma.StateDraining:
+	case gemma.StateStuck, gemma.StateDraining:
 		fmt.Println("look for another one")
 	}
 	// Output: look for another one
