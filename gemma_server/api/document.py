@@ -10,6 +10,7 @@ from gemma_server.api import heavy
 from gemma_server.errors import InvalidRequest
 
 MAX_BODY_BYTES = 1 << 20
+_MANY_FIELDS = 64  # more than any schema has
 _TYPE_NAMES = frozenset({"str", "int", "float", "bool"})
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -51,10 +52,9 @@ def check(schema: type[Schema], document: dict[str, Any]) -> Schema:
         InvalidRequest: a field is unknown (`unknown_field`), or a value is not valid
             (`invalid_value`).
     """
-    if schema.model_config.get("extra") == "forbid":  # pydantic would collect all of them first
-        unknown = next((name for name in document if name not in schema.model_fields), None)
-        if unknown is not None:
-            raise _unknown(unknown[:100])
+    if schema.model_config.get("extra") == "forbid" and len(document) > _MANY_FIELDS:
+        unknown = next(name for name in document if name not in schema.model_fields)
+        raise _unknown(unknown[:100])  # pydantic would collect all of them first
     try:
         return schema.model_validate(document, strict=True)
     except ValidationError as error:
