@@ -5,8 +5,13 @@ from gemma_server.engine.scheduler import Scheduler
 
 
 def submit_one(
-    scheduler: Scheduler, request: Request, deadline: float | None = None, caller: str = ""
+    scheduler: Scheduler,
+    request: Request,
+    deadline: float | None = None,
+    caller: str = "",
+    *,
+    returns: bool = True,
 ) -> Handle:
     """The handle of this one."""
-    [handle] = scheduler.submit([request], deadline, caller)
+    [handle] = scheduler.submit([request], deadline, caller, returns=returns)
     return handle

@@ -37,14 +37,15 @@ class Caller:
     api_key: str = ""  # a digest of it, where the server wants one
     connection: str = ""  # a name that no other open connection has
 
-    def shares_as(self, user: str | None) -> str:
+    def shares_as(self, user: str | None) -> tuple[str, bool]:
         """Who shares slots and the queue with others: the holder of an API key, else the request's
-        user, else the connection."""
+        user, else the connection; and whether it could come back by this name. The next request
+        of a connection's client may come over another."""
         if self.api_key:
-            return f"key {self.api_key}"
+            return f"key {self.api_key}", True
         if user is None:
-            return f"connection {self.connection}"
-        return f"user {hashlib.sha256(user.encode(errors='replace')).hexdigest()}"  # of any length
+            return f"connection {self.connection}", False
+        return f"user {hashlib.sha256(user.encode(errors='replace')).hexdigest()}", True
 
     def hold(self, lease: Lease) -> LoadedModel:
         """The leased model, which stays loaded until the answer is complete."""

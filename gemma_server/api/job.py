@@ -63,7 +63,8 @@ class Job:
         self._metrics, self._compilations = metrics, loaded.compilations
         self._compiled_s = loaded.compilations.seconds
         requests = _with_control_stops(requests, stops, loaded.tokenizer)
-        handles = loaded.engine.submit(requests, caller.deadline, caller.shares_as(user))
+        name, returns = caller.shares_as(user)
+        handles = loaded.engine.submit(requests, caller.deadline, name, returns=returns)
         strings = StopStrings(stops)  # not for requests that were refused: they may be many
         self._generations = [
             Generation(

@@ -94,10 +94,15 @@ class Engine:
         self._scheduler.check_prompt(tokens)
 
     def submit(
-        self, requests: list[Request], deadline: float | None = None, caller: str = ""
+        self,
+        requests: list[Request],
+        deadline: float | None = None,
+        caller: str = "",
+        *,
+        returns: bool = True,
     ) -> list[Handle]:
         """Queue the requests, all or none of them; `deadline` is on the monotonic clock. Callers
-        share slots and places in the queue.
+        share slots and places in the queue; one that `returns` could come back by this name.
 
         Raises:
             PromptRefused, QueueFull, DeadlineExceeded: as `Scheduler.submit`.
@@ -110,7 +115,7 @@ class Engine:
         with self._changed:
             if self._refusal is not None:
                 raise self._refusal.with_traceback(None)
-            handles = self._scheduler.submit(requests, deadline, caller)
+            handles = self._scheduler.submit(requests, deadline, caller, returns=returns)
             self._changed.notify()
             return handles
 

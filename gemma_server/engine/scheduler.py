@@ -82,21 +82,27 @@ class Scheduler:
         return sum(sequence is not None for sequence in self._slots)
 
     def submit(
-        self, requests: Iterable[Request], deadline: float | None = None, caller: str = ""
+        self,
+        requests: Iterable[Request],
+        deadline: float | None = None,
+        caller: str = "",
+        *,
+        returns: bool = True,
     ) -> list[Handle]:
         """Put all of the requests into the queue, or none; `deadline` is on the scheduler's clock.
+        `returns`: the caller could come back by this name.
 
         Raises:
             EmptyPrompt, ContextLengthExceeded: such a prompt can never be accepted.
-            QueueFull: there is no room in the queue. Until the caller comes back at the time that
-                the error says, nobody else gets the places that it needs.
+            QueueFull: there is no room in the queue. Until a caller who returns comes back at the
+                time that the error says, nobody else gets the places that it needs.
             DeadlineExceeded: by the current estimates the first token cannot come in time.
         """
         requests = list(requests)
         prompts = [len(request.token_ids) for request in requests]
         for tokens in prompts:
             self.check_prompt(tokens)
-        self._refuse_when_full(prompts, caller)
+        self._refuse_when_full(prompts, caller, returns=returns)
         self._refuse_when_late(prompts, deadline)
         self._promises.taken_up(caller)
         return [self._enqueue(request, deadline, caller) for request in requests]
@@ -164,7 +170,7 @@ class Scheduler:
             self._queue.remove(sequence)
             self._terminate(sequence, Failed(error))
 
-    def _refuse_when_full(self, prompts: list[int], caller: str) -> None:
+    def _refuse_when_full(self, prompts: list[int], caller: str, *, returns: bool) -> None:
         limits = self.limits
         free = limits.slots - self.active
         line = list(self._queue)[free:]  # the others get slots with the next plan
@@ -177,7 +183,10 @@ class Scheduler:
         if then.fits(self._room):
             return
         held_s = self._estimates.held_s
-        wait_s = self._promises.make(caller, wanted, slots=limits.slots, held_s=held_s)
+        if returns:
+            wait_s = self._promises.make(caller, wanted, slots=limits.slots, held_s=held_s)
+        else:
+            wait_s = min(120.0, math.ceil(then.places / limits.slots) * held_s)
         retry_after_s = max(1, math.ceil(wait_s))
         if then.places > limits.max_queue:
             raise QueueFull(

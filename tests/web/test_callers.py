@@ -15,9 +15,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     submit, callers = Engine.submit, list[str]()
 
-    def noted(self: Engine, requests: Any, deadline: Any = None, caller: str = "") -> Any:
+    def noted(self: Engine, requests: Any, deadline: Any, caller: str, *, returns: bool) -> Any:
+        assert returns != caller.startswith("connection")
         callers.append(caller)
-        return submit(self, requests, deadline, caller)
+        return submit(self, requests, deadline, caller, returns=returns)
 
     monkeypatch.setattr(Engine, "submit", noted)
     return callers
