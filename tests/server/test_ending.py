@@ -312,11 +312,14 @@ def test_new_connections_are_refused_while_draining(start: Start) -> None:
 def test_a_pause_of_the_whole_process_is_no_hang(start: Start) -> None:
     """As by a debugger, Ctrl-Z or a frozen container."""
     server = start(*serve_slowly(0.05, "--hung-after", "3"))
-    first, stream = server.worker, server.stream("it goes on")
+    first, waiting = server.worker, server.connect()
+    send(waiting, "POST", "/prompt", {"prompt": "it goes on" * 3})
+    wait_until(lambda: server.load() == (1, 0))
     os.kill(first, signal.SIGSTOP)
     time.sleep(5)
     os.kill(first, signal.SIGCONT)
-    assert stream.text() == "it goes on"
+    assert read_answer(waiting.getresponse()).json["response"] == "it goes on" * 3
+    waiting.close()
     assert server.prompt("and on").json["response"] == "and on"
     assert server.worker == first
 
