@@ -7,9 +7,15 @@ from dataclasses import dataclass
 
 from gemma_server.engine.sequence import Sequence
 
-_LONGEST_S = 120.0  # that a caller is told to wait
+LONGEST_WAIT_S = 120.0  # that a caller is told
 _QUEUES = 8  # as many as are promised at most; each waits a round more
 _GRACE_S = 3.0  # to come back in, once a promise is due
+
+
+def rounds_s(places: int, *, slots: int, held_s: float) -> float:
+    """Seconds until so many places are free. A slot, which a request holds for `held_s` seconds,
+    makes one free when it gets free; all may do so at once, so whole rounds count."""
+    return math.ceil(places / slots) * held_s
 
 
 class FairQueue:
@@ -93,21 +99,19 @@ class Promises:
         return sum((made.room for made in others if made.due < until), Room())
 
     def make(self, caller: str, room: Room, *, slots: int, held_s: float) -> float:
-        """Promise this much, or keep what was promised; return the seconds until then.
-
-        A slot, which a request holds for `held_s` seconds, makes a place free when it gets free.
-        All may do so at once: whole rounds count. Nothing is promised for later than two minutes.
-        """
+        """Promise this much, or keep what was promised; return the seconds until then. Nothing is
+        promised for later than `LONGEST_WAIT_S`."""
         self._forget_what_is_over()
         own = self._made.get(caller)
         if own is not None and room.fits(own.room):
             return max(0.0, own.due - self._clock())
         others = (made.room for other, made in self._made.items() if other != caller)
         total = sum(others, room)
-        wait_s = math.ceil(total.places / slots) * held_s
-        if wait_s <= _LONGEST_S and room.fits(self._whole) and total.places <= self._most_places:
+        wait_s = rounds_s(total.places, slots=slots, held_s=held_s)
+        is_possible = room.fits(self._whole) and total.places <= self._most_places
+        if is_possible and wait_s <= LONGEST_WAIT_S:
             self._made[caller] = _Promise(room, self._clock() + wait_s)
-        return min(wait_s, _LONGEST_S)
+        return wait_s
 
     def taken_up(self, caller: str) -> None:
         """The caller has its room."""

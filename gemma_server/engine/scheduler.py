@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gemma_server.engine.estimates import ServiceEstimates
 from gemma_server.engine.plan import Chunk, Plan, Row, StepResult
-from gemma_server.engine.queue import FairQueue, Promises, Room
+from gemma_server.engine.queue import LONGEST_WAIT_S, FairQueue, Promises, Room, rounds_s
 from gemma_server.engine.request import (
     Cancelled,
     Event,
@@ -182,26 +182,18 @@ class Scheduler:
         then = taken + self._promises.before(caller) + wanted
         if then.fits(self._room):
             return
-        held_s = self._estimates.held_s
+        slots, held_s = limits.slots, self._estimates.held_s
         if returns:
-            wait_s = self._promises.make(caller, wanted, slots=limits.slots, held_s=held_s)
+            wait_s = self._promises.make(caller, wanted, slots=slots, held_s=held_s)
         else:
-            wait_s = min(120.0, math.ceil(then.places / limits.slots) * held_s)
-        retry_after_s = max(1, math.ceil(wait_s))
-        if then.places > limits.max_queue:
-            raise QueueFull(
-                "requests",
-                queued=taken.places,
-                more=wanted.places,
-                limit=limits.max_queue,
-                retry_after_s=retry_after_s,
-            )
+            wait_s = rounds_s(then.places, slots=slots, held_s=held_s)
+        by_places = then.places > limits.max_queue
         raise QueueFull(
-            "tokens",
-            queued=taken.tokens,
-            more=wanted.tokens,
-            limit=limits.max_queue_tokens,
-            retry_after_s=retry_after_s,
+            "requests" if by_places else "tokens",
+            queued=taken.places if by_places else taken.tokens,
+            more=wanted.places if by_places else wanted.tokens,
+            limit=limits.max_queue if by_places else limits.max_queue_tokens,
+            retry_after_s=max(1, math.ceil(min(wait_s, LONGEST_WAIT_S))),
         )
 
     def _refuse_when_late(self, prompts: list[int], deadline: float | None) -> None:

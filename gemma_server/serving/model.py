@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -51,12 +51,14 @@ class LoadedModel:
     info: ModelInfo = ModelInfo()
     ready_at: float = field(default_factory=time.time)  # seconds since 1970
 
-    def refuse_what_cannot_fit(self, texts: Iterable[str]) -> None:
+    def refuse_what_cannot_fit(self, texts: Sequence[str]) -> None:
         """Refuse texts that are too long together for one prompt, without encoding them.
 
         Raises:
             ContextLengthExceeded: with the least number of tokens that they have.
         """
+        if sum(map(len, texts)) <= self.engine.longest_prompt:
+            return  # the longest piece has more bytes than any character
         least = sum(map(self.tokenizer.least_tokens, texts))
         if least > self.engine.longest_prompt:
             raise ContextLengthExceeded(least, self.engine.longest_prompt, is_least=True)

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2 as model_pb
@@ -40,7 +41,7 @@ class Pieces:
     texts: list[str]
     types: list[int]
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Bytes of the longest text that a piece stands for."""
         return max(len(text.replace(_SPACE, " ").encode()) for text in self.texts)

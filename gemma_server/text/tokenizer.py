@@ -40,7 +40,6 @@ class Tokenizer:
         self._markers = {piece: self._id_of(piece) for piece in family.markers if self._has(piece)}
         self._split = re.compile("(" + "|".join(map(re.escape, self._markers)) + ")")
         ends = {self.eos_id, *self._markers.values()} - {self.start_of_turn_id}
-        self._longest = self._model.longest
         declared = {stop for stop in declared_stops if stop < self.vocab_size}
         self.stop_ids = frozenset(ends | declared)
 
@@ -72,7 +71,7 @@ class Tokenizer:
 
     def least_tokens(self, text: str) -> int:
         """So many ids at least stand for the text: no piece is longer than the longest."""
-        return -(-len(text.encode("utf-8", errors="replace")) // self._longest)
+        return -(-len(text.encode("utf-8", errors="replace")) // self._model.longest)
 
     def piece_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes, maybe part of a character, of one id; none for control tokens, and for

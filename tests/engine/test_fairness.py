@@ -32,6 +32,15 @@ class Machine:
             self.scheduler.commit(plan, self._runner.dispatch(plan).read())
 
 
+def full_machine() -> Machine:
+    """With one request in its only slot, and another in the only place."""
+    machine = Machine(slots=1, places=1)
+    for name in ("at work", "waits"):
+        submit_one(machine.scheduler, REQUEST, caller=name)
+        machine.step()
+    return machine
+
+
 class Client:
     """Keeps so many requests going; comes back when it is told, or at once whatever it is told."""
 
@@ -127,10 +136,7 @@ def test_slots_go_to_callers_in_turn_and_each_keeps_its_order() -> None:
 
 
 def test_a_promise_that_is_not_taken_up_ends() -> None:
-    machine = Machine(slots=1, places=1)
-    for name in ("at work", "waits"):
-        submit_one(machine.scheduler, REQUEST, caller=name)
-        machine.step()
+    machine = full_machine()
     with pytest.raises(QueueFull):
         submit_one(machine.scheduler, REQUEST, caller="never comes back")
     for _ in range(14):  # the first has ended, the second has its slot: a place is free
@@ -201,10 +207,7 @@ def test_more_than_the_queue_ever_has_is_promised_to_nobody() -> None:
 
 
 def test_a_caller_that_cannot_come_back_is_promised_nothing() -> None:
-    machine = Machine(slots=1, places=1)
-    for name in ("at work", "waits"):
-        submit_one(machine.scheduler, REQUEST, caller=name)
-        machine.step()
+    machine = full_machine()
     with pytest.raises(QueueFull):
         submit_one(machine.scheduler, REQUEST, caller="a connection", returns=False)
     for _ in range(14):  # the first has ended, the second has its slot: a place is free

@@ -41,14 +41,6 @@ class Options(ForeignBody):
         "mirostat": (0,),
         "penalize_newline": (True, False),  # Ollama's own engine has long ignored it
     }
-    # They tune Ollama's runner: its memory, threads, devices and the models that it drafts with.
-    HARMLESS: ClassVar[frozenset[str]] = frozenset(
-        (
-            *("num_keep", "num_batch", "num_gpu", "num_thread", "main_gpu", "low_vram"),
-            *("f16_kv", "logits_all", "vocab_only", "numa", "use_mmap", "use_mlock"),
-            *("draft_num_predict", "mirostat_tau", "mirostat_eta"),
-        )
-    )
 
     num_predict: Integer = -1
     num_ctx: Integer = 0

@@ -90,24 +90,6 @@ _FOREIGN: Mapping[str, tuple[Any, ...]] = {
     "add_special_tokens": (True,),
     "thinking_forced_open": (False,),
 }
-# These change no answer of this server: they tune another's cache or scheduler, name the request,
-# belong to a field that is refused where it matters, or to thoughts, which these models lack.
-HARMLESS = frozenset(
-    (
-        *("metadata", "store", "moderation", "safety_identifier", "prompt_cache_key"),
-        *("prompt_cache_retention", "service_tier", "request_id", "session_id", "rid"),
-        *("priority", "cache_salt", "cache_prompt", "n_cache_reuse", "id_slot", "n_keep"),
-        *("n_discard", "stream_interval", "sse_ping_interval", "timings_per_token"),
-        *("return_progress", "kv_transfer_params", "ec_transfer_params", "backend_sampling"),
-        *("routed_experts_prompt_start", "parallel_tool_calls", "parse_tool_calls"),
-        *("reasoning_effort", "reasoning_format", "include_reasoning", "separate_reasoning"),
-        *("stream_reasoning", "thinking_token_budget", "verbosity", "media_io_kwargs"),
-        *("mm_processor_kwargs", "return_mm_kwargs", "spaces_between_special_tokens"),
-        *("guided_decoding_backend", "guided_whitespace_pattern", "grammar_lazy"),
-        *("adaptive_decay", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
-        *("dry_sequence_breakers", "xtc_threshold", "mirostat_tau", "mirostat_eta"),
-    )
-)
 
 
 def _few_biases(biases: Any) -> Any:
