@@ -34,9 +34,10 @@ func TestStartAskStop(t *testing.T) {
 	if info, err := os.Stat(dir); err != nil || info.Mode() != os.ModeDir|0o700 {
 		t.Errorf("the socket's directory: %v, %v", info, err)
 	}
-	if !seen.has("gemma-server ready: unix:" + seen.last("socket")) {
-		t.Error("the server's lines are not in the log")
-	}
+	// Readiness and the pipe of the lines are two ways: neither is always first.
+	waitFor(t, "the server's lines are in the log", func() bool {
+		return seen.has("gemma-server ready: unix:" + seen.last("socket"))
+	})
 	pid, child := seen.pid(), worker(t, seen.pid())
 	if !server(pid) || !server(child) {
 		t.Fatalf("server %d and worker %d do not run", pid, child)
