@@ -32,19 +32,20 @@ def _whole(value: Any) -> Any:
 Item = TypeVar("Item")
 # Ends at the first wrong item, of which a hostile body has many.
 Items = Annotated[list[Item], Field(fail_fast=True)]
-Whole = Annotated[int, BeforeValidator(_whole)]  # 100.0 is 100 in JSON, and some clients send it
+# 100.0 is 100 in JSON, and some clients send it. Behind the bounds, or the document loses them.
+WHOLE = BeforeValidator(_whole)
 PromptText = Annotated[str, StringConstraints(min_length=1)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 Stops = StopText | Annotated[Items[StopText], Field(max_length=MAX_STOPS)]
 Temperature = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
-TopK = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
+TopK = Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE]
 TopP = Annotated[float, Field(gt=0.0, le=1.0)]
 MinP = Annotated[float, Field(ge=0.0, le=1.0)]
 TopPOrZero = Annotated[float, Field(ge=0.0, le=1.0)]  # 0: only the likeliest token
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 RepetitionPenalty = Annotated[float, Field(gt=0.0, le=100.0)]
-LastN = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]  # tokens; below 0: all
-TopLogprobs = Annotated[Whole, Field(ge=0, le=MAX_TOP_LOGPROBS)]
+LastN = Annotated[int, Field(ge=-(2**63), lt=2**64), WHOLE]  # tokens; below 0: all
+TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), WHOLE]
 
 
 class ModelBody(BaseModel):

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gemma_server.api.schemas import (
     MAX_PROMPTS,
+    WHOLE,
     Items,
     MinP,
     ModelBody,
@@ -15,7 +16,6 @@ from gemma_server.api.schemas import (
     TopK,
     TopLogprobs,
     TopP,
-    Whole,
     seed_of,
     within,
 )
@@ -28,12 +28,12 @@ class PromptBody(ModelBody):
     model_config = ConfigDict(extra="forbid")
 
     prompt: PromptText | Annotated[Items[PromptText], Field(min_length=1, max_length=MAX_PROMPTS)]
-    sampling_steps: Whole = Field(128, ge=1)
+    sampling_steps: Annotated[int, Field(ge=1), WHOLE] = 128
     temperature: Temperature = 0.0
     top_k: TopK = 0
     top_p: TopP = 1.0
     min_p: MinP = 0.0
-    seed: Annotated[Whole, Field(ge=0, lt=2**64)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**64), WHOLE] | None = None
     stop: Stops = Field([])
     ignore_eos: bool = False
     stream: bool = False

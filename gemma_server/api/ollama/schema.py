@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from gemma_server.api.chat import Messages
 from gemma_server.api.schemas import (
+    WHOLE,
     ForeignBody,
     Items,
     LastN,
@@ -19,7 +20,6 @@ from gemma_server.api.schemas import (
     TopK,
     TopLogprobs,
     TopPOrZero,
-    Whole,
     penalty_window,
     seed_of,
     temperature_and_top_p,
@@ -28,7 +28,7 @@ from gemma_server.api.schemas import (
 from gemma_server.engine.request import SamplingParams
 from gemma_server.errors import InvalidRequest
 
-Integer = Annotated[Whole, Field(ge=-(2**63), lt=2**64)]
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**64), WHOLE]
 
 
 class Options(ForeignBody):

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from gemma_server.api.chat import ChatMessage
 from gemma_server.api.schemas import (
     MAX_PROMPTS,
+    WHOLE,
     ForeignBody,
     Items,
     LastN,
@@ -21,7 +22,6 @@ from gemma_server.api.schemas import (
     Temperature,
     TopLogprobs,
     TopPOrZero,
-    Whole,
     check_tokens,
     penalty_window,
     temperature_and_top_p,
@@ -32,7 +32,7 @@ from gemma_server.errors import InvalidRequest
 
 _MAX_TOKENS = 1 << 30  # more than any context
 _MAX_IDS = 1 << 17
-MaxTokens = Annotated[Whole, Field(ge=1, le=_MAX_TOKENS)]
+MaxTokens = Annotated[int, Field(ge=1, le=_MAX_TOKENS), WHOLE]
 TokenIds = Annotated[Items[int], Field(min_length=1, max_length=_MAX_IDS)]
 
 
@@ -111,15 +111,15 @@ class OpenAIBody(ForeignBody, ModelBody):
     max_tokens: MaxTokens | None = None
     temperature: Temperature = 1.0
     top_p: TopPOrZero = 1.0
-    top_k: Annotated[Whole, Field(ge=-1, le=2**31 - 1)] = 0
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] = 0
     min_p: MinP = 0.0
-    n: Annotated[Whole, Field(ge=1, le=MAX_PROMPTS)] = 1
-    seed: Annotated[Whole, Field(ge=-(2**63), lt=2**64)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_PROMPTS), WHOLE] = 1
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64), WHOLE] | None = None
     stop: Stops = Field([])
     stop_token_ids: Annotated[Items[int], Field(max_length=64)] = Field([])
     ignore_eos: bool = False
     truncate: bool = False
-    min_tokens: Annotated[Whole, Field(ge=0, le=_MAX_TOKENS)] = 0
+    min_tokens: Annotated[int, Field(ge=0, le=_MAX_TOKENS), WHOLE] = 0
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
     repetition_penalty: RepetitionPenalty = 1.0
@@ -250,7 +250,7 @@ class CompletionBody(OpenAIBody):
         | Annotated[Items[PromptText | TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
     echo: bool = False
-    max_tokens: Annotated[Whole, Field(ge=0, le=_MAX_TOKENS)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=_MAX_TOKENS), WHOLE] | None = None
     logprobs: TopLogprobs | None = None
 
     @property
