@@ -106,6 +106,7 @@ def send(port: int, kind: str, seconds: float, statuses: Any) -> None:
             found[str(response.status)] += 1
             if response.status == 429:
                 time.sleep(float(response.headers["Retry-After"]))
+        connection.close()
 
     threads = [threading.Thread(target=client) for _ in range(CLIENTS)]
     for thread in threads:

@@ -22,7 +22,7 @@ OVERRIDDEN: dict[type, set[str]] = {
         *("_cap_keepalive", "accept", "enqueue_req", "finish_request", "handle"),
         *("handle_request", "murder_pending", "set_accept_enabled"),
     },
-    ModelWorker: {"handle_error", "handle_exit", "handle_quit", "init_signals"},
+    ModelWorker: {"handle_error", "handle_exit", "handle_quit", "init_signals", "notify"},
     PlainRequest: {"parse"},
     PlainParser: {"mesg_class"},
 }

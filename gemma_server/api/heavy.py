@@ -18,6 +18,8 @@ _waiting = threading.BoundedSemaphore(MOST_WAITING)
 # request in another thread, all of them would keep as much as the largest has taken.
 _thread = ThreadPoolExecutor(1, "heavy")
 _rest_until = 0.0  # on the monotonic clock; that thread's alone
+_QUIET_S = 1.0
+_ended_at: float | None = None  # on the monotonic clock; None when that has been told
 
 
 def run(size: int, work: Callable[[], Result]) -> Result:
@@ -40,13 +42,23 @@ def run(size: int, work: Callable[[], Result]) -> Result:
         _waiting.release()
 
 
+def have_passed() -> bool:
+    """Whether there were pieces and the last ended a while ago: true once, when they are forgotten
+    and their answers sent."""
+    global _ended_at
+    passed = _ended_at is not None and time.monotonic() > _ended_at + _QUIET_S
+    if passed:
+        _ended_at = None
+    return passed
+
+
 def _paced(work: Callable[[], Result]) -> Result:
     """Do the work, in at most half of the thread's time: parsing holds Python's lock throughout."""
-    global _rest_until
+    global _rest_until, _ended_at
     time.sleep(max(0.0, _rest_until - time.monotonic()))
     began = time.monotonic()
     try:
         return work()
     finally:
-        now = time.monotonic()
+        now = _ended_at = time.monotonic()
         _rest_until = now + min(now - began, _LONGEST_REST_S)

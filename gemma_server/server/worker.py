@@ -20,6 +20,7 @@ from typing import Any
 from flask import Flask
 from gunicorn.http import errors as http_errors
 
+from gemma_server.api import heavy
 from gemma_server.api.errors import STANDARD, make_error_body
 from gemma_server.console import say
 from gemma_server.errors import GenerationFailed, ModelLoadError, UsageError
@@ -107,6 +108,12 @@ class ModelWorker(HttpWorker):
         for number in _FOR_THE_MASTER:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+    def notify(self) -> None:
+        """Show the master that this worker lives, once a second, and tidy up."""
+        super().notify()
+        if heavy.have_passed():
+            memory.give_back()
 
     def start_hosted(self) -> None:
         """Serve frames, and load the model in a thread, so that /readyz answers meanwhile."""
