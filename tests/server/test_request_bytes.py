@@ -93,6 +93,16 @@ def test_a_body_within_the_limit_is_taken_whole(server: Server, chunked: bool) -
     assert answer.json == {"echo_prompt": text}
 
 
+def test_a_body_in_65536_chunks_is_taken_whole_beside_others(server: Server) -> None:
+    text = "x" * (65_536 - len(b'{"prompt": ""}'))
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in b'{"prompt": "%s"}' % text.encode())
+    with server.open_socket(POST_ECHO + b"Transfer-Encoding: chunked\r\n\r\n") as connection:
+        connection.sendall(chunks)
+        assert server.ask("GET", "/healthz").status == 200
+        connection.sendall(b"0\r\n\r\n")
+        assert raw_answer(connection).json == {"echo_prompt": text}
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_over_the_limit_is_413(server: Server, chunked: bool) -> None:
     head = POST_ECHO + (b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 1048590")

@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +43,23 @@ def test_the_ready_line_is_all_there_ever_is_on_stdout(start: Start) -> None:
     assert READY.fullmatch(server.stdout)
     assert f"curl http://127.0.0.1:{server.port}/prompt" in server.stderr
     assert "Traceback" not in server.stderr
+
+
+def test_nothing_that_a_client_sends_gets_into_the_log(start: Start) -> None:
+    server = start()
+    forged = "x\r\n[CRITICAL] FORGED\x1b[2J"
+    quoted = urllib.parse.quote(forged)
+    for path in ("/prompt", "/echo", "/v1/chat/completions", "/api/generate", "/tokenize"):
+        for document in ({"prompt": forged}, {"prompt": 1, forged: 1}, {"model": forged}, forged):
+            assert server.ask("POST", path, document).status < 500
+    assert server.ask("GET", f"/{quoted}?{quoted}").status == 404
+    assert server.ask("GET", "/healthz", X_Request_Id="FORGED, too", Host="FORGED").status == 403
+    for garbage in (b"FORGED\r\n\r\n", b"GET / HTTP/1.1\r\nFORGED\r\n\r\n"):
+        with server.open_socket(garbage) as connection:
+            assert raw_answer(connection).status == 400
+    server.process.terminate()
+    assert server.wait() == 0
+    assert "FORGED" not in server.stderr + server.stdout
 
 
 def test_every_route_answers_over_a_socket(server: Server) -> None:
