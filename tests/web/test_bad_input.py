@@ -275,7 +275,11 @@ def test_any_json_gets_a_json_answer_and_never_a_500(app: App, value: Any, path:
 
 
 @settings(max_examples=100, deadline=None, database=None)
-@given(body=st.binary(max_size=60), path=st.sampled_from(["/prompt", "/echo"]))
+# No JSON: hypothesis also draws the constants of all modules that are loaded.
+@given(
+    body=st.binary(max_size=60).filter(lambda body: not body.startswith(b"{")),
+    path=st.sampled_from(["/prompt", "/echo"]),
+)
 def test_any_bytes_get_a_client_error(app: App, body: bytes, path: str) -> None:
     response = app.post(body, path)
     assert response.status_code == 400
