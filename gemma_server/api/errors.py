@@ -131,8 +131,10 @@ def _message(error: RequestError) -> str:
     match error:
         case ContextLengthExceeded():
             return (
-                f"the prompt has {error.tokens}, and this server takes at most "
-                f"{error.limit}; shorten it, or start the server with a larger --context-length"
+                # Clients know this error by these words where they do not look at its code.
+                f"the prompt of {error.tokens} is longer than the model's context length: this "
+                f"server takes at most {error.limit}; shorten it, or start the server with a "
+                "larger --context-length"
             )
         case BatchTooLarge():
             return (

@@ -100,6 +100,20 @@ def test_the_model_goes_on_with_what_it_was_made_to_say(
     ("fields", "param"),
     [
         ({"continue_final_message": True}, "continue_final_message"),
+        (
+            {
+                "messages": [{"role": "assistant", "content": "x"}],
+                "continue_final_message": True,
+                "add_generation_prompt": True,
+            },
+            "continue_final_message",
+        ),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        (
+            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+        ),
+        ({"max_tokens": 5, "min_tokens": 6}, "min_tokens"),
         ({"add_generation_prompt": False}, "add_generation_prompt"),
         (
             {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
@@ -303,6 +317,8 @@ def test_tokenize_takes_messages_as_a_chat_does(app: App, goes_on: bool) -> None
         {"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": False},
         {"messages": [{"role": "tool", "content": "x"}]},
         {"messages": []},
+        {"prompt": "x", "return_token_strs": True},
+        {"messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function"}]},
     ],
 )
 def test_what_cannot_be_tokenized_is_refused(app: App, body: dict[str, Any]) -> None:

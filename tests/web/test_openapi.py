@@ -27,6 +27,7 @@ BEYOND_A_SCHEMA = re.compile(
     r"is not supported|are not supported|is no token|this server's (limit is|context has)"
     r"|more than the context|cannot be streamed|either prompt or messages|the last message is not"
     r"|false goes with continue_final_message|a raw prompt is all|model .* not found"
+    r"|they go with a stream alone|tokens are generated|the last message goes on"
 )
 LEAST: dict[str, dict[str, Any]] = {
     **GENERATING,

@@ -107,6 +107,9 @@ Generated = ContinuableText | GeneratedText | IdleText
 Chatted = ChatEnd | IdleChat
 
 
+_BEFORE = ("parse_ms", "tokenize_ms", "queue_ms")
+
+
 class _Form:
     """What /api/generate and /api/chat share."""
 
@@ -124,7 +127,7 @@ class _Form:
             "done": True,
             "done_reason": completion.finish_reason,
             "total_duration": sum(durations.values()),
-            "load_duration": 0,
+            "load_duration": sum(durations[stage] for stage in _BEFORE if stage in durations),
             "prompt_eval_count": completion.prompt_tokens,
             "prompt_eval_duration": durations["prefill_ms"],
             "eval_count": completion.completion_tokens,

@@ -158,6 +158,9 @@ def _requests(
         )
     vocab_size = loaded.tokenizer.vocab_size
     stops = body.stop_ids(loaded.tokenizer.stop_ids, vocab_size)
+    if body.min_tokens > steps:
+        message = f"min_tokens: at most {steps} tokens are generated"
+        raise InvalidRequest(message, param="min_tokens")
     if body.min_tokens > 0 and len(stops) > MAX_BANS:
         message = f"min_tokens goes with at most {MAX_BANS} stop tokens"
         raise InvalidRequest(message, param="min_tokens")

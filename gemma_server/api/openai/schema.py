@@ -102,6 +102,9 @@ def _few_biases(biases: Any) -> Any:
 class StreamOptions(ForeignBody):
     """What a stream contains beside the text."""
 
+    REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"continuous_usage_stats": (False,)}
+    WITHIN: ClassVar[str] = "stream_options."
+
     include_usage: bool = False
 
 
@@ -132,6 +135,13 @@ class OpenAIBody(ForeignBody, ModelBody):
     user: str | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> Self:
+        if self.stream_options.include_usage and not self.stream:
+            name = "stream_options"
+            raise InvalidRequest(f"{name}: they go with a stream alone", param=name)
+        return self
 
     def bias(self, vocab_size: int) -> tuple[tuple[int, float], ...]:
         """The tokens whose logits are changed, and by how much.
@@ -197,15 +207,15 @@ class ChatCompletionBody(OpenAIBody):
     logprobs: bool = False
     top_logprobs: TopLogprobs = 0
     continue_final_message: bool = False
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None  # unless the last message goes on
 
     @property
     def goes_on(self) -> bool:
         """Whether the model continues the last message, which is its own, as in vLLM.
 
         Raises:
-            InvalidRequest: that message is not its own, or neither a continuation nor a new answer
-                is wanted.
+            InvalidRequest: that message is not its own, or both a continuation and a new answer are
+                wanted, or neither.
         """
         _check_end(self.messages, self.continue_final_message, self.add_generation_prompt)
         return self.continue_final_message
@@ -284,11 +294,14 @@ class CompletionBody(OpenAIBody):
         return within(self.max_tokens, max_steps, "max_tokens")
 
 
-def _check_end(messages: list[ChatMessage], goes_on: bool, opens_turn: bool) -> None:
+def _check_end(messages: list[ChatMessage], goes_on: bool, opens_turn: bool | None) -> None:
     name = "continue_final_message"
     if goes_on and messages[-1].role != "assistant":
         raise InvalidRequest(f"{name}: the last message is not the assistant's", param=name)
-    if not (goes_on or opens_turn):
+    if goes_on and opens_turn:
+        message = f"{name}: the last message goes on, or a new one begins: add_generation_prompt"
+        raise InvalidRequest(message, param=name)
+    if not goes_on and opens_turn is False:
         name = "add_generation_prompt"
         message = f"{name}: false goes with continue_final_message alone"
         raise InvalidRequest(message, param=name, code="unsupported_field")
@@ -297,11 +310,18 @@ def _check_end(messages: list[ChatMessage], goes_on: bool, opens_turn: bool) -> 
 class TokenizeBody(ForeignBody, ModelBody):
     """POST /tokenize, as in vLLM: a text, or messages as a chat has them."""
 
+    REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "return_token_strs": (False,),
+        "tools": ([],),
+        "chat_template": ("",),
+        "chat_template_kwargs": ({},),
+    }
+
     prompt: str | None = None
     messages: Annotated[Items[ChatMessage], Field(min_length=1, max_length=4096)] | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: bool = True  # of a text; a chat's template has them
     continue_final_message: bool = False
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
