@@ -9,7 +9,7 @@ import numpy as np
 
 
 def norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """x / sqrt(mean(x^2) + epsilon) * (1 + scale) over the last axis: [..., D] f32."""
+    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis: [..., D] f32."""
     rows = x.reshape(-1, x.shape[-1])
     call = jax.ffi.ffi_call("gemma_norm", jax.ShapeDtypeStruct(rows.shape, jnp.float32))
     out: jax.Array = call(rows, scale, epsilon=np.float32(epsilon))

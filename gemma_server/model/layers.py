@@ -15,19 +15,22 @@ Matrix = jax.Array | Quantized  # [out, in]
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + scale) over the last axis, computed in f32 whatever x's dtype."""
+    """x / rms(x) * scale over the last axis, computed in f32 whatever x's dtype.
+
+    Gemma 1 to 3 store the scale less 1; the readers of weights/ add it.
+    """
 
     eps: float
     numerics: Numerics
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32)
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
         y = x.astype(jnp.float32)
         if self.numerics.native:
             return kernels.norm(y, scale, self.eps)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        return (y * (1.0 + scale)).astype(x.dtype)
+        return (y * scale).astype(x.dtype)
 
 
 class Linear(nn.Module):

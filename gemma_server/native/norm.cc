@@ -1,4 +1,4 @@
-// RMS norm over the last axis, for XLA:CPU: out = x / sqrt(mean(x^2) + epsilon) * (1 + scale).
+// RMS norm over the last axis, for XLA:CPU: out = x / sqrt(mean(x^2) + epsilon) * scale.
 //
 // XLA sums in another order when there are fewer than 8 rows, and may join the last product with
 // a sum behind it into one rounding. Here a row's bits depend on that row alone.
@@ -25,7 +25,7 @@ void norm(const float* x, const float* scale, int64_t width, float epsilon, floa
   for (int64_t half = kLanes / 2; half > 0; half /= 2)
     for (int64_t lane = 0; lane < half; lane++) sums[lane] += sums[lane + half];
   const float factor = 1.0f / std::sqrt(sums[0] / width + epsilon);
-  for (i = 0; i < width; i++) out[i] = x[i] * factor * (1.0f + scale[i]);
+  for (i = 0; i < width; i++) out[i] = x[i] * factor * scale[i];
 }
 
 ffi::Error norms(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> scale,

@@ -22,7 +22,7 @@ from gemma_server.weights.orbax.gemma import copy_array, stored_bytes
 from gemma_server.weights.source import Rows
 
 DESCRIPTION = "gemma-server.json"
-_FORMAT = 3
+_FORMAT = 4
 
 
 class ConvertedWeights:

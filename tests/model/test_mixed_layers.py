@@ -61,7 +61,7 @@ def expected_logits(leaves: dict[str, Any], ids: list[int]) -> Array:
         return np.asarray(leaves[path], np.float64)
 
     def norm(path: str, x: Array) -> Array:
-        return rms_norm(x, leaf(f"{path}/scale"), CONFIG.norm_eps)
+        return rms_norm(x, leaf(f"{path}/scale") - 1, CONFIG.norm_eps)
 
     table = leaf("embedder/embedding")
     x = table[ids] * WIDTH**0.5

@@ -11,7 +11,6 @@ import numpy as np
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig, Preset, Shape
 from gemma_server.weights.architecture import FAMILIES, config_of, count_layers, preset_of_family
-from gemma_server.weights.arrays import Array
 from gemma_server.weights.gguf.blocks import EXACT_IN_BLOCKS
 from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.numbers import Numbers
@@ -77,16 +76,9 @@ class GgufWeights:
 
     def _rows_of(self, name: str, leaf: str) -> Rows:
         tensor = self._file.tensors[name]
-        if leaf.endswith("/scale"):
-            return Rows(name, tensor.shape, partial(self._copy_norm, name))
         exact = tensor.type_name in EXACT_IN_BLOCKS
         copy_blocks = partial(self._file.copy_blocks, name) if exact else None
         return Rows(name, tensor.shape, partial(self._file.copy, name), copy_blocks)
-
-    def _copy_norm(self, name: str, out: Array) -> None:
-        # GGUF stores 1 + w for Gemma 1 to 3 (llama.cpp's converter adds it).
-        self._file.copy(name, out)
-        out -= 1
 
 
 def _chat_template(file: GgufFile) -> str | None:

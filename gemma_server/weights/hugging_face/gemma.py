@@ -24,7 +24,7 @@ from gemma_server.weights.files import (
 )
 from gemma_server.weights.hugging_face.container import INDEX, SafetensorsDir, StoredTensor
 from gemma_server.weights.numbers import Numbers
-from gemma_server.weights.source import EMBEDDING, Rows
+from gemma_server.weights.source import EMBEDDING, Rows, plus_one
 
 _TABLE = "embed_tokens.weight"
 # Tensors outside the text model, or copies of its own: the tied output layer, rotary tables.
@@ -85,10 +85,11 @@ class HuggingFaceWeights:
 
     def rows(self, leaf: str) -> Sequence[Rows]:
         names = [self._tensors[name] for name in self._stored_names(leaf)]
-        return [
+        parts = [
             Rows(name, self._files.tensors[name].shape, partial(self._files.copy, name))
             for name in names
         ]
+        return list(map(plus_one, parts)) if leaf.endswith("/scale") else parts
 
     def _stored_names(self, leaf: str) -> list[str]:
         if leaf in _OUTSIDE_LAYERS:

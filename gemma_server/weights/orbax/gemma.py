@@ -24,7 +24,7 @@ from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import Shape, preset_for
 from gemma_server.weights.arrays import Array
 from gemma_server.weights.orbax.container import nbytes, open_arrays, refuse_other_dtypes
-from gemma_server.weights.source import EMBEDDING, Rows
+from gemma_server.weights.source import EMBEDDING, Rows, plus_one
 
 _TABLE = "embedder/input_embedding"
 _STACKED = re.compile(r"stacked_layers/attention_type_(\d+)/(.*)")
@@ -77,10 +77,10 @@ class OrbaxWeights:
         if leaf == EMBEDDING:
             return [self._as_is(_TABLE)]
         if leaf == "final_norm/scale":
-            return [self._as_is(leaf)]
+            return [plus_one(self._as_is(leaf))]
         layer, _, rest = leaf.partition("/")
         if rest in _NORMS:
-            return [self._as_is(f"{layer}/{_NORMS[rest]}")]
+            return [plus_one(self._as_is(f"{layer}/{_NORMS[rest]}"))]
         match rest:
             case "attention/qkv/kernel":
                 return self._qkv(f"{layer}/attn")
