@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_server.model.cache import empty_cache
+from gemma_server.model.config import GemmaConfig
 from gemma_server.model.numerics import Numerics
 from gemma_server.model.transformer import Transformer
-from testing.oracle import gemma as oracle
-from testing.tiny import tiny_config
+from testing.models import config_of
 
 BLOCK = 16  # cached positions per turn of the attention loop
 LENGTH = 4 * BLOCK
@@ -20,14 +20,14 @@ SIZES = (1, BLOCK, LENGTH)  # tokens of a row that there are programs for; the r
 
 
 @cache
-def _compiled(name: str, block: int, dtype: str, native: bool) -> Any:
-    """The forward pass of a preset, with any weights: compiled once for each shape of its operands.
+def _compiled(config: GemmaConfig, block: int, dtype: str, native: bool) -> Any:
+    """The forward pass of a model, with any weights: compiled once for each shape of its operands.
 
     Returns all rows' logits [B, T, V] and the new cache.
     """
     import jax
 
-    module: Any = Transformer(tiny_config(name), Numerics(np.dtype(dtype), block, native))
+    module: Any = Transformer(config, Numerics(np.dtype(dtype), block, native))
 
     def forward(params: Any, tokens: Any, positions: Any, cache: Any, slots: Any) -> Any:
         variables = {"params": params}
@@ -51,9 +51,10 @@ class Model:
         dtype: str = "float32",
         native: bool = False,
     ) -> None:
-        self._forward = _compiled(name, block, dtype, native)
+        config = config_of(name)
+        self._forward = _compiled(config, block, dtype, native)
         self._params = params
-        self.cache = empty_cache(tiny_config(name), SLOTS, LENGTH, np.dtype(dtype))
+        self.cache = empty_cache(config, SLOTS, LENGTH, np.dtype(dtype))
 
     def feed(
         self,
@@ -82,5 +83,5 @@ class Model:
 
 
 def text_of(name: str, seed: int, length: int = TEXT) -> list[int]:
-    vocab = oracle.PRESETS[name].vocab
+    vocab = config_of(name).vocab
     return [int(token) for token in np.random.default_rng(seed).integers(0, vocab, length)]

@@ -224,7 +224,7 @@ def write_hf(
     """Write a preset's text model as the directory `path`; ml_dtypes has bfloat16."""
     text = hf_tensors(PRESETS[name], weights)
     tensors = {f"{prefix}{key}": array for key, array in text.items()}
-    return _write(path, hf_config(name, PRESETS[name]), tensors, shards, dtype)
+    return write_directory(path, hf_config(name, PRESETS[name]), tensors, shards, dtype)
 
 
 def write_hf_multimodal(
@@ -243,7 +243,7 @@ def write_hf_multimodal(
     text["embed_tokens.weight"] = np.pad(text["embed_tokens.weight"], extra)
     tensors = {f"{prefix}{key}": array for key, array in text.items()}
     tensors |= _vision_tensors(PRESETS[name].width)
-    return _write(path, hf_multimodal_config(name), tensors, shards, dtype)
+    return write_directory(path, hf_multimodal_config(name), tensors, shards, dtype)
 
 
 def _vision_tensors(width: int) -> Tensors:
@@ -258,9 +258,10 @@ def _vision_tensors(width: int) -> Tensors:
     }
 
 
-def _write(
+def write_directory(
     path: Path, config: dict[str, Any], tensors: Tensors, shards: int, dtype: npt.DTypeLike
 ) -> Path:
+    """Write config.json and so many safetensors files, with an index if there are several."""
     from safetensors.numpy import save_file
 
     path.mkdir(parents=True, exist_ok=True)

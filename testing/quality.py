@@ -68,12 +68,6 @@ def read_goldens() -> list[Golden]:
     ]
 
 
-def read_family_golden(preset: str) -> tuple[list[int], npt.NDArray[np.float32]]:
-    """A tiny model's text, and the logits [T, V] that the library has for it."""
-    with np.load(GOLDENS / "families.npz") as file:
-        return file[f"{preset}.ids"].tolist(), file[f"{preset}.logits"]
-
-
 def _split(joined: npt.NDArray[Any], offsets: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
     return np.split(joined, offsets[1:-1])
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_server.engine.fake import fake_pieces
-from gemma_server.model.config import GemmaConfig, Preset
+from gemma_server.model.config import GemmaConfig, Preset, stays_float32
 from gemma_server.text.sentencepiece_model import model_from_pieces
 from gemma_server.weights.blocks import Blocks, pack
 from gemma_server.weights.gguf.container import GgufFile
@@ -231,7 +231,7 @@ def load_flat(
 ) -> dict[str, npt.NDArray[Any]]:
     """The runner's parameters by path, matrices in `dtype`."""
     wanted = {
-        path: Leaf(shape, np.float32 if path.endswith("/scale") else dtype)
+        path: Leaf(shape, np.float32 if stays_float32(path) else dtype)
         for path, shape in config.leaf_shapes.items()
     }
     return cast(

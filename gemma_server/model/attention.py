@@ -7,14 +7,15 @@ from flax import linen as nn
 from gemma_server.model import kernels
 from gemma_server.model.cache import LayerCache
 from gemma_server.model.config import GemmaConfig, LayerConfig
-from gemma_server.model.layers import Linear, RMSNorm, rotate, soft_cap
+from gemma_server.model.layers import Linear, RMSNorm, normed, rotate, soft_cap
 from gemma_server.model.numerics import Numerics
 
 MASKED = -2.3819763e38  # Gemma's own mask value: finite, so that no row turns into NaN
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions and, in Gemma 3, norms on q and k."""
+    """Grouped-query attention with rotary positions; in Gemma 3 with norms on q and k, in Gemma 4
+    on v too."""
 
     config: GemmaConfig
     layer: LayerConfig
@@ -32,14 +33,19 @@ class Attention(nn.Module):
         cfg, layer, numerics = self.config, self.layer, self.numerics
         rows, new, width = x.shape
         owns = layer.kv_layer is None
-        heads = layer.heads + 2 * layer.kv_heads * owns
+        stored = 0 if not owns else 1 if layer.keys_are_values else 2
+        heads = layer.heads + stored * layer.kv_heads
         qkv = Linear(heads * layer.head_dim, numerics, name="qkv")(x)
         qkv = qkv.reshape(rows, new, heads, layer.head_dim)
-        q, k, v = jnp.split(qkv, [layer.heads, layer.heads + layer.kv_heads * owns], axis=2)
+        q, kv = jnp.split(qkv, [layer.heads], axis=2)
         if cfg.qk_norm:
             q = RMSNorm(cfg.norm_eps, numerics, name="query_norm")(q)
         q = self._rotate(q, positions) * cfg.query_scale
         if owns:
+            k, v = (kv, kv) if layer.keys_are_values else jnp.split(kv, 2, axis=2)
+            if cfg.value_norm:
+                one = jnp.ones(layer.head_dim, jnp.float32)
+                v = normed(v, one, cfg.norm_eps, native=numerics.native)
             if cfg.qk_norm:
                 k = RMSNorm(cfg.norm_eps, numerics, name="key_norm")(k)
             cache = cache.write(self._rotate(k, positions), v, slots, positions)

@@ -1,7 +1,8 @@
 """The architecture of a Gemma, layer by layer, and a row of numbers per released model.
 
-Sources: google-deepmind/gemma, `gemma/gm/nn/_gemma.py` (Gemma 2 and 3) and `gemma/transformer.py`
-at tag v2.0.8 (Gemma 1). This file imports no jax, so that the weight readers may use it.
+Sources: google-deepmind/gemma, `gemma/gm/nn/gemma4/_gemma4.py` (Gemma 4), `gemma/gm/nn/_gemma.py`
+(Gemma 2 and 3) and `gemma/transformer.py` at tag v2.0.8 (Gemma 1). This file imports no jax, so
+that the weight readers may use it.
 """
 
 import math
@@ -26,6 +27,7 @@ class LayerConfig:
     rope_factor: float = 1.0  # divides the angles
     rope_share: float = 1.0  # of a head's pairs of dimensions, the fastest ones, that rotate
     kv_layer: int | None = None  # the earlier layer whose keys and values it uses; None: its own
+    keys_are_values: bool = False  # one matrix for both; keys are normed and rotated, values normed
 
     def __post_init__(self) -> None:
         """Raises ValueError for numbers that no layer could have."""
@@ -37,6 +39,20 @@ class LayerConfig:
         numbers = (self.window, self.rope_base, self.rope_factor, self.rope_share)
         if not all(number is None or 0 < number < 2**40 for number in numbers):
             raise ValueError(f"no Gemma has such a layer: {self}")
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of feed-forward layers beside the dense one, of which each token takes a few."""
+
+    count: int  # E
+    chosen: int  # for each token
+    hidden: int  # M
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers that no mixture could have."""
+        if not (1 <= self.chosen <= self.count < 2**16 and 1 <= self.hidden < 2**31):
+            raise ValueError(f"no Gemma has such experts: {self}")
 
 
 @dataclass(frozen=True)
@@ -53,11 +69,17 @@ class GemmaConfig:
     final_softcap: float | None = None
     qk_norm: bool = False
     post_norms: bool = False
+    value_norm: bool = False  # without a scale
+    output_scale: bool = False  # a number that multiplies what leaves a layer
+    per_layer_width: int | None = None  # P, of the embeddings that each layer has of its own
+    experts: Experts | None = None
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
         """Raises ValueError for numbers that no Gemma could have."""
         counts = {"layers": len(self.layers), "width": self.width, "vocab": self.vocab}
+        if self.per_layer_width is not None:
+            counts["per_layer_width"] = self.per_layer_width
         if not all(1 <= count < 2**31 for count in counts.values()):
             raise ValueError(f"no Gemma has these sizes: {counts}")
         if not self.name.isprintable():
@@ -90,6 +112,13 @@ class GemmaConfig:
         the two.
         """
         leaves: dict[str, tuple[int, ...]] = {"embedder/embedding": (self.vocab, self.width)}
+        if self.per_layer_width is not None:
+            of_all = len(self.layers) * self.per_layer_width
+            leaves |= {
+                "embedder/per_layer_embedding": (self.vocab, of_all),
+                "embedder/per_layer_projection/kernel": (of_all, self.width),
+                "embedder/per_layer_norm/scale": (self.per_layer_width,),
+            }
         for index in range(len(self.layers)):
             shapes = self._layer_shapes(index)
             leaves |= {f"layer_{index}/{path}": shape for path, shape in shapes.items()}
@@ -99,8 +128,9 @@ class GemmaConfig:
         """The rows of each matrix in those leaves of layer `index` that stack several."""
         layer = self.layers[index]
         q, kv = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
+        cached = () if layer.kv_layer is not None else (kv,) if layer.keys_are_values else (kv, kv)
         return {
-            "attention/qkv/kernel": (q, kv, kv) if layer.kv_layer is None else (q,),
+            "attention/qkv/kernel": (q, *cached),
             "feed_forward/gate_up/kernel": (layer.hidden, layer.hidden),
         }
 
@@ -121,6 +151,16 @@ class GemmaConfig:
                 shapes["attention/key_norm/scale"] = (h,)
         if self.post_norms:
             shapes |= {"post_attention_norm/scale": (d,), "post_feed_forward_norm/scale": (d,)}
+        if self.per_layer_width is not None:
+            shapes |= {
+                "per_layer/gate/kernel": (self.per_layer_width, d),
+                "per_layer/projection/kernel": (d, self.per_layer_width),
+                "per_layer/norm/scale": (d,),
+            }
+        if self.experts is not None:
+            shapes |= _expert_shapes(self.experts, d)
+        if self.output_scale:
+            shapes["output/scale"] = (1,)
         return shapes
 
     @property
@@ -135,11 +175,36 @@ class GemmaConfig:
         return sum(2 * layer.kv_heads * layer.head_dim for layer in owners)
 
 
+def _expert_shapes(experts: Experts, width: int) -> dict[str, tuple[int, ...]]:
+    """The leaves of a mixture. The matrices of all experts lie below each other."""
+    count, hidden = experts.count, experts.hidden
+    return {
+        "experts/router/norm/scale": (width,),
+        "experts/router/kernel": (count, width),
+        "experts/router/expert/scale": (count,),
+        "experts/gate_up/kernel": (count * 2 * hidden, width),
+        "experts/down/kernel": (count * width, hidden),
+        "pre_experts_norm/scale": (width,),
+        "post_experts_norm/scale": (width,),
+        "post_dense_norm/scale": (width,),
+    }
+
+
+def stays_float32(leaf: str) -> bool:
+    """Whether a leaf is float32 whatever the dtype of the others: scales, which are few, and the
+    router, whose choice of experts a rounding would change."""
+    return leaf.endswith(("/scale", "/router/kernel"))
+
+
 @dataclass(frozen=True)
 class Preset:
-    """A model with layers of one size, of which every `global_every`-th attends globally and the
-    others locally. Describes the released models, and others by their checkpoints, which may say
-    of each layer whether it is local."""
+    """A model with local layers of one size, and global ones: every `global_every`-th. Describes
+    the released models, and others by their checkpoints, which may say of each layer whether it is
+    local. What is said of global layers is said of local ones where it is None.
+
+    In Gemma 4 the last `sharing_layers` use the keys and values of the last layer before them that
+    attends as they do.
+    """
 
     name: str
     layers: int  # L
@@ -161,6 +226,16 @@ class Preset:
     local_rope_base: float = 10_000.0
     global_rope_base: float = 10_000.0
     global_rope_factor: float = 1.0
+    global_rope_share: float = 1.0
+    global_head_dim: int | None = None
+    global_kv_heads: int | None = None
+    global_keys_are_values: bool = False
+    sharing_layers: int = 0
+    sharing_hidden: int | None = None  # F of these layers
+    value_norm: bool = False
+    output_scale: bool = False
+    per_layer_width: int | None = None
+    experts: Experts | None = None
     norm_eps: float = 1e-6
 
     def config(self) -> GemmaConfig:
@@ -185,14 +260,46 @@ class Preset:
             final_softcap=self.final_softcap,
             qk_norm=self.qk_norm,
             post_norms=self.post_norms,
+            value_norm=self.value_norm,
+            output_scale=self.output_scale,
+            per_layer_width=self.per_layer_width,
+            experts=self.experts,
             norm_eps=self.norm_eps,
         )
 
     def _layer(self, index: int) -> LayerConfig:
-        sizes = (self.heads, self.kv_heads, self.head_dim, self.hidden)
+        shares = index >= self.layers - self.sharing_layers
+        hidden = self.sharing_hidden if shares and self.sharing_hidden else self.hidden
+        kv_layer = self._kv_layer(index) if shares else None
         if self._is_local(index):
-            return LayerConfig(*sizes, self.window, self.local_rope_base)
-        return LayerConfig(*sizes, None, self.global_rope_base, self.global_rope_factor)
+            return LayerConfig(
+                self.heads,
+                self.kv_heads,
+                self.head_dim,
+                hidden,
+                window=self.window,
+                rope_base=self.local_rope_base,
+                kv_layer=kv_layer,
+            )
+        return LayerConfig(
+            self.heads,
+            self.global_kv_heads or self.kv_heads,
+            self.global_head_dim or self.head_dim,
+            hidden,
+            rope_base=self.global_rope_base,
+            rope_factor=self.global_rope_factor,
+            rope_share=self.global_rope_share,
+            kv_layer=kv_layer,
+            keys_are_values=self.global_keys_are_values,
+        )
+
+    def _kv_layer(self, index: int) -> int:
+        """The last layer with keys and values of its own that attends as this one does."""
+        owners = range(self.layers - self.sharing_layers)
+        alike = [owner for owner in owners if self._is_local(owner) == self._is_local(index)]
+        if not alike:
+            raise ValueError(f"no layer has keys and values for layer {index}")
+        return alike[-1]
 
     def _is_local(self, index: int) -> bool:
         if self.local_layers is None:
@@ -225,6 +332,23 @@ _GEMMA3: dict[str, object] = {
     "global_rope_base": 1_000_000.0,
     "global_rope_factor": 8.0,
 }
+_GEMMA4: dict[str, object] = {
+    "vocab": 262_144,
+    "context_length": 262_144,
+    "query_scale": 1.0,
+    "global_every": 6,
+    "window": 1024,
+    "final_softcap": 30.0,
+    "qk_norm": True,
+    "post_norms": True,
+    "global_rope_base": 1_000_000.0,
+    "global_rope_share": 0.25,
+    "global_head_dim": 512,
+    "value_norm": True,
+    "output_scale": True,
+}
+_GEMMA4_SMALL = {**_GEMMA4, "context_length": 131_072, "window": 512, "per_layer_width": 256}
+_GEMMA4_LARGE = {**_GEMMA4, "global_keys_are_values": True}
 _GEMMA3_SMALL = {**_GEMMA3, "context_length": 32_768, "window": 512, "global_rope_factor": 1.0}
 
 #                       L   D     N   K   H    F
@@ -239,6 +363,19 @@ RELEASED: tuple[Preset, ...] = (
     _row("gemma-3-4b", (34, 2560, 8, 4, 256, 10240), **_GEMMA3),
     _row("gemma-3-12b", (48, 3840, 16, 8, 256, 15360), **_GEMMA3),
     _row("gemma-3-27b", (62, 5376, 32, 16, 128, 21504), **_GEMMA3, query_scale=168**-0.5),
+    _row(
+        "gemma-4-e2b",
+        (35, 1536, 8, 1, 256, 6144),
+        **{**_GEMMA4_SMALL, "global_every": 5, "sharing_layers": 20, "sharing_hidden": 12288},
+    ),
+    _row("gemma-4-e4b", (42, 2560, 8, 2, 256, 10240), **_GEMMA4_SMALL, sharing_layers=18),
+    _row("gemma-4-12b", (48, 3840, 16, 8, 256, 15360), **_GEMMA4_LARGE, global_kv_heads=1),
+    _row(
+        "gemma-4-26b-a4b",
+        (30, 2816, 16, 8, 256, 2112),
+        **{**_GEMMA4_LARGE, "global_kv_heads": 2, "experts": Experts(128, 8, 704)},
+    ),
+    _row("gemma-4-31b", (60, 5376, 32, 16, 256, 21504), **_GEMMA4_LARGE, global_kv_heads=4),
 )
 
 
@@ -255,22 +392,25 @@ class Shape:
     vocab: int
     qk_norm: bool
     post_norms: bool
+    output_scale: bool = False
 
 
 def preset_for(shape: Shape) -> Preset:
     """The released model of this shape or, for other sizes, the nearest family at that size.
 
     The family follows from the norms, which differ between generations: Gemma 3 has q/k norms,
-    Gemma 2 has norms after the blocks but no q/k norms, Gemma 1 has neither. An unknown size takes
-    everything that no tensor shows (windows, caps, rope) from its family's smallest model.
+    Gemma 4 a scale of each layer's output too, Gemma 2 has norms after the blocks but no q/k norms,
+    Gemma 1 has neither. An unknown size takes everything that no tensor shows (windows, caps, rope)
+    from its family's smallest model, but for Gemma 4, whose layers differ too much.
 
     Raises:
-        ValueError: the norms of no generation, or sizes that do not fit together.
+        ValueError: the norms of no generation, or sizes that do not fit together or are unknown.
     """
     family = [
         row
         for row in RELEASED
-        if (row.qk_norm, row.post_norms) == (shape.qk_norm, shape.post_norms)
+        if (row.qk_norm, row.post_norms, row.output_scale)
+        == (shape.qk_norm, shape.post_norms, shape.output_scale)
     ]
     sizes: dict[str, Any] = {
         "layers": shape.layers,
@@ -285,6 +425,8 @@ def preset_for(shape: Shape) -> Preset:
             return replace(row, vocab=shape.vocab)
     if not family:
         raise ValueError("it has the norms of no Gemma generation")
+    if shape.output_scale:
+        raise ValueError(f"no Gemma 4 of these sizes is known: {sizes}")
     nearest = family[0]
     return replace(
         nearest,

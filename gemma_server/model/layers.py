@@ -1,5 +1,6 @@
 """The small layers: norm, linear, feed-forward, embedding, rotary positions."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -8,6 +9,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from gemma_server.model import kernels
+from gemma_server.model.config import GemmaConfig
 from gemma_server.model.numerics import Numerics
 from gemma_server.model.quantized import Quantized, blank, product
 
@@ -26,11 +28,26 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
-        y = x.astype(jnp.float32)
-        if self.numerics.native:
-            return kernels.norm(y, scale, self.eps)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        return (y * scale).astype(x.dtype)
+        return normed(x, scale, self.eps, native=self.numerics.native)
+
+
+def normed(x: jax.Array, scale: jax.Array, eps: float, *, native: bool) -> jax.Array:
+    """x / rms(x) * scale over the last axis, in x's dtype; the native kernel gives f32."""
+    y = x.astype(jnp.float32)
+    if native:
+        return kernels.norm(y, scale, eps)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    return (y * scale).astype(x.dtype)
+
+
+class Scale(nn.Module):
+    """Numbers that multiply, in f32: [size]."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("scale", nn.initializers.ones_init(), (self.size,), jnp.float32)
 
 
 class Linear(nn.Module):
@@ -41,9 +58,9 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = _matrix(nn.initializers.lecun_normal(in_axis=-1, out_axis=-2))
+        init = matrix_of(nn.initializers.lecun_normal(in_axis=-1, out_axis=-2))
         kernel = self.param("kernel", init, (self.features, x.shape[-1]), self.numerics.dtype)
-        return _linear(x, kernel, x.dtype, self.numerics.native)
+        return linear(x, kernel, x.dtype, self.numerics.native)
 
 
 class FeedForward(nn.Module):
@@ -55,36 +72,62 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         both = Linear(2 * self.hidden, self.numerics, name="gate_up")(x)  # [B, T, 2F]
-        gate, up = jnp.split(both, 2, axis=-1)
-        hidden = nn.gelu(gate, approximate=True) * up
-        return Linear(x.shape[-1], self.numerics, name="down")(hidden)
+        return Linear(x.shape[-1], self.numerics, name="down")(geglu(both))
+
+
+def geglu(both: jax.Array) -> jax.Array:
+    """[..., 2F] -> [..., F]: the first half through gelu, times the second."""
+    gate, up = jnp.split(both, 2, axis=-1)
+    return nn.gelu(gate, approximate=True) * up
 
 
 class Embedder(nn.Module):
-    """The table that turns ids into rows and, tied, hidden states into logits."""
+    """The table that turns ids into rows and, tied, hidden states into logits; in the small Gemma 4
+    also the one that has a row for each layer."""
 
-    vocab: int
-    width: int
+    config: GemmaConfig
     numerics: Numerics
 
     def setup(self) -> None:
-        init = _matrix(nn.initializers.normal(1.0))
-        self.embedding = self.param(
-            "embedding", init, (self.vocab, self.width), self.numerics.dtype
-        )
+        cfg, numerics = self.config, self.numerics
+        init = matrix_of(nn.initializers.normal(1.0))
+        self.embedding = self.param("embedding", init, (cfg.vocab, cfg.width), numerics.dtype)
+        if cfg.per_layer_width is not None:
+            of_all = len(cfg.layers) * cfg.per_layer_width
+            shape = (cfg.vocab, of_all)
+            self.per_layer_embedding = self.param(
+                "per_layer_embedding", init, shape, numerics.dtype
+            )
+            self.per_layer_projection = Linear(of_all, numerics)
+            self.per_layer_norm = RMSNorm(cfg.norm_eps, numerics)
 
     def encode(self, tokens: jax.Array) -> jax.Array:
         """[B, T] ids -> [B, T, D]. The factor sqrt(D) is rounded to the dtype, as Gemma was."""
-        table = self.embedding
-        rows = table.rows(tokens) if isinstance(table, Quantized) else table[tokens]
-        return rows * jnp.sqrt(jnp.float32(self.width)).astype(rows.dtype)
+        return _scaled_rows(self.embedding, tokens, self.config.width)
+
+    def per_layer(self, tokens: jax.Array, x: jax.Array) -> jax.Array | None:
+        """[B, T] ids and their rows [B, T, D] -> what each layer reads beside its input,
+        [B, T, L, P]: the token's own row and a projection of x, each of norm 1."""
+        width = self.config.per_layer_width
+        if width is None:
+            return None
+        shape = (*tokens.shape, len(self.config.layers), width)
+        projected = self.per_layer_projection(x) * self.config.width**-0.5
+        context = self.per_layer_norm(projected.reshape(shape))
+        own = _scaled_rows(self.per_layer_embedding, tokens, width).reshape(shape)
+        return (context + own) * 2**-0.5
 
     def decode(self, hidden: jax.Array) -> jax.Array:
         """[B, D] -> [B, V] logits in f32."""
-        return _linear(hidden, self.embedding, jnp.float32, self.numerics.native)
+        return linear(hidden, self.embedding, jnp.float32, self.numerics.native)
 
 
-def _matrix(init: nn.initializers.Initializer) -> Callable[..., Matrix]:
+def _scaled_rows(table: Matrix, tokens: jax.Array, width: int) -> jax.Array:
+    rows = table.rows(tokens) if isinstance(table, Quantized) else table[tokens]
+    return rows * jnp.sqrt(jnp.float32(width)).astype(rows.dtype)
+
+
+def matrix_of(init: nn.initializers.Initializer) -> Callable[..., Matrix]:
     """The initialiser, for 8-bit weights too: these are made of others and begin as zeros."""
 
     def init_matrix(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike) -> Matrix:
@@ -96,7 +139,7 @@ def _matrix(init: nn.initializers.Initializer) -> Callable[..., Matrix]:
     return init_matrix
 
 
-def _linear(x: jax.Array, matrix: Matrix, dtype: DTypeLike, native: bool) -> jax.Array:
+def linear(x: jax.Array, matrix: Matrix, dtype: DTypeLike, native: bool) -> jax.Array:
     """x @ matrix.T over the last axis; float matrices give `dtype`, 8-bit ones f32."""
     if isinstance(matrix, Quantized):
         return product(x, matrix, native=native)
@@ -119,11 +162,12 @@ def rotate(
     only the first `share` turn, at the speed that they have among all.
     """
     half = x.shape[-1] // 2
-    index = jnp.arange(half, dtype=jnp.float32)
-    timescale = base ** (index / half)
-    if share < 1.0:
-        timescale = jnp.where(index < share * half, timescale, jnp.inf)
+    turning = math.ceil(share * half)
+    timescale = base ** (jnp.arange(turning, dtype=jnp.float32) / half)
     angle = positions[..., None, None].astype(jnp.float32) / timescale / factor  # [B, T, 1, H/2]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    a, still_a, b, still_b = jnp.split(
+        x.astype(jnp.float32), [turning, half, half + turning], axis=-1
+    )
+    parts = [a * cos - b * sin, still_a, b * cos + a * sin, still_b]
+    return jnp.concatenate(parts, axis=-1).astype(x.dtype)

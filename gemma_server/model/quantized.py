@@ -47,6 +47,15 @@ class Quantized:
         values = values.reshape(*scales.shape, BLOCK) * scales[..., None]
         return values.reshape(*index.shape, -1)[..., : self.shape[1]]
 
+    def part(self, index: jax.Array, rows: int) -> "Quantized":
+        """`rows` rows, a multiple of GROUP, from index * rows on."""
+        groups = rows // GROUP
+        return Quantized(
+            jax.lax.dynamic_slice_in_dim(self.values, index * groups, groups),
+            jax.lax.dynamic_slice_in_dim(self.scales, index * groups, groups),
+            (rows, self.shape[1]),
+        )
+
 
 def blank(shape: tuple[int, int]) -> Quantized:
     """A matrix of zeros."""

@@ -9,8 +9,9 @@ from jax.typing import DTypeLike
 
 from gemma_server.model.attention import Attention
 from gemma_server.model.cache import Cache, LayerCache, empty_cache
-from gemma_server.model.config import GemmaConfig, LayerConfig
-from gemma_server.model.layers import Embedder, FeedForward, RMSNorm, soft_cap
+from gemma_server.model.config import Experts, GemmaConfig, LayerConfig
+from gemma_server.model.layers import Embedder, FeedForward, Linear, RMSNorm, Scale, soft_cap
+from gemma_server.model.mixture import Mixture
 from gemma_server.model.numerics import Numerics
 
 Params = dict[str, Any]  # a plain tree of dicts whose leaves are arrays
@@ -25,8 +26,15 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, positions: jax.Array, cache: LayerCache, slots: jax.Array
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        cache: LayerCache,
+        slots: jax.Array,
+        own: jax.Array | None,
     ) -> tuple[jax.Array, LayerCache]:
+        """x [B, T, D] and, in the small Gemma 4, this layer's own embedding of the tokens
+        [B, T, P]."""
         cfg, numerics = self.config, self.numerics
         y = RMSNorm(cfg.norm_eps, numerics, name="pre_attention_norm")(x)
         attention = Attention(cfg, self.layer, numerics, name="attention")
@@ -36,9 +44,41 @@ class Block(nn.Module):
         x = x + y
         y = RMSNorm(cfg.norm_eps, numerics, name="pre_feed_forward_norm")(x)
         y = FeedForward(self.layer.hidden, numerics, name="feed_forward")(y)
+        if cfg.experts is not None:
+            y = self._with_experts(cfg.experts, x, y)
         if cfg.post_norms:
             y = RMSNorm(cfg.norm_eps, numerics, name="post_feed_forward_norm")(y)
-        return x + y, cache
+        x = x + y
+        if own is not None:
+            x = x + PerLayerInput(cfg, numerics, name="per_layer")(x, own)
+        if cfg.output_scale:
+            x = x * Scale(1, name="output")().astype(x.dtype)
+        return x, cache
+
+    def _with_experts(self, experts: Experts, x: jax.Array, dense: jax.Array) -> jax.Array:
+        """The dense layer's output, and that of the experts, which read its input x themselves."""
+        eps, numerics = self.config.norm_eps, self.numerics
+        dense = RMSNorm(eps, numerics, name="post_dense_norm")(dense)
+        y = RMSNorm(eps, numerics, name="pre_experts_norm")(x)
+        y = Mixture(experts, eps, numerics, name="experts")(y, x)
+        return dense + RMSNorm(eps, numerics, name="post_experts_norm")(y)
+
+
+class PerLayerInput(nn.Module):
+    """What a layer makes of its own embedding of the tokens: [B, T, D] and [B, T, P] -> [B, T, D].
+
+    Source: huggingface/transformers, `models/gemma4/modeling_gemma4.py`.
+    """
+
+    config: GemmaConfig
+    numerics: Numerics
+
+    @nn.compact
+    def __call__(self, x: jax.Array, own: jax.Array) -> jax.Array:
+        gate = Linear(own.shape[-1], self.numerics, name="gate")(x)
+        y = nn.gelu(gate, approximate=True) * own
+        y = Linear(x.shape[-1], self.numerics, name="projection")(y)
+        return RMSNorm(self.config.norm_eps, self.numerics, name="norm")(y)
 
 
 class Transformer(nn.Module):
@@ -49,7 +89,7 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         cfg, numerics = self.config, self.numerics
-        self.embedder = Embedder(cfg.vocab, cfg.width, numerics)
+        self.embedder = Embedder(cfg, numerics)
         # Under jit each kind of block is traced and lowered once, not once per layer; XLA inlines
         # the calls. It cuts a warm start's work per program to less than half.
         jitted = nn.jit(Block)
@@ -68,10 +108,12 @@ class Transformer(nn.Module):
         what comes out for it means nothing.
         """
         x = self.embedder.encode(tokens)
+        own = self.embedder.per_layer(tokens, x)
         caches = dict(zip(self.config.cached_layers, cache, strict=True))
         for index, (block, layer) in enumerate(zip(self.blocks, self.config.layers, strict=True)):
             owner = index if layer.kv_layer is None else layer.kv_layer
-            x, caches[owner] = block(x, positions, caches[owner], slots)
+            of_layer = None if own is None else own[:, :, index]
+            x, caches[owner] = block(x, positions, caches[owner], slots, of_layer)
         return self.final_norm(x), tuple(caches.values())
 
     def logits(self, hidden: jax.Array) -> jax.Array:

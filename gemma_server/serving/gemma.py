@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gemma_server.engine.watchdog import StepTimes
 from gemma_server.errors import ModelLoadError
 from gemma_server.executor.compile_counter import CompileCounter
-from gemma_server.model.config import GemmaConfig
+from gemma_server.model.config import GemmaConfig, stays_float32
 from gemma_server.private_directory import PrivateDirectory
 from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
 from gemma_server.serving.engines import OnDeath, Wrap, limits_of, start_engine
@@ -137,7 +137,7 @@ def put_on_device(checkpoint: Checkpoint, dtype: "DTypeLike", progress: Progress
 
     # From the configuration: tracing the model for the shapes takes a third of a second.
     wanted = {
-        path: jax.ShapeDtypeStruct(shape, np.float32 if path.endswith("/scale") else dtype)
+        path: jax.ShapeDtypeStruct(shape, np.float32 if stays_float32(path) else dtype)
         for path, shape in checkpoint.config.leaf_shapes.items()
     }
     leaves = {

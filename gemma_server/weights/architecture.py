@@ -6,8 +6,13 @@ from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig, Preset, Shape, preset_for
 from gemma_server.weights.numbers import Numbers
 
-# Which norms each generation has: on q and k, and after the blocks.
-_NORMS_OF = {"gemma": (False, False), "gemma2": (False, True), "gemma3": (True, True)}
+# What tells the generations apart: norms on q and k, and after the blocks; a scale of the output.
+_NORMS_OF = {
+    "gemma": (False, False, False),
+    "gemma2": (False, True, False),
+    "gemma3": (True, True, False),
+    "gemma4": (True, True, True),
+}
 FAMILIES = tuple(_NORMS_OF)
 
 
@@ -16,7 +21,7 @@ def family_of(config: GemmaConfig) -> str:
     return next(
         family
         for family, norms in _NORMS_OF.items()
-        if norms == (config.qk_norm, config.post_norms)
+        if norms == (config.qk_norm, config.post_norms, config.output_scale)
     )
 
 
@@ -38,7 +43,7 @@ def preset_of_family(where: str, family: str, shape: Shape) -> Preset:
     Raises:
         ModelLoadError: its norms are another generation's, or its sizes do not fit together.
     """
-    if (shape.qk_norm, shape.post_norms) != _NORMS_OF[family]:
+    if (shape.qk_norm, shape.post_norms, shape.output_scale) != _NORMS_OF[family]:
         raise ModelLoadError(f"{where}: its norms are not those of {family}")
     try:
         return preset_for(shape)

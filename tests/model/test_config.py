@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from gemma_server.model.config import RELEASED, Preset, Shape, preset_for
+from gemma_server.model.config import (
+    RELEASED,
+    GemmaConfig,
+    LayerConfig,
+    Preset,
+    Shape,
+    preset_for,
+    stays_float32,
+)
 
 # Total parameters as Google publishes them (Gemma 1, 2 and 3 technical reports, tables of
 # embedding and non-embedding parameters), in millions.
@@ -19,6 +27,12 @@ PUBLISHED_MILLIONS = {
     "gemma-3-4b": 675 + 3209,
     "gemma-3-12b": 1012 + 10759,
     "gemma-3-27b": 1416 + 25600,
+    # The model card: effective parameters and the embeddings per layer.
+    "gemma-4-e2b": 2280 + 2350,
+    "gemma-4-e4b": 4640 + 2820,
+    "gemma-4-12b": 11_900,
+    "gemma-4-26b-a4b": 25_200,
+    "gemma-4-31b": 30_700,
 }
 
 
@@ -39,16 +53,30 @@ def test_its_own_shape_finds_each_row(config: Preset) -> None:
     assert preset_for(_shape(config)) == config
 
 
-@pytest.mark.parametrize("name", ["gemma-2b", "gemma-7b", "gemma-2-2b", "gemma-3-1b"])
-def test_the_leaves_are_those_that_the_modules_declare(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "fewer"),
+    [
+        ("gemma-2b", {"layers": 3}),
+        ("gemma-7b", {"layers": 3}),
+        ("gemma-2-2b", {"layers": 3}),
+        ("gemma-3-1b", {"layers": 3}),
+        ("gemma-4-e2b", {"layers": 10, "sharing_layers": 4}),
+        ("gemma-4-26b-a4b", {"layers": 6}),
+    ],
+)
+def test_the_leaves_are_those_that_the_modules_declare(name: str, fewer: dict[str, int]) -> None:
     import jax.numpy as jnp
     from flax.traverse_util import flatten_dict
 
     from gemma_server.model.transformer import abstract_params
 
-    [row] = [replace(row, layers=3).config() for row in RELEASED if row.name == name]
-    declared = flatten_dict(abstract_params(row, jnp.float32), sep="/")
+    [preset] = [row for row in RELEASED if row.name == name]
+    row = replace(preset, **fewer).config()  # type: ignore[arg-type]
+    declared = flatten_dict(abstract_params(row, jnp.int8), sep="/")
     assert row.leaf_shapes == {path: leaf.shape for path, leaf in declared.items()}
+    assert {path for path, leaf in declared.items() if leaf.dtype == jnp.float32} == {
+        path for path in declared if stays_float32(path)
+    }
 
 
 @pytest.mark.parametrize(
@@ -70,6 +98,22 @@ def test_numbers_that_no_gemma_could_have_are_refused(field: str, number: float)
     [row] = [row for row in RELEASED if row.name == "gemma-2-2b"]
     with pytest.raises(ValueError, match=field):
         replace(row, **{field: number}).config()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kv_layer", [1, 2, 7, -1])
+def test_keys_and_values_come_from_an_earlier_layer_that_has_them(kv_layer: int) -> None:
+    own = LayerConfig(heads=4, kv_heads=2, head_dim=8, hidden=48)
+    layers = (own, replace(own, kv_layer=kv_layer), own)
+    with pytest.raises(ValueError, match=f"keys and values of layer {kv_layer}"):
+        GemmaConfig("x", 8, 8, 8, 1.0, layers)
+
+
+def test_gemma4_e2b_caches_15_of_its_35_layers() -> None:
+    [row] = [row.config() for row in RELEASED if row.name == "gemma-4-e2b"]
+    assert row.cached_layers == list(range(15))
+    assert {layer.kv_layer for layer in row.layers if layer.window} == {None, 13}
+    assert {layer.kv_layer for layer in row.layers if not layer.window} == {None, 14}
+    assert row.cached_numbers_per_token * 2 == 18 * 1024  # bytes in bfloat16
 
 
 def test_an_unknown_size_takes_its_family_s_ways() -> None:

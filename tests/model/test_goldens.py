@@ -6,13 +6,11 @@ The transformer's are held against the same ones in test_transformer.py.
 import numpy as np
 import pytest
 
-from testing.oracle import gemma as oracle
-from testing.quality import FAMILY_TOLERANCE, read_family_golden
-from testing.tiny import tiny_weights
+from testing.models import NAMES, oracle_logits, read_golden
+from testing.quality import FAMILY_TOLERANCE
 
 
-@pytest.mark.parametrize("name", oracle.PRESETS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_oracle_agrees_with_the_library(name: str) -> None:
-    ids, logits = read_family_golden(name)
-    ours = oracle.logits(oracle.PRESETS[name], tiny_weights(name), ids)
-    np.testing.assert_allclose(ours, logits, rtol=0, atol=FAMILY_TOLERANCE)
+    ids, logits = read_golden(name)
+    np.testing.assert_allclose(oracle_logits(name, ids), logits, rtol=0, atol=FAMILY_TOLERANCE)

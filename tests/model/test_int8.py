@@ -6,15 +6,16 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gemma_server.model.config import BLOCK
+from gemma_server.model.config import BLOCK, stays_float32
 from gemma_server.model.quantized import Quantized, product
 from gemma_server.native.library import register
 from gemma_server.private_directory import PrivateDirectory
 from gemma_server.weights.blocks import LARGEST, Blocks, quantize
-from testing.counts import families
 from testing.forward import SLOTS, Model, text_of
-from testing.tiny import quantized, tiny_params
+from testing.models import one_of_each, params_of
+from testing.tiny import quantized
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert register(PrivateDirectory(tmp_path_factory.mktemp("native")))
 
 
-@pytest.fixture(params=families())
+@pytest.fixture(params=one_of_each())
 def case(request: pytest.FixtureRequest) -> Any:
     """A preset of each family, quantized, and the float weights that this makes of it."""
     name: str = request.param
@@ -38,20 +39,26 @@ def case(request: pytest.FixtureRequest) -> Any:
 
 @cache
 def _weights(name: str) -> tuple[Any, Any]:
-    params = jax.tree.map(np.asarray, tiny_params(name))
-    return jax.tree.map(_quantised, params), jax.tree.map(_rounded, params)
+    leaves = {
+        path: np.asarray(leaf) for path, leaf in flatten_dict(params_of(name), sep="/").items()
+    }
+    both = (
+        {p: _quantised(p, x) for p, x in leaves.items()},
+        {p: _rounded(p, x) for p, x in leaves.items()},
+    )
+    return unflatten_dict(both[0], sep="/"), unflatten_dict(both[1], sep="/")
 
 
 def _rms(differences: Any) -> float:
     return float(np.sqrt(np.mean(np.square(differences))))
 
 
-def _quantised(leaf: Any) -> Any:
-    return quantized(quantize(leaf), leaf.shape) if leaf.ndim == 2 else leaf
+def _quantised(path: str, leaf: Any) -> Any:
+    return leaf if stays_float32(path) else quantized(quantize(leaf), leaf.shape)
 
 
-def _rounded(leaf: Any) -> Any:
-    return _dense(quantize(leaf))[:, : leaf.shape[1]] if leaf.ndim == 2 else leaf
+def _rounded(path: str, leaf: Any) -> Any:
+    return leaf if stays_float32(path) else _dense(quantize(leaf))[:, : leaf.shape[1]]
 
 
 def _dense(blocks: Blocks) -> Any:

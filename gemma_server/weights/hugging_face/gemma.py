@@ -22,13 +22,18 @@ from gemma_server.weights.files import (
     read_json,
     read_text,
 )
+from gemma_server.weights.hugging_face import gemma4
 from gemma_server.weights.hugging_face.container import INDEX, SafetensorsDir, StoredTensor
+from gemma_server.weights.hugging_face.gemma4 import gemma4_config, is_dead
 from gemma_server.weights.numbers import Numbers
 from gemma_server.weights.source import EMBEDDING, Rows, plus_one
 
 _TABLE = "embed_tokens.weight"
 # Tensors outside the text model, or copies of its own: the tied output layer, rotary tables.
-_BESIDE = re.compile(r"(^|\.)(vision_tower|multi_modal_projector|lm_head|rotary_emb)\.")
+_BESIDE = re.compile(
+    r"(^|\.)(vision_tower|multi_modal_projector|lm_head|rotary_emb"
+    r"|embed_vision|audio_tower|embed_audio|vision_embedder)\."
+)
 _OUTSIDE_LAYERS = {EMBEDDING: _TABLE, "final_norm/scale": "norm.weight"}
 _IN_LAYERS = {
     "attention/qkv/kernel": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -44,7 +49,11 @@ _IN_LAYERS = {
 }
 # Gemma 1 has one norm between attention and feed-forward, under the name of what it follows.
 _GEMMA1_LAYERS = {**_IN_LAYERS, "pre_feed_forward_norm/scale": ("post_attention_layernorm",)}
-_FAMILIES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "gemma3_text": "gemma3"}
+_FAMILIES = {
+    **{"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "gemma3_text": "gemma3"},
+    **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), "gemma4"),
+}
+_WITH_TEXT_CONFIG = ("gemma3", "gemma4", "gemma4_unified")
 _TANH_GELU = (None, "gelu_pytorch_tanh")
 _MOST_CONFIG_BYTES = 16 << 20  # tokenizer_config.json lists thousands of unused tokens
 # The defaults of transformers, for a model of no released size.
@@ -71,7 +80,15 @@ class HuggingFaceWeights:
         self._tensors = {name.removeprefix(prefix): name for name in text}
         if len(self._tensors) < len(text):
             raise ModelLoadError(f"{path}: it has tensors both with {prefix} before and without")
-        self.config = _config(path / "config.json", model, self._shapes())
+        self._is_gemma4 = _FAMILIES[model["model_type"]] == "gemma4"
+        make_config = gemma4_config if self._is_gemma4 else _config
+        self.config = make_config(path / "config.json", model, self._shapes())
+        if self._is_gemma4:
+            self._tensors = {
+                name: stored
+                for name, stored in self._tensors.items()
+                if not is_dead(name, self.config)
+            }
         self.stop_ids, self.chat_template = _stop_ids(path), _chat_template(path)
         self._in_layers = _IN_LAYERS if self.config.post_norms else _GEMMA1_LAYERS
 
@@ -84,19 +101,31 @@ class HuggingFaceWeights:
         return self._files.stored(self._tensors.values())
 
     def rows(self, leaf: str) -> Sequence[Rows]:
-        names = [self._tensors[name] for name in self._stored_names(leaf)]
-        parts = [
-            Rows(name, self._files.tensors[name].shape, partial(self._files.copy, name))
-            for name in names
-        ]
-        return list(map(plus_one, parts)) if leaf.endswith("/scale") else parts
+        parts = [self._rows_of(self._tensors[name]) for name in self._stored_names(leaf)]
+        if self._is_gemma4 or not leaf.endswith("/scale"):
+            return parts
+        return list(map(plus_one, parts))
+
+    def _rows_of(self, name: str) -> Rows:
+        """A tensor; matrices of experts lie below each other."""
+        shape = self._files.tensors[name].shape
+        copy = partial(self._files.copy, name)
+        if len(shape) != 3:
+            return Rows(name, shape, copy)
+        return Rows(name, (shape[0] * shape[1], shape[2]), lambda out: copy(out.reshape(shape)))
 
     def _stored_names(self, leaf: str) -> list[str]:
-        if leaf in _OUTSIDE_LAYERS:
-            return [_OUTSIDE_LAYERS[leaf]]
+        outside = {**_OUTSIDE_LAYERS, **gemma4.OUTSIDE_LAYERS}
+        if leaf in outside:
+            return [outside[leaf]]
         layer, _, rest = leaf.partition("/")
-        block = layer.removeprefix("layer_")
-        return [f"layers.{block}.{name}.weight" for name in self._in_layers[rest]]
+        at = f"layers.{layer.removeprefix('layer_')}"
+        if rest in gemma4.IN_LAYERS:
+            return [f"{at}.{gemma4.IN_LAYERS[rest]}"]
+        names = self._in_layers[rest]
+        if rest == "attention/qkv/kernel":
+            names = names[: len(self.config.fused_rows(int(layer.removeprefix("layer_")))[rest])]
+        return [f"{at}.{name}.weight" for name in names]
 
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
         found: dict[str, StoredTensor] = self._files.tensors
@@ -151,8 +180,8 @@ def _text_config(path: Path) -> Mapping[str, Any]:
     found = read_json(path)
     kind = found.get("model_type")
     if not isinstance(kind, str) or kind not in _FAMILIES:
-        raise ModelLoadError(f"{path}: not a Gemma 1, 2 or 3: model_type {str(kind)[:100]!r}")
-    text = found.get("text_config", found) if kind == "gemma3" else found
+        raise ModelLoadError(f"{path}: no Gemma that is served: model_type {str(kind)[:100]!r}")
+    text = found.get("text_config", found) if kind in _WITH_TEXT_CONFIG else found
     if not isinstance(text, dict):
         raise ModelLoadError(f"{path}: text_config is no object")
     text = {**text, "model_type": kind}
@@ -169,6 +198,8 @@ def _refuse_what_changes_the_numbers(path: Path, found: Mapping[str, Any]) -> No
         ("use_bidirectional_attention", False),
     ):
         value = found.get(name, usual)
+        if name == "use_bidirectional_attention" and value == "vision":
+            continue  # the tokens of an image, of which there are none
         if value != usual and value is not None:
             raise ModelLoadError(f"{path}: {name} is {str(value)[:100]}: not supported")
     # Gemma 1's files say "gelu" in hidden_act, and its tanh form is meant.
