@@ -6,7 +6,8 @@ from pathlib import Path
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
-from gemma_server.text.chat_template import ChatTemplate, GemmaTemplate
+from gemma_server.text.chat_template import ChatTemplate, Gemma4Template, GemmaTemplate
+from gemma_server.text.family import GEMMA4
 from gemma_server.text.jinja_template import JinjaTemplate, is_gemma_s
 from gemma_server.text.sentencepiece_model import model_from_pieces, without_last
 from gemma_server.text.tokenizer import Tokenizer
@@ -73,7 +74,10 @@ def open_checkpoint(path: Path, tokenizer: Path | None = None) -> Checkpoint:
 
 def _chat_template(weights: WeightSource, tokenizer: Tokenizer) -> ChatTemplate:
     """The checkpoint's own template, or Gemma's where it has none or one that does the same."""
-    gemma_s = GemmaTemplate(tokenizer)
+    gemma_s: ChatTemplate = GemmaTemplate(tokenizer)
+    if tokenizer.family is GEMMA4:
+        is_small = weights.config.per_layer_width is not None
+        gemma_s = Gemma4Template(tokenizer, opens_thought=not is_small)
     if weights.chat_template is None:
         return gemma_s
     try:

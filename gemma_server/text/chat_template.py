@@ -1,8 +1,8 @@
 """Chat templates, and Gemma's own, from messages straight to ids.
 
-All three generations have the same turns; the markers' ids differ and come from the tokenizer.
-Gemma has no system turn: a system message opens the next user turn, as in Gemma 3's own template
-(Gemma 1's and 2's refuse it). Only the template makes control tokens: a turn marker in a message
+Gemma 1 to 3 have the same turns; the markers' ids differ and come from the tokenizer. They have no
+system turn: a system message opens the next user turn, as in Gemma 3's own template (Gemma 1's and
+2's refuse it). Gemma 4 has one. Only the template makes control tokens: a turn marker in a message
 stays text.
 """
 
@@ -15,6 +15,7 @@ from gemma_server.text.tokenizer import Tokenizer
 Role = Literal["system", "user", "assistant"]
 _GAP = "\n\n"  # between a system message and the user's, or two in one turn
 _NAMES = {"user": "user", "assistant": "model"}
+_NAMES4 = {"system": "system", **_NAMES}
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,47 @@ class GemmaTemplate:
     def ids_after_answer(self) -> list[int]:
         """See `ChatTemplate`."""
         return [self._tokenizer.end_of_turn_id, *self._newline]
+
+
+class Gemma4Template:
+    """The template of Gemma 4, without thinking. Raises only InvalidText.
+
+    `opens_thought`: the larger sizes are told that they do not think by a thought without words;
+    the others take its absence for that.
+
+    Source: ai.google.dev/gemma/docs/core/prompt-formatting-gemma4
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, opens_thought: bool) -> None:
+        self._tokenizer = tokenizer
+        self._newline = tokenizer.encode_literal("\n")
+        self._thought: list[int] = []
+        start, end = map(tokenizer.control_id, ("<|channel>", "<channel|>"))
+        if opens_thought and start is not None and end is not None:
+            self._thought = [start, *tokenizer.encode_literal("thought\n"), end]
+
+    def encode(self, messages: Sequence[Message], *, goes_on: bool = False) -> list[int]:
+        """See `ChatTemplate`."""
+        tokenizer = self._tokenizer
+        ids = [tokenizer.bos_id]
+        for message in _with_one_system_turn(messages):
+            words = tokenizer.encode_literal(f"{_NAMES4[message.role]}\n{message.content.strip()}")
+            ids += [tokenizer.start_of_turn_id, *words, *self.ids_after_answer()]
+        if goes_on:
+            return ids[: -len(self.ids_after_answer())]
+        opening = tokenizer.encode_literal("model\n")
+        return [*ids, tokenizer.start_of_turn_id, *opening, *self._thought]
+
+    def ids_after_answer(self) -> list[int]:
+        """See `ChatTemplate`."""
+        return [self._tokenizer.end_of_turn_id, *self._newline]
+
+
+def _with_one_system_turn(messages: Sequence[Message]) -> list[Message]:
+    """The messages, those of the system as one at the beginning."""
+    system = [message.content.strip() for message in messages if message.role == "system"]
+    rest = [message for message in messages if message.role != "system"]
+    return [Message("system", _GAP.join(system)), *rest] if system else rest
 
 
 def _turns(messages: Iterable[Message]) -> list[Message]:

@@ -18,7 +18,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gemma_server.errors import ChatRefused, ModelLoadError
-from gemma_server.text.chat_template import GemmaTemplate, Message, Role
+from gemma_server.text.chat_template import ChatTemplate, Message, Role
 from gemma_server.text.tokenizer import Tokenizer
 
 _MOST_SOURCE, _MOST_RENDERED = 1 << 20, 1 << 24  # characters
@@ -134,7 +134,7 @@ class JinjaTemplate:
         return ids
 
 
-# What Gemma's own templates of all three generations write the same way.
+# What Gemma's own templates of all generations write the same way as ours.
 _ALIKE: tuple[tuple[tuple[Role, str], ...], ...] = (
     (("user", " one\n"),),
     (("user", "one"), ("assistant", " two "), ("user", "three")),
@@ -142,7 +142,7 @@ _ALIKE: tuple[tuple[tuple[Role, str], ...], ...] = (
 _SYSTEM: tuple[tuple[Role, str], ...] = (("system", " be brief "), ("user", "one"))
 
 
-def is_gemma_s(template: JinjaTemplate, gemma: GemmaTemplate) -> bool:
+def is_gemma_s(template: JinjaTemplate, gemma: ChatTemplate) -> bool:
     """Whether the template writes chats as Gemma's does, which takes more of them and is faster.
 
     The templates of Gemma 1 and 2 refuse the system's message, as ours does not.

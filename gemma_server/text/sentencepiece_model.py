@@ -1,14 +1,16 @@
 """Gemma's SentencePiece model: read from its own file, or built from another file's pieces."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from typing import Any
 
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2 as model_pb
 
 from gemma_server.errors import ModelLoadError
+from gemma_server.text.family import GEMMA4, Family, family_with
 
 _SPACE = "\u2581"  # what SentencePiece writes for a space within a piece
 _CONTROL_PIECES = frozenset({"<pad>", "<eos>", "<bos>"})
@@ -40,6 +42,7 @@ class Pieces:
     model: bytes
     texts: list[str]
     types: list[int]
+    family: Family
 
     @cached_property
     def longest(self) -> int:
@@ -51,8 +54,9 @@ class Pieces:
         return _piece_bytes(self.texts[token_id], self.types[token_id])
 
 
-def read_model(model: bytes, markers: Collection[str]) -> Pieces:
-    """The model, in which `markers` are control pieces: in Google's own file any text spells them.
+def read_model(model: bytes) -> Pieces:
+    """The model, in which its family's markers are control pieces: in Google's own file any text
+    spells them.
 
     Raises:
         ModelLoadError: the bytes are not a SentencePiece model, or a piece is damaged.
@@ -64,13 +68,15 @@ def read_model(model: bytes, markers: Collection[str]) -> Pieces:
         if not set(map(type, texts)) <= {str}:  # protobuf gives bytes for invalid UTF-8
             damaged = next(text for text in texts if not isinstance(text, str))
             raise ValueError(f"piece {damaged!r:.100} is no UTF-8")
+        family = family_with(set(texts))
+        markers = set(family.markers)
         for index in [index for index, text in enumerate(texts) if text in markers]:
             proto.pieces[index].type = PieceType.CONTROL
         types = [piece.type for piece in proto.pieces]
         for text, kind in zip(texts, types, strict=True):
             if kind == PieceType.BYTE:
                 _piece_bytes(text, kind)
-        return Pieces(proto.SerializeToString(), texts, types)
+        return Pieces(proto.SerializeToString(), texts, types, family)
     except (ValueError, IndexError, DecodeError) as error:
         raise ModelLoadError(f"not a SentencePiece tokenizer: {error}") from None
 
@@ -113,6 +119,7 @@ def model_from_pieces(
     if "<unk>" not in pieces:
         raise ModelLoadError("not a Gemma tokenizer: it has no piece <unk>")
     unknown = list(pieces).index("<unk>")
+    types = _types_with_newlines(pieces, types)
     model = model_pb.ModelProto()  # type: ignore[attr-defined]  # generated at run time
     trainer = model.trainer_spec
     trainer.model_type, trainer.byte_fallback, trainer.split_digits = _BPE, True, True
@@ -130,6 +137,28 @@ def model_from_pieces(
         add(piece=literal, score=score, type=kind)
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def scores_of(pieces: Sequence[str], merges: Sequence[Any]) -> list[float]:
+    """SentencePiece's scores for merges in their order: the place of the first merge that makes a
+    piece. Merges are pairs, or "a b" strings."""
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(merges):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        ranks.setdefault(left + right, rank)
+    # A single character, which no merge makes, never competes: any score will do.
+    return [-float(ranks.get(piece, 0)) for piece in pieces]
+
+
+def _types_with_newlines(pieces: Sequence[str], types: Sequence[int]) -> list[int]:
+    """The types of the pieces where Gemma 4's text is first split at runs of newlines: these are
+    then never part of other pieces, and a whole run is looked up first."""
+    if family_with(set(pieces)) is not GEMMA4:
+        return list(types)
+    return [
+        PieceType.USER_DEFINED if kind == _NORMAL and not piece.strip("\n") else kind
+        for piece, kind in zip(pieces, types, strict=True)
+    ]
 
 
 def _piece_bytes(text: str, kind: int) -> bytes:

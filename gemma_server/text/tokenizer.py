@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable
 import sentencepiece
 
 from gemma_server.errors import InvalidText, ModelLoadError
-from gemma_server.text.family import GEMMA, Family
 from gemma_server.text.sentencepiece_model import PieceType, read_model
 
 _SPECIAL = (PieceType.CONTROL, PieceType.USER_DEFINED)
@@ -21,10 +20,9 @@ class Tokenizer:
         ModelLoadError: the bytes are not a SentencePiece model, or not Gemma's.
     """
 
-    def __init__(
-        self, model: bytes, family: Family = GEMMA, declared_stops: Collection[int] = ()
-    ) -> None:
-        self._model = read_model(model, family.markers)
+    def __init__(self, model: bytes, declared_stops: Collection[int] = ()) -> None:
+        self._model = read_model(model)
+        self.family = family = self._model.family
         self._pieces = sentencepiece.SentencePieceProcessor()
         try:
             self._pieces.LoadFromSerializedProto(self._model.model)
@@ -39,7 +37,7 @@ class Tokenizer:
         self.end_of_turn_id = self._id_of(family.end_of_turn)
         self._markers = {piece: self._id_of(piece) for piece in family.markers if self._has(piece)}
         self._split = re.compile("(" + "|".join(map(re.escape, self._markers)) + ")")
-        ends = {self.eos_id, *self._markers.values()} - {self.start_of_turn_id}
+        ends = {self.eos_id, *(self._markers[end] for end in family.ends if end in self._markers)}
         declared = {stop for stop in declared_stops if stop < self.vocab_size}
         self.stop_ids = frozenset(ends | declared)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.text.sentencepiece_model import PieceType, model_from_pieces
+from gemma_server.text.sentencepiece_model import PieceType, model_from_pieces, scores_of
 
 _TAB_BYTE = "<0x09>"
 _MOST_PIECES, _MOST_MERGES = 1 << 20, 1 << 22  # Gemma 3 has 262,144 and some 515,000
@@ -50,19 +50,8 @@ def _build(vocab: Mapping[str, int], merges: list[Any], added: list[Mapping[str,
     pieces = sorted(ids, key=ids.__getitem__)
     if [ids[piece] for piece in pieces] != list(range(len(pieces))):
         raise ModelLoadError("its ids are not 0 to N, each once")
-    ranks = _ranks(merges)
-    # A single character, which no merge makes, never competes: any score will do.
-    scores = [-float(ranks.get(piece, 0)) for piece in pieces]
-    return model_from_pieces(pieces, scores, [_type(piece, special) for piece in pieces])
-
-
-def _ranks(merges: list[Any]) -> dict[str, int]:
-    """The place of the first merge that makes each piece. Merges are pairs, once "a b" strings."""
-    ranks: dict[str, int] = {}
-    for rank, merge in enumerate(merges):
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        ranks.setdefault(left + right, rank)
-    return ranks
+    types = [_type(piece, special) for piece in pieces]
+    return model_from_pieces(pieces, scores_of(pieces, merges), types)
 
 
 def _type(piece: str, special: Mapping[str, bool]) -> PieceType:

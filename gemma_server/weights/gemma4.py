@@ -31,6 +31,13 @@ class Kinds:
     global_share: float  # of the pairs, those that turn
 
 
+def heads_of(rows: int, head_dim: int) -> int:
+    """How many heads so many rows are. Raises ValueError if they are none."""
+    if head_dim < 1 or rows % head_dim:
+        raise ValueError(f"{rows} rows are no heads of {head_dim}")
+    return rows // head_dim
+
+
 def layers_of(where: str, stored: Sequence[StoredLayer], kinds: Kinds) -> tuple[LayerConfig, ...]:
     """The layers of a Gemma 4.
 

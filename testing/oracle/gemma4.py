@@ -67,7 +67,7 @@ PRESETS: dict[str, OracleConfig] = {
     "gemma4-e": OracleConfig(
         layers=10, width=64, heads=4, kv_heads=1, global_kv_heads=1, head_dim=16,
         global_head_dim=32, hidden=96, vocab=307, window=8,
-        local=((True,) * 4 + (False,)) * 2, sharing=4, sharing_hidden=192, per_layer=8,
+        local=((True,) * 4 + (False,)) * 2, sharing=5, sharing_hidden=192, per_layer=8,
     ),
     # 31B's: global layers whose keys are their values.
     "gemma4-kv": OracleConfig(
@@ -110,7 +110,7 @@ def random_weights(config: OracleConfig, rng: np.random.Generator) -> dict[str, 
         at, h, n, k = f"layers.{i}", c.head_dim_of(i), c.heads, c.kv_heads_of(i)
         matrix(f"{at}.self_attn.q_proj.weight", (n * h, c.width))
         # Queries are not scaled otherwise: larger ones would attend to a single key.
-        numbers(f"{at}.self_attn.q_norm.weight", h, 0.2, 0.6)
+        numbers(f"{at}.self_attn.q_norm.weight", h, 0.1, 0.4)
         if not c.shares(i):
             matrix(f"{at}.self_attn.k_proj.weight", (k * h, c.width))
             norm(f"{at}.self_attn.k_norm", h)

@@ -1,5 +1,6 @@
 """A Gemma in a GGUF file: its architecture from the metadata, its tensors by leaf."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,9 @@ import numpy as np
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig, Preset, Shape
+from gemma_server.text.sentencepiece_model import scores_of
 from gemma_server.weights.architecture import FAMILIES, config_of, count_layers, preset_of_family
+from gemma_server.weights.gguf import gemma4
 from gemma_server.weights.gguf.blocks import EXACT_IN_BLOCKS
 from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.numbers import Numbers
@@ -35,7 +38,16 @@ class GgufWeights:
         self.path = path
         self._file = GgufFile(path)
         self.tensors = [name for name in self._file.tensors if not name.startswith(_NOT_TEXT)]
-        self.config = _config(self._file, self.tensors)
+        if self._file.metadata.get("general.architecture") == "gemma4":
+            _refuse_split(self._file)
+            self.config = gemma4.gemma4_config(self._file)
+            self.tensors = [
+                name
+                for name in self.tensors
+                if name not in gemma4.BESIDE and not gemma4.is_dead(name, self.config)
+            ]
+        else:
+            self.config = _config(self._file, self.tensors)
         self._file.refuse_undecodable(self.tensors)
         number = Numbers(self._file.metadata, str(path), "tokenizer.ggml.")
         self.stop_ids = frozenset[int]().union(*map(number.ids, _STOPS))
@@ -51,7 +63,9 @@ class GgufWeights:
 
     @property
     def tokenizer_pieces(self) -> tuple[list[str], list[float], list[int]]:
-        """The vocabulary: pieces, scores and SentencePiece's type numbers."""
+        """The vocabulary: pieces, scores and SentencePiece's type numbers. Where the file has the
+        merges, these make the scores: llama.cpp's converter writes -1000 for all pieces of such a
+        tokenizer."""
         metadata = self._file.metadata
         try:
             pieces, scores, types = (
@@ -60,6 +74,8 @@ class GgufWeights:
         except KeyError as error:
             raise ModelLoadError(f"{self.path}: no tokenizer in it ({error})") from None
         try:
+            if isinstance(merges := metadata.get("tokenizer.ggml.merges"), list):
+                scores = scores_of(pieces, merges)
             scores, types = np.asarray(scores, np.float64), np.asarray(types, np.int64)
         except (TypeError, ValueError):
             raise ModelLoadError(f"{self.path}: its tokenizer's arrays hold no numbers") from None
@@ -72,13 +88,30 @@ class GgufWeights:
         return pieces, scores.tolist(), types.tolist()
 
     def rows(self, leaf: str) -> Sequence[Rows]:
-        return [self._rows_of(name, leaf) for name in _stored_names(leaf)]
+        return [self._rows_of(name) for name in self._stored_names(leaf)]
 
-    def _rows_of(self, name: str, leaf: str) -> Rows:
+    def _rows_of(self, name: str) -> Rows:
+        """A tensor; matrices of experts lie below each other."""
         tensor = self._file.tensors[name]
         exact = tensor.type_name in EXACT_IN_BLOCKS
         copy_blocks = partial(self._file.copy_blocks, name) if exact else None
-        return Rows(name, tensor.shape, partial(self._file.copy, name), copy_blocks)
+        *rows, columns = tensor.shape
+        shape = (math.prod(rows), columns) if rows else tensor.shape
+        return Rows(name, shape, partial(self._file.copy, name), copy_blocks)
+
+    def _stored_names(self, leaf: str) -> list[str]:
+        """The tensors that a leaf is made of. Names: ggml-org/llama.cpp,
+        gguf-py/gguf/constants.py."""
+        if leaf in _OUTSIDE_BLOCKS:
+            return [_OUTSIDE_BLOCKS[leaf]]
+        layer, _, rest = leaf.partition("/")
+        block = layer.removeprefix("layer_")
+        if rest in gemma4.IN_BLOCKS:
+            return [f"blk.{block}.{gemma4.IN_BLOCKS[rest]}"]
+        names = _IN_BLOCKS[rest]
+        if rest == "attention/qkv/kernel":
+            names = names[: len(self.config.fused_rows(int(block))[rest])]
+        return [f"blk.{block}.{name}.weight" for name in names]
 
 
 def _chat_template(file: GgufFile) -> str | None:
@@ -89,16 +122,11 @@ def _chat_template(file: GgufFile) -> str | None:
     return template or None
 
 
-def _stored_names(leaf: str) -> list[str]:
-    """The tensors that a leaf is made of. Names: ggml-org/llama.cpp, gguf-py/gguf/constants.py."""
-    if leaf in _OUTSIDE_BLOCKS:
-        return [_OUTSIDE_BLOCKS[leaf]]
-    layer, _, rest = leaf.partition("/")
-    block = layer.removeprefix("layer_")
-    return [f"blk.{block}.{name}.weight" for name in _IN_BLOCKS[rest]]
-
-
-_OUTSIDE_BLOCKS = {EMBEDDING: "token_embd.weight", "final_norm/scale": "output_norm.weight"}
+_OUTSIDE_BLOCKS = {
+    EMBEDDING: "token_embd.weight",
+    "final_norm/scale": "output_norm.weight",
+    **gemma4.OUTSIDE_BLOCKS,
+}
 _IN_BLOCKS = {
     "attention/qkv/kernel": ("attn_q", "attn_k", "attn_v"),
     "attention/output/kernel": ("attn_output",),
@@ -123,7 +151,7 @@ def _config(file: GgufFile, tensors: Collection[str]) -> GemmaConfig:
     """The architecture from the metadata; values that it lacks come from the released row."""
     family = file.metadata.get("general.architecture")
     if not isinstance(family, str) or family not in FAMILIES:
-        raise ModelLoadError(f"{file.path}: not a Gemma 1, 2 or 3: architecture {family!r:.100}")
+        raise ModelLoadError(f"{file.path}: no Gemma that is served: architecture {family!r:.100}")
     number = Numbers(file.metadata, str(file.path), f"{family}.")
     _refuse_split(file)
     _refuse_what_changes_the_numbers(file, family)

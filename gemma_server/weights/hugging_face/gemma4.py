@@ -11,7 +11,7 @@ from typing import Any
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import Experts, GemmaConfig
 from gemma_server.weights.architecture import count_layers
-from gemma_server.weights.gemma4 import Kinds, StoredLayer, layers_of, named
+from gemma_server.weights.gemma4 import Kinds, StoredLayer, heads_of, layers_of, named
 from gemma_server.weights.numbers import Numbers
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -103,18 +103,12 @@ def _stored_layer(shapes: Shapes, index: int) -> StoredLayer:
     [head_dim] = shapes[f"{at}.self_attn.q_norm.weight"]
     rows_of_keys = shapes.get(f"{at}.self_attn.k_proj.weight", (None,))[0]
     return StoredLayer(
-        heads=_heads(shapes[f"{at}.self_attn.q_proj.weight"][0], head_dim),
+        heads=heads_of(shapes[f"{at}.self_attn.q_proj.weight"][0], head_dim),
         head_dim=head_dim,
         hidden=shapes[f"{at}.mlp.gate_proj.weight"][0],
-        kv_heads=None if rows_of_keys is None else _heads(rows_of_keys, head_dim),
+        kv_heads=None if rows_of_keys is None else heads_of(rows_of_keys, head_dim),
         has_values=f"{at}.self_attn.v_proj.weight" in shapes,
     )
-
-
-def _heads(rows: int, head_dim: int) -> int:
-    if head_dim < 1 or rows % head_dim:
-        raise ValueError(f"{rows} rows are no heads of {head_dim}")
-    return rows // head_dim
 
 
 def _check(number: Numbers, width: int, stored: Sequence[StoredLayer]) -> None:
