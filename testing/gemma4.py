@@ -1,5 +1,6 @@
 """Tiny random Gemma 4s: the oracle's weights, written as the checkpoints that people have."""
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -123,6 +124,25 @@ def gemma4_pieces(vocab: int) -> tuple[list[str], list[float], list[int]]:
     extra = vocab - len(pieces)
     pieces += [f"extra{index}" for index in range(extra)]
     return pieces, [-1000.0] * vocab, types + [1] * extra
+
+
+def write_gemma4_tokenizer(path: Path, name: str) -> None:
+    """Write the tokenizer.json of `gemma4_pieces` into a directory."""
+    pieces, _, _ = gemma4_pieces(PRESETS[name].vocab)
+    special = {piece: index for index, piece in enumerate(pieces[: pieces.index("<0x00>")])}
+    document = {
+        "added_tokens": [
+            {"id": index, "content": piece, "special": True} for piece, index in special.items()
+        ],
+        "model": {
+            "type": "BPE",
+            "byte_fallback": True,
+            "unk_token": "<unk>",
+            "vocab": {piece: index for index, piece in enumerate(pieces)},
+            "merges": [merge.split(" ") for merge in MERGES],
+        },
+    }
+    (path / "tokenizer.json").write_text(json.dumps(document))
 
 
 # llama.cpp's names of a layer's tensors -> transformers'.

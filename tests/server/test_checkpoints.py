@@ -13,8 +13,10 @@ from gemma_server.serving.model import ServedModel
 from gemma_server.settings import load_settings
 from gemma_server.text.sentencepiece_model import model_from_pieces
 from gemma_server.text.tokenizer import Tokenizer
+from testing.gemma4 import gemma4_weights, write_gemma4_hf, write_gemma4_tokenizer
 from testing.hugging_face import write_hf
 from testing.oracle import gemma as oracle
+from testing.oracle import gemma4
 from testing.oracle.gemma import PRESETS
 from testing.server import Server, run
 from testing.tiny import (
@@ -98,6 +100,24 @@ def test_the_server_answers_what_the_oracle_would(
     to_the_end = server.prompt(PROMPT, sampling_steps=96, ignore_eos=True)
     assert to_the_end.json["finish_reason"] == "length"
     assert sum(to_the_end.json["usage"].values()) == 96
+
+
+def test_gemma4_is_converted_and_served(start: Start, tmp_path: Path) -> None:
+    name, folder = "gemma4-e", write_gemma4_hf(tmp_path / "hf", "gemma4-e")
+    write_gemma4_tokenizer(folder, name)
+    converted = tmp_path / "converted"
+    arguments = ("-m", "gemma_server", "convert", str(folder), str(converted))
+    assert run(tmp_path, arguments, {}).returncode == 0
+    env = COMPILED_SOON | {"MODEL_CHECKPOINT": str(converted)}
+    server = start(*SERVE_REAL, "--dtype", "float32", env=env)
+    tokenizer = open_checkpoint(folder).tokenizer
+    ids = gemma4.greedy(gemma4.PRESETS[name], gemma4_weights(name), tokenizer.encode(PROMPT), STEPS)
+    answer = server.prompt(PROMPT, sampling_steps=STEPS, ignore_eos=True)
+    assert answer.json["response"] == tokenizer.decode(ids)
+    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+    tokens = server.ask("POST", "/tokenize", {"messages": messages}).json["tokens"]
+    turns = "<|turn>system\na<turn|>\n<|turn>user\nb<turn|>\n<|turn>model\n"
+    assert tokens == tokenizer.encode(turns)
 
 
 def test_a_gguf_without_a_compiler_is_served_in_float32(start: Start, tmp_path: Path) -> None:

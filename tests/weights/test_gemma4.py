@@ -1,6 +1,5 @@
 """Gemma 4 in the files that people have: one model from all of them, and what is refused."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from gemma_server.weights.hugging_face.gemma import HuggingFaceWeights
 from gemma_server.weights.open import open_weights
 from gemma_server.weights.source import WeightSource, check
 from testing.gemma4 import (
-    MERGES,
     gemma4_pieces,
     write_gemma4_gguf,
     write_gemma4_hf,
     write_gemma4_multimodal,
+    write_gemma4_tokenizer,
 )
 from testing.models import oracle_logits
 from testing.oracle.gemma4 import PRESETS
@@ -124,28 +123,11 @@ def test_the_tokenizer_merges_in_the_file_s_order(name: str, tmp_path: Path) -> 
     expected = ["<bos>", "ab", "\u2581ab", "\n\n", "a", "\u2581", "b", "<turn|>"]
     assert [pieces[index] for index in ids] == expected
     assert opened.tokenizer.decode(ids) == "ab ab\n\na b"
-    _write_tokenizer_json(tmp_path, pieces)
+    write_gemma4_tokenizer(tmp_path, name)
     other = open_checkpoint(write_gemma4_hf(tmp_path, name))
     assert other.tokenizer.encode("ab ab\n\na b<turn|>") == ids
     ends = {"<eos>", "<turn|>", "<|tool_response>"}
     assert opened.tokenizer.stop_ids == {pieces.index(end) for end in ends}
-
-
-def _write_tokenizer_json(path: Path, pieces: list[str]) -> None:
-    special = {piece: index for index, piece in enumerate(pieces[: pieces.index("<0x00>")])}
-    document = {
-        "added_tokens": [
-            {"id": index, "content": piece, "special": True} for piece, index in special.items()
-        ],
-        "model": {
-            "type": "BPE",
-            "byte_fallback": True,
-            "unk_token": "<unk>",
-            "vocab": {piece: index for index, piece in enumerate(pieces)},
-            "merges": [merge.split(" ") for merge in MERGES],
-        },
-    }
-    (path / "tokenizer.json").write_text(json.dumps(document))
 
 
 # The rules of the official templates for text alone, in their own language.
