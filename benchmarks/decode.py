@@ -1,12 +1,13 @@
 """How fast the server generates, next to llama.cpp on the very same GGUF file.
 
-    python -m benchmarks.decode [--rounds N] [--torch-python PYTHON]
+    python -m benchmarks.decode [--rounds N] [--model GGUF] [--torch-python PYTHON]
 
-Both serve the demo model on the CPU, each in processes of its own and with a thread for every CPU
-that this process may use (`taskset -c 0,1` in front limits both): gemma-server as it comes, and
-llama.cpp from the wheel `xllamacpp` with as many slots of the same context length, its prompt
-cache off. Every round starts both anew and sends them the same prompts, in turns: while one works,
-the other has nothing to do. The speeds are tokens over wall time as an HTTP client sees it:
+Both serve the demo model, or the one given, on the CPU, each in processes of its own and with a
+thread for every CPU that this process may use (`taskset -c 0,1` in front limits both): gemma-server
+as it comes, and llama.cpp from the wheel `xllamacpp` with as many slots of the same context length,
+its prompt cache off. Every round starts both anew and sends them the same prompts, in turns: while
+one works, the other has nothing to do. The speeds are tokens over wall time as an HTTP client sees
+it:
 
 - 1 stream, 8 streams: greedy decoding of 64 tokens a stream, its short prefill included; the
   end-of-text token does not end it
@@ -91,6 +92,12 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=positive, default=3, help="default: 3")
     parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="GGUF",
+        help="default: the demo model; Hugging Face is left out",
+    )
+    parser.add_argument(
         "--torch-python",
         default=sys.executable,
         metavar="PYTHON",
@@ -98,6 +105,9 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     end_servers_on_sigterm()
+    if arguments.model is not None:
+        compare(arguments.rounds, arguments.model, None)
+        return
     checkpoint = demo_checkpoint(default_cache_dir())
     with ExitStack() as stack:
         library = None

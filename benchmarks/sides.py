@@ -51,7 +51,7 @@ def both_sides(checkpoint: Path) -> tuple[Side, Side]:
     return (
         Side(
             OURS,
-            ("-m", "gemma_server", "serve", "--port", "0"),
+            ("-m", "gemma_server", "serve", "--port", "0", "--model-checkpoint", str(checkpoint)),
             "/prompt",
             lambda prompt, tokens: {
                 "prompt": prompt,

@@ -94,6 +94,9 @@ class GemmaConfig:
         for name, number in numbers.items():
             if number is not None and not 0 < number < 2**40:
                 raise ValueError(f"{name} cannot be {number}")
+        if self.experts is not None and (self.width % GROUP or 2 * self.experts.hidden % GROUP):
+            # Where one expert's rows end, 8-bit matrices begin a new group.
+            raise ValueError(f"no Gemma has such experts at width {self.width}: {self.experts}")
         for index, layer in enumerate(self.layers):
             source = layer.kv_layer
             if source is not None and source not in self.cached_layers[:index]:

@@ -1,6 +1,6 @@
 """From a checkpoint's metadata to its row of numbers: what several formats share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig, Preset, Shape, preset_for
@@ -14,6 +14,28 @@ _NORMS_OF = {
     "gemma4": (True, True, True),
 }
 FAMILIES = tuple(_NORMS_OF)
+
+# Relatives of Gemma by transformers' model_type or llama.cpp's architecture, and why not.
+_NO_DECODER: Mapping[str, str] = {
+    **dict.fromkeys(("t5gemma", "t5gemma2"), "it has an encoder beside the decoder"),
+    **dict.fromkeys(("recurrent_gemma", "recurrentgemma"), "its layers are recurrent"),
+    **dict.fromkeys(("diffusion_gemma", "diffusiongemma"), "it does not write token by token"),
+    "paligemma": "it reads an image first",
+    "shieldgemma2": "it classifies images",
+    **dict.fromkeys(("gemma3n", "gemma3n_text"), "its layers are unlike those of other Gemmas"),
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"), "it drafts for another model"
+    ),
+    **dict.fromkeys(("gemma-embedding", "embedding_gemma2"), "it embeds texts and writes none"),
+    "vaultgemma": "it is a Gemma 2 without some of its norms",
+}
+
+
+def not_served(where: str, kind: object) -> ModelLoadError:
+    """The error for a checkpoint of this kind, whatever the file calls that."""
+    if isinstance(kind, str) and kind in _NO_DECODER:
+        return ModelLoadError(f"{where}: {kind} is not served: {_NO_DECODER[kind]}")
+    return ModelLoadError(f"{where}: no Gemma that is served, but {str(kind)[:100]!r}")
 
 
 def family_of(config: GemmaConfig) -> str:

@@ -1,10 +1,10 @@
 """Gemma 4 as its checkpoints describe it, layer by layer: what several formats share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.model.config import RELEASED, GemmaConfig, LayerConfig
+from gemma_server.model.config import RELEASED, Experts, GemmaConfig, LayerConfig
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,40 @@ def layers_of(where: str, stored: Sequence[StoredLayer], kinds: Kinds) -> tuple[
     return tuple(layers)
 
 
-def named(config: GemmaConfig) -> GemmaConfig:
-    """The configuration with the name of the released model that it is, if it is one."""
-    for row in RELEASED:
-        released = row.config()
-        if (released.layers, released.width) == (config.layers, config.width):
-            return replace(config, name=row.name)
-    return config
+def config_with(
+    where: str,
+    layers: tuple[LayerConfig, ...],
+    *,
+    width: int,
+    vocab: int,
+    context_length: int,
+    final_softcap: float | None,
+    per_layer_width: int | None,
+    experts: Experts | None,
+    norm_eps: float,
+) -> GemmaConfig:
+    """A Gemma 4, with the name of the released model of its size, if there is one.
+
+    Raises:
+        ModelLoadError: no Gemma could have these numbers.
+    """
+    released = {(row.config().layers, row.width): row.name for row in RELEASED if row.output_scale}
+    try:
+        return GemmaConfig(
+            name=released.get((layers, width), f"gemma-4-{len(layers)}x{width}"),
+            width=width,
+            vocab=vocab,
+            context_length=context_length,
+            query_scale=1.0,
+            layers=layers,
+            final_softcap=final_softcap,
+            qk_norm=True,
+            post_norms=True,
+            value_norm=True,
+            output_scale=True,
+            per_layer_width=per_layer_width,
+            experts=experts,
+            norm_eps=norm_eps,
+        )
+    except ValueError as error:
+        raise ModelLoadError(f"{where}: {error}") from None

@@ -17,7 +17,7 @@ def open_weights(path: Path) -> WeightSource:
     """Open the checkpoint at `path`, or the only one in the directories below it, two levels deep.
 
     Raises:
-        ModelLoadError: there is none, or it is damaged, or no Gemma 1, 2 or 3.
+        ModelLoadError: there is none, or it is damaged, or no Gemma that is served.
     """
     try:
         return _open(path)

@@ -6,6 +6,7 @@ import pytest
 
 from gemma_server.model.config import (
     RELEASED,
+    Experts,
     GemmaConfig,
     LayerConfig,
     Preset,
@@ -106,6 +107,14 @@ def test_keys_and_values_come_from_an_earlier_layer_that_has_them(kv_layer: int)
     layers = (own, replace(own, kv_layer=kv_layer), own)
     with pytest.raises(ValueError, match=f"keys and values of layer {kv_layer}"):
         GemmaConfig("x", 8, 8, 8, 1.0, layers)
+
+
+def test_experts_end_where_a_group_of_rows_does() -> None:
+    [row] = [row for row in RELEASED if row.name == "gemma-4-26b-a4b"]
+    with pytest.raises(ValueError, match="such experts"):
+        replace(row, experts=Experts(8, 2, 20)).config()
+    with pytest.raises(ValueError, match="such experts"):
+        Experts(8, 9, 16)
 
 
 def test_gemma4_e2b_caches_15_of_its_35_layers() -> None:

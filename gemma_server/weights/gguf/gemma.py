@@ -12,7 +12,13 @@ import numpy as np
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig, Preset, Shape
 from gemma_server.text.sentencepiece_model import scores_of
-from gemma_server.weights.architecture import FAMILIES, config_of, count_layers, preset_of_family
+from gemma_server.weights.architecture import (
+    FAMILIES,
+    config_of,
+    count_layers,
+    not_served,
+    preset_of_family,
+)
 from gemma_server.weights.gguf import gemma4
 from gemma_server.weights.gguf.blocks import EXACT_IN_BLOCKS
 from gemma_server.weights.gguf.container import GgufFile
@@ -29,7 +35,7 @@ class GgufWeights:
     """A Gemma in a GGUF file, as a `WeightSource`.
 
     Raises:
-        ModelLoadError: the file is damaged or not a Gemma 1, 2 or 3.
+        ModelLoadError: the file is damaged or holds no Gemma that is served.
     """
 
     format = "GGUF"
@@ -151,7 +157,7 @@ def _config(file: GgufFile, tensors: Collection[str]) -> GemmaConfig:
     """The architecture from the metadata; values that it lacks come from the released row."""
     family = file.metadata.get("general.architecture")
     if not isinstance(family, str) or family not in FAMILIES:
-        raise ModelLoadError(f"{file.path}: no Gemma that is served: architecture {family!r:.100}")
+        raise not_served(str(file.path), family)
     number = Numbers(file.metadata, str(file.path), f"{family}.")
     _refuse_split(file)
     _refuse_what_changes_the_numbers(file, family)

@@ -11,7 +11,7 @@ import numpy as np
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import Experts, GemmaConfig
 from gemma_server.weights.architecture import count_layers
-from gemma_server.weights.gemma4 import Kinds, StoredLayer, heads_of, layers_of, named
+from gemma_server.weights.gemma4 import Kinds, StoredLayer, config_with, heads_of, layers_of
 from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.numbers import Numbers
 
@@ -68,30 +68,21 @@ def gemma4_config(file: GgufFile) -> GemmaConfig:
         blocks = (name.split(".")[1] for name in shapes if name.startswith("blk."))
         layers = count_layers(number, "block_count", blocks)
         stored = [_stored_layer(shapes, index) for index in range(layers)]
-    except (KeyError, ValueError) as error:
+        per_layer = shapes[_OWN_TABLE][1] // layers if _OWN_TABLE in shapes else None
+    except (KeyError, ValueError, IndexError) as error:
         raise ModelLoadError(f"{where}: not a Gemma 4: {error}") from None
     _check(number, width, stored)
-    try:
-        return named(
-            GemmaConfig(
-                name=f"gemma-4-{layers}x{width}",
-                width=width,
-                vocab=vocab,
-                context_length=number.whole("context_length", 131_072),
-                query_scale=1.0,
-                layers=layers_of(where, stored, _kinds(file, number, stored)),
-                final_softcap=number.real_or_none("final_logit_softcapping", None),
-                qk_norm=True,
-                post_norms=True,
-                value_norm=True,
-                output_scale=True,
-                per_layer_width=shapes[_OWN_TABLE][1] // layers if _OWN_TABLE in shapes else None,
-                experts=_experts(number, shapes),
-                norm_eps=number.real("attention.layer_norm_rms_epsilon", 1e-6),
-            )
-        )
-    except ValueError as error:
-        raise ModelLoadError(f"{where}: {error}") from None
+    return config_with(
+        where,
+        layers_of(where, stored, _kinds(file, number, stored)),
+        width=width,
+        vocab=vocab,
+        context_length=number.whole("context_length", 131_072),
+        final_softcap=number.real_or_none("final_logit_softcapping", None),
+        per_layer_width=per_layer,
+        experts=_experts(number, shapes),
+        norm_eps=number.real("attention.layer_norm_rms_epsilon", 1e-6),
+    )
 
 
 def _stored_layer(shapes: Shapes, index: int) -> StoredLayer:

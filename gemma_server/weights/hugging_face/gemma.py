@@ -13,7 +13,12 @@ from typing import Any
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import RELEASED, GemmaConfig, Preset, Shape
-from gemma_server.weights.architecture import config_of, count_layers, preset_of_family
+from gemma_server.weights.architecture import (
+    config_of,
+    count_layers,
+    not_served,
+    preset_of_family,
+)
 from gemma_server.weights.files import (
     CHAT_TEMPLATE,
     INCOMPLETE,
@@ -64,7 +69,7 @@ class HuggingFaceWeights:
     """A Gemma in a Hugging Face directory, as a `WeightSource`.
 
     Raises:
-        ModelLoadError: a file is missing or damaged, or they hold no Gemma 1, 2 or 3.
+        ModelLoadError: a file is missing or damaged, or they hold no Gemma that is served.
     """
 
     format = "Hugging Face"
@@ -180,7 +185,7 @@ def _text_config(path: Path) -> Mapping[str, Any]:
     found = read_json(path)
     kind = found.get("model_type")
     if not isinstance(kind, str) or kind not in _FAMILIES:
-        raise ModelLoadError(f"{path}: no Gemma that is served: model_type {str(kind)[:100]!r}")
+        raise not_served(str(path), kind)
     text = found.get("text_config", found) if kind in _WITH_TEXT_CONFIG else found
     if not isinstance(text, dict):
         raise ModelLoadError(f"{path}: text_config is no object")

@@ -11,7 +11,7 @@ from typing import Any
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import Experts, GemmaConfig
 from gemma_server.weights.architecture import count_layers
-from gemma_server.weights.gemma4 import Kinds, StoredLayer, heads_of, layers_of, named
+from gemma_server.weights.gemma4 import Kinds, StoredLayer, config_with, heads_of, layers_of
 from gemma_server.weights.numbers import Numbers
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -69,33 +69,23 @@ def gemma4_config(path: Path, model: Mapping[str, Any], shapes: Shapes) -> Gemma
         names = (name.split(".")[1] for name in shapes if name.startswith("layers."))
         layers = count_layers(number, "num_hidden_layers", names)
         stored = [_stored_layer(shapes, index) for index in range(layers)]
-    except (KeyError, ValueError) as error:
+        per_layer = shapes[_OWN_TABLE][1] // layers if _OWN_TABLE in shapes else None
+    except (KeyError, ValueError, IndexError) as error:
         raise ModelLoadError(f"{path.parent}: not a Gemma 4: {error}") from None
     _check(number, width, stored)
-    per_layer = shapes[_OWN_TABLE][1] // layers if _OWN_TABLE in shapes else None
     if (said := model.get("hidden_size_per_layer_input")) is not None and said != (per_layer or 0):
         raise number.wrong("hidden_size_per_layer_input", f"its tensors have {per_layer}")
-    try:
-        return named(
-            GemmaConfig(
-                name=f"gemma-4-{layers}x{width}",
-                width=width,
-                vocab=vocab,
-                context_length=number.whole("max_position_embeddings", 131_072),
-                query_scale=1.0,
-                layers=layers_of(str(path), stored, _kinds(path, model, number, layers)),
-                final_softcap=number.real_or_none("final_logit_softcapping", None),
-                qk_norm=True,
-                post_norms=True,
-                value_norm=True,
-                output_scale=True,
-                per_layer_width=per_layer,
-                experts=_experts(number, shapes),
-                norm_eps=number.real("rms_norm_eps", 1e-6),
-            )
-        )
-    except ValueError as error:
-        raise ModelLoadError(f"{path}: {error}") from None
+    return config_with(
+        str(path),
+        layers_of(str(path), stored, _kinds(path, model, number, layers)),
+        width=width,
+        vocab=vocab,
+        context_length=number.whole("max_position_embeddings", 131_072),
+        final_softcap=number.real_or_none("final_logit_softcapping", None),
+        per_layer_width=per_layer,
+        experts=_experts(number, shapes),
+        norm_eps=number.real("rms_norm_eps", 1e-6),
+    )
 
 
 def _stored_layer(shapes: Shapes, index: int) -> StoredLayer:

@@ -64,6 +64,11 @@ class OrbaxWeights:
     def __init__(self, path: Path) -> None:
         self.path = path
         stored = _text_model(path, open_arrays(path))
+        if any(name.endswith("/skip_scale") for name in stored):
+            raise ModelLoadError(
+                f"{path}: Gemma 4 is not read from Orbax files; take its Hugging Face "
+                "directory or a GGUF file"
+            )
         refuse_other_dtypes(path, stored)
         self.tensors = stored.keys()
         self.stored = stored_bytes(stored.values())
@@ -71,7 +76,7 @@ class OrbaxWeights:
         try:
             self.config = preset_for(self._shape()).config()
         except ValueError as error:
-            raise ModelLoadError(f"{path}: not a Gemma 1, 2 or 3: {error}") from None
+            raise ModelLoadError(f"{path}: no Gemma that is served: {error}") from None
 
     def rows(self, leaf: str) -> Sequence[Rows]:
         if leaf == EMBEDDING:
