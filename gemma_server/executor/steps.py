@@ -12,7 +12,7 @@ from gemma_server.executor.variants import ProgramVariant
 from gemma_server.model.cache import Cache, copy_slot, empty_cache
 from gemma_server.model.logprobs import score_words, scored, unscored
 from gemma_server.model.sampling import Adjusted, Choose, always, never, sample
-from gemma_server.model.transformer import Params, Transformer
+from gemma_server.model.transformer import Params, Stream, Transformer
 
 SCORED = 8  # prompt tokens whose logits are in memory at once
 _TOP = MAX_TOP_LOGPROBS
@@ -61,20 +61,28 @@ class Steps:
         chunk = unpack_chunk(words)
         slots, index = chunk.slot[None], jnp.arange(chunk.tokens.shape[0])
         at = jnp.where(index < chunk.filled, chunk.offset + index, self.length)
-        hidden, cache = self._forward(params, chunk.tokens[None], at[None], state.cache, slots)
+        stream, cache = self._begin(params, chunk.tokens[None], at[None], state.cache, slots)
         tokens = state.tokens.at[chunk.slot, at].set(chunk.tokens, mode="drop")
         slot_params = unpack_params(chunk.params[None])
         behind = (chunk.offset + chunk.filled)[None]
-        last = jax.lax.dynamic_slice_in_dim(hidden[0], chunk.filled - 1, 1)  # [1, D]
+        last = jax.tree.map(
+            lambda made: jax.lax.dynamic_slice_in_dim(made, chunk.filled - 1, 1, axis=1), stream
+        )
+
+        def sampled_next() -> jax.Array:
+            hidden = self._finish(params, last, behind[None] - 1, cache, slots)
+            texts = tokens, slots
+            return self._sample(params, hidden[0], slot_params, behind, texts, variant)
+
+        def scored_prompt() -> jax.Array:
+            hidden = self._finish(params, stream, at[None], cache, slots)
+            return self._scored(params, hidden[0], chunk.scored)
+
         sampled = (jax.lax.cond if self.branches else always)(
-            chunk.sample,
-            lambda: self._sample(params, last, slot_params, behind, (tokens, slots), variant),
-            lambda: jnp.zeros((1, score_words(_TOP)), jnp.int32),
+            chunk.sample, sampled_next, lambda: jnp.zeros((1, score_words(_TOP)), jnp.int32)
         )
         prompt = self._choose(variant.scoring)(
-            chunk.score,
-            lambda: self._scored(params, hidden[0], chunk.scored),
-            lambda: unscored(chunk.scored, _TOP),
+            chunk.score, scored_prompt, lambda: unscored(chunk.scored, _TOP)
         )
         state = State(
             cache,
@@ -179,6 +187,32 @@ class Steps:
             tuple[jax.Array, Cache],
             self.model.apply({"params": params}, tokens, positions, cache, slots),
         )
+
+    def _begin(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        positions: jax.Array,
+        cache: Cache,
+        slots: jax.Array,
+    ) -> tuple[Stream, Cache]:
+        begun = self.model.apply(
+            {"params": params}, tokens, positions, cache, slots, method="begin"
+        )
+        return cast(tuple[Stream, Cache], begun)
+
+    def _finish(
+        self,
+        params: Params,
+        stream: Stream,
+        positions: jax.Array,
+        cache: Cache,
+        slots: jax.Array,
+    ) -> jax.Array:
+        hidden = self.model.apply(
+            {"params": params}, stream, positions, cache, slots, method="finish"
+        )
+        return cast(jax.Array, hidden)
 
     def _logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         return cast(jax.Array, self.model.apply({"params": params}, hidden, method="logits"))

@@ -1,6 +1,6 @@
 """The Gemma transformer: embeddings, L blocks, final norm, tied output layer."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,8 +81,19 @@ class PerLayerInput(nn.Module):
         return RMSNorm(self.config.norm_eps, self.numerics, name="norm")(y)
 
 
+class Stream(NamedTuple):
+    """What the first layers made of some tokens, for the last ones."""
+
+    x: jax.Array  # [B, T, D]
+    own: jax.Array | None  # the embeddings of each layer's own [B, T, L, P]
+
+
 class Transformer(nn.Module):
-    """The whole model."""
+    """The whole model.
+
+    The last layers of a small Gemma 4 have no keys and values of their own: only what is wanted of
+    their output has to go through them.
+    """
 
     config: GemmaConfig
     numerics: Numerics
@@ -107,14 +118,46 @@ class Transformer(nn.Module):
         A position at or beyond the cache's length marks padding: nothing is written for it, and
         what comes out for it means nothing.
         """
+        stream, cache = self.begin(tokens, positions, cache, slots)
+        return self.finish(stream, positions, cache, slots), cache
+
+    def begin(
+        self, tokens: jax.Array, positions: jax.Array, cache: Cache, slots: jax.Array
+    ) -> tuple[Stream, Cache]:
+        """The layers up to the last that has keys and values of its own, and the new cache."""
         x = self.embedder.encode(tokens)
-        own = self.embedder.per_layer(tokens, x)
+        stream = Stream(x, self.embedder.per_layer(tokens, x))
+        return self._through(range(self._first), stream, positions, cache, slots)
+
+    def finish(
+        self, stream: Stream, positions: jax.Array, cache: Cache, slots: jax.Array
+    ) -> jax.Array:
+        """The layers behind these, at all of the tokens or some of them -> hidden [B, T, D]."""
+        rest = range(self._first, len(self.blocks))
+        stream, _ = self._through(rest, stream, positions, cache, slots)
+        return self.final_norm(stream.x)
+
+    @property
+    def _first(self) -> int:
+        """How many layers there are up to the last that has keys and values of its own."""
+        return self.config.cached_layers[-1] + 1
+
+    def _through(
+        self,
+        layers: range,
+        stream: Stream,
+        positions: jax.Array,
+        cache: Cache,
+        slots: jax.Array,
+    ) -> tuple[Stream, Cache]:
+        x, own = stream
         caches = dict(zip(self.config.cached_layers, cache, strict=True))
-        for index, (block, layer) in enumerate(zip(self.blocks, self.config.layers, strict=True)):
-            owner = index if layer.kv_layer is None else layer.kv_layer
+        for index in layers:
+            source = self.config.layers[index].kv_layer
+            owner = index if source is None else source
             of_layer = None if own is None else own[:, :, index]
-            x, caches[owner] = block(x, positions, caches[owner], slots, of_layer)
-        return self.final_norm(x), tuple(caches.values())
+            x, caches[owner] = self.blocks[index](x, positions, caches[owner], slots, of_layer)
+        return Stream(x, own), tuple(caches.values())
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[B, D] -> [B, V] in f32."""

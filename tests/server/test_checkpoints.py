@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gemma_server.errors import ModelLoadError
@@ -114,6 +115,14 @@ def test_gemma4_is_converted_and_served(start: Start, tmp_path: Path) -> None:
     ids = gemma4.greedy(gemma4.PRESETS[name], gemma4_weights(name), tokenizer.encode(PROMPT), STEPS)
     answer = server.prompt(PROMPT, sampling_steps=STEPS, ignore_eos=True)
     assert answer.json["response"] == tokenizer.decode(ids)
+    # Of a prompt that is scored, all positions go through the layers without keys of their own.
+    body = {"prompt": PROMPT, "max_tokens": 0, "echo": True, "logprobs": 0}
+    [choice] = server.ask("POST", "/v1/completions", body).json["choices"]
+    read = tokenizer.encode(PROMPT)
+    logits = gemma4.logits(gemma4.PRESETS[name], gemma4_weights(name), read)[:-1]
+    scores = np.take_along_axis(logits, np.array(read[1:])[:, None], axis=-1)[:, 0]
+    scores -= np.log(np.exp(logits).sum(axis=-1))
+    np.testing.assert_allclose(choice["logprobs"]["token_logprobs"][1:], scores, atol=1e-3)
     messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
     tokens = server.ask("POST", "/tokenize", {"messages": messages}).json["tokens"]
     turns = "<|turn>system\na<turn|>\n<|turn>user\nb<turn|>\n<|turn>model\n"
