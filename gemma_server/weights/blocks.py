@@ -3,15 +3,13 @@
 That is GGUF's Q8_0. The native kernels and the model read them packed: see `pack`.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from gemma_server.model.config import BLOCK, GROUP
-from gemma_server.weights.arrays import Array, aligned_empty
+from gemma_server.weights.arrays import Array, aligned_empty, on_all_cores
 
 LARGEST = 127
 _CHUNK_BYTES = 1 << 20  # work on this much at a time: it stays in the CPU's caches
@@ -48,9 +46,7 @@ def quantize(matrix: Array) -> Blocks:
     blocks = Blocks.empty(out, width)
     step = max(1, _CHUNK_BYTES // (4 * width))
     chunks = [slice(row, row + step) for row in range(0, out, step)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(lambda rows: _quantize_into(matrix[rows], blocks[rows]), chunks):
-            pass
+    on_all_cores(lambda rows: _quantize_into(matrix[rows], blocks[rows]), chunks)
     return blocks
 
 
@@ -69,15 +65,21 @@ def _quantize_into(matrix: Array, blocks: Blocks) -> None:
 
 
 def pack(blocks: Blocks) -> Packed:
-    """The same weights, packed."""
+    """The same weights, packed on all cores."""
     out, count = blocks.scales.shape
     groups = -(-out // GROUP)
     values = aligned_empty((groups, count * BLOCK // 2, GROUP), np.uint16)  # pairs
     scales = aligned_empty((groups, count, GROUP), np.float16)
     values[-1], scales[-1] = 0, 0
     pairs = blocks.values.view(np.uint16)
-    for group in range(groups):
-        rows = slice(group * GROUP, min((group + 1) * GROUP, out))
-        values[group, :, : rows.stop - rows.start] = pairs[rows].T
-        scales[group, :, : rows.stop - rows.start] = blocks.scales[rows].T
+
+    def pack_some(some: range) -> None:
+        for group in some:
+            rows = slice(group * GROUP, min((group + 1) * GROUP, out))
+            values[group, :, : rows.stop - rows.start] = pairs[rows].T
+            scales[group, :, : rows.stop - rows.start] = blocks.scales[rows].T
+
+    step = max(1, _CHUNK_BYTES // (GROUP * count * BLOCK))
+    starts = range(0, groups, step)
+    on_all_cores(pack_some, [range(start, min(start + step, groups)) for start in starts])
     return Packed(values.view(np.int8).reshape(groups, count, BLOCK // 2, GROUP, 2), scales)

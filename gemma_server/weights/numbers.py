@@ -17,10 +17,11 @@ class Numbers:
     def __init__(self, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
         self._values, self._where, self._prefix = values, where, prefix
 
-    def whole(self, name: str, default: int | None = None) -> int:
-        """A count of at least 1; without a default it must be there."""
+    def whole(self, name: str, default: int | None = None, *, least: int = 1) -> int:
+        """A count of at least so many; without a default it must be there. Null is not there."""
         value = self._one(name, default)
-        if type(value) is not int or not 1 <= value < 2**31:
+        value = default if value is None else value
+        if type(value) is not int or not least <= value < 2**31:
             raise self.wrong(name)
         return value
 

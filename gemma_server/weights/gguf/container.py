@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_server.errors import ModelLoadError
+from gemma_server.weights.arrays import on_all_cores
 from gemma_server.weights.blocks import Blocks
 from gemma_server.weights.files import INCOMPLETE, require_file
 from gemma_server.weights.gguf.blocks import unpack_blocks
@@ -32,6 +33,9 @@ _DEFAULT_ALIGNMENT = 32
 # No Gemma comes near these limits; without them a hostile header could take minutes to parse.
 _MOST_ENTRIES, _MOST_STRINGS = 10_000, 1 << 20
 _CHUNK_BYTES = 1 << 18  # dequantised at a time: it stays in the CPU's caches
+
+
+Chunk = tuple[slice, npt.NDArray[np.uint8]]  # rows of a tensor, as they are stored
 
 
 @dataclass(frozen=True)
@@ -104,18 +108,28 @@ class GgufFile:
         tensor = self.tensors[name]
         kind = GGMLQuantizationType(tensor.type)
         flat = out.reshape(-1, tensor.shape[-1])
-        for rows, raw in self._chunks(tensor, len(flat)):
+
+        def widen(chunk: Chunk) -> None:
+            rows, raw = chunk
             flat[rows] = dequantize(raw, kind)
+
+        on_all_cores(widen, self._chunks(tensor, len(flat)))
+        self._forget(tensor)
 
     def copy_blocks(self, name: str, out: Blocks) -> None:
         """Write the tensor into `out`, of its shape or fewer rows; a type of EXACT_IN_BLOCKS."""
         tensor = self.tensors[name]
-        for rows, raw in self._chunks(tensor, len(out.values)):
+
+        def unpack(chunk: Chunk) -> None:
+            rows, raw = chunk
             blocks = raw.reshape(*out.scales[rows].shape, -1)
             values, out.scales[rows] = unpack_blocks(blocks, tensor.type_name)
-            out.values[rows] = values.reshape(len(raw), -1)
+            out.values[rows].reshape(values.shape)[...] = values
 
-    def _chunks(self, tensor: Tensor, rows: int) -> Iterator[tuple[slice, npt.NDArray[np.uint8]]]:
+        on_all_cores(unpack, self._chunks(tensor, len(out.values)))
+        self._forget(tensor)
+
+    def _chunks(self, tensor: Tensor, rows: int) -> Iterator[Chunk]:
         """The first rows of a tensor as stored, in chunks [rows, bytes] that fit a CPU's cache."""
         stored = math.prod(tensor.shape[:-1])
         raw = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.start).reshape(stored, -1)
@@ -123,7 +137,6 @@ class GgufFile:
         for row in range(0, rows, step):
             part = slice(row, min(row + step, rows))
             yield part, raw[part]
-        self._forget(tensor)
 
     def _forget(self, tensor: Tensor) -> None:
         """Release a tensor's pages, so that the file does not stay in memory beside its values."""

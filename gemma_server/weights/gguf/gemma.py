@@ -44,8 +44,10 @@ class GgufWeights:
         self.path = path
         self._file = GgufFile(path)
         self.tensors = [name for name in self._file.tensors if not name.startswith(_NOT_TEXT)]
-        if self._file.metadata.get("general.architecture") == "gemma4":
-            _refuse_split(self._file)
+        family = _family(self._file)
+        _refuse_split(self._file)
+        _refuse_what_changes_the_numbers(self._file, family)
+        if family == "gemma4":
             self.config = gemma4.gemma4_config(self._file)
             self.tensors = [
                 name
@@ -53,7 +55,7 @@ class GgufWeights:
                 if name not in gemma4.BESIDE and not gemma4.is_dead(name, self.config)
             ]
         else:
-            self.config = _config(self._file, self.tensors)
+            self.config = _config(self._file, family, self.tensors)
         self._file.refuse_undecodable(self.tensors)
         number = Numbers(self._file.metadata, str(path), "tokenizer.ggml.")
         self.stop_ids = frozenset[int]().union(*map(number.ids, _STOPS))
@@ -153,14 +155,16 @@ _LOCAL_BASE = ("rope.freq_base_swa", "rope.local.freq_base")
 _ALWAYS = {"attention.causal": True, "pooling_type": 0, "expert_count": 0}
 
 
-def _config(file: GgufFile, tensors: Collection[str]) -> GemmaConfig:
-    """The architecture from the metadata; values that it lacks come from the released row."""
+def _family(file: GgufFile) -> str:
     family = file.metadata.get("general.architecture")
     if not isinstance(family, str) or family not in FAMILIES:
         raise not_served(str(file.path), family)
+    return family
+
+
+def _config(file: GgufFile, family: str, tensors: Collection[str]) -> GemmaConfig:
+    """The architecture from the metadata; values that it lacks come from the released row."""
     number = Numbers(file.metadata, str(file.path), f"{family}.")
-    _refuse_split(file)
-    _refuse_what_changes_the_numbers(file, family)
     preset = preset_of_family(str(file.path), family, _shape(file, number, tensors))
     preset = replace(
         preset,
@@ -186,6 +190,8 @@ def _refuse_split(file: GgufFile) -> None:
 
 def _refuse_what_changes_the_numbers(file: GgufFile, family: str) -> None:
     for name, usual in _ALWAYS.items():
+        if family == "gemma4" and name == "expert_count":
+            continue
         value = file.metadata.get(f"{family}.{name}", usual)
         if type(value) is not type(usual) or value != usual:
             raise ModelLoadError(f"{file.path}: {family}.{name} is {value!r:.100}: not supported")

@@ -128,10 +128,9 @@ def _kinds(file: GgufFile, number: Numbers, stored: Sequence[StoredLayer]) -> Ki
         local = tuple(bool((index + 1) % period) for index in range(len(stored)))
     if len(local) != len(stored):
         raise number.wrong(pattern, f"{len(local)} flags, but it has {len(stored)} layers")
-    sharing = file.metadata.get("gemma4.attention.shared_kv_layers", 0)
     return Kinds(
         local=local,
-        sharing=0 if sharing == 0 else number.whole("attention.shared_kv_layers"),
+        sharing=number.whole("attention.shared_kv_layers", 0, least=0),
         window=number.whole("attention.sliding_window", 512),
         local_base=number.real("rope.freq_base_swa", 10_000.0),
         global_base=number.real("rope.freq_base", 1_000_000.0),

@@ -73,8 +73,8 @@ def gemma4_config(path: Path, model: Mapping[str, Any], shapes: Shapes) -> Gemma
     except (KeyError, ValueError, IndexError) as error:
         raise ModelLoadError(f"{path.parent}: not a Gemma 4: {error}") from None
     _check(number, width, stored)
-    if (said := model.get("hidden_size_per_layer_input")) is not None and said != (per_layer or 0):
-        raise number.wrong("hidden_size_per_layer_input", f"its tensors have {per_layer}")
+    if number.whole("hidden_size_per_layer_input", per_layer or 0, least=0) != (per_layer or 0):
+        raise number.wrong("hidden_size_per_layer_input", f"its tensors have {per_layer or 0}")
     return config_with(
         str(path),
         layers_of(str(path), stored, _kinds(path, model, number, layers)),
@@ -136,11 +136,10 @@ def _kinds(path: Path, model: Mapping[str, Any], number: Numbers, layers: int) -
     )
     if local.real("partial_rotary_factor", 1.0) != 1.0:
         raise local.wrong("partial_rotary_factor", "local layers turn all pairs")
-    sharing = model.get("num_kv_shared_layers") or 0
     return Kinds(
         # transformers forces the last one, too.
         local=(*(kind == "sliding_attention" for kind in types[:-1]), False),
-        sharing=0 if sharing == 0 else number.whole("num_kv_shared_layers"),
+        sharing=number.whole("num_kv_shared_layers", 0, least=0),
         window=number.whole("sliding_window", 512),
         local_base=local.real("rope_theta", 10_000.0),
         global_base=everywhere.real("rope_theta", 1_000_000.0),
