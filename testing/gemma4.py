@@ -183,10 +183,16 @@ _GGUF_OUTSIDE = {
 
 
 def write_gemma4_gguf(
-    path: Path, name: str, *, with_dead: bool = False, metadata: Mapping[str, Any] | None = None
+    path: Path,
+    name: str,
+    *,
+    with_dead: bool = False,
+    experts_apart: bool = False,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a preset as llama.cpp's converter would, in f32, with its tokenizer. `with_dead`: the
-    keys and values, too, of layers that use another's. `metadata` is written over its own."""
+    keys and values, too, of layers that use another's. `experts_apart`: their gates and their ups
+    in two tensors. `metadata` is written over its own."""
     import gguf
 
     c, weights = PRESETS[name], gemma4_weights(name)
@@ -207,6 +213,11 @@ def write_gemma4_gguf(
             for dead in ("attn_k", "attn_v"):
                 tensors[f"blk.{layer}.{dead}.weight"] = np.full((k * h, c.width), 7.0)
             tensors[f"blk.{layer}.attn_k_norm.weight"] = np.full(h, 7.0)
+    if experts_apart:
+        for fused in [tensor for tensor in tensors if "gate_up_exps" in tensor]:
+            gate, up = np.split(tensors.pop(fused), 2, axis=1)
+            tensors[fused.replace("gate_up", "gate")] = gate
+            tensors[fused.replace("gate_up", "up")] = up
     for tensor, values in tensors.items():
         writer.add_tensor(tensor, np.ascontiguousarray(values, np.float32))
     finish_gguf(writer)

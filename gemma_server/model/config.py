@@ -132,10 +132,13 @@ class GemmaConfig:
         layer = self.layers[index]
         q, kv = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
         cached = () if layer.kv_layer is not None else (kv,) if layer.keys_are_values else (kv, kv)
-        return {
+        rows = {
             "attention/qkv/kernel": (q, *cached),
             "feed_forward/gate_up/kernel": (layer.hidden, layer.hidden),
         }
+        if self.experts is not None:  # each one's gate and up
+            rows["experts/gate_up/kernel"] = (self.experts.hidden,) * 2 * self.experts.count
+        return rows
 
     def _layer_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
         layer, d, h = self.layers[index], self.width, self.layers[index].head_dim
@@ -179,13 +182,13 @@ class GemmaConfig:
 
 
 def _expert_shapes(experts: Experts, width: int) -> dict[str, tuple[int, ...]]:
-    """The leaves of a mixture. The matrices of all experts lie below each other."""
+    """The leaves of a mixture but one, which is fused. The matrices of all experts lie below each
+    other."""
     count, hidden = experts.count, experts.hidden
     return {
         "experts/router/norm/scale": (width,),
         "experts/router/kernel": (count, width),
         "experts/router/expert/scale": (count,),
-        "experts/gate_up/kernel": (count * 2 * hidden, width),
         "experts/down/kernel": (count * width, hidden),
         "pre_experts_norm/scale": (width,),
         "post_experts_norm/scale": (width,),

@@ -48,8 +48,10 @@ def test_every_format_gives_the_same_model(name: str, tmp_path: Path) -> None:
     expected = _tree(HuggingFaceWeights(write_gemma4_hf(tmp_path / "hf", name)))
     _assert_same(_tree(open_weights(write_gemma4_hf(tmp_path / "two", name, shards=2))), expected)
     _assert_same(_tree(open_weights(write_gemma4_multimodal(tmp_path / "mm", name))), expected)
-    for with_dead in (False, True):
-        path = write_gemma4_gguf(tmp_path / f"{with_dead}.gguf", name, with_dead=with_dead)
+    for other in (False, True):
+        path = write_gemma4_gguf(
+            tmp_path / f"{other}.gguf", name, with_dead=other, experts_apart=other
+        )
         _assert_same(_tree(GgufWeights(path)), expected)
 
 

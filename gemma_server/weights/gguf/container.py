@@ -96,8 +96,9 @@ class GgufFile:
                     "which is not supported"
                 ) from None
 
-    def copy(self, name: str, out: npt.NDArray[Any]) -> None:
-        """Write the tensor's values into `out`, of its shape or fewer rows, in `out`'s dtype.
+    def copy(self, name: str, out: npt.NDArray[Any], first: int = 0) -> None:
+        """Write the tensor's values from row `first` on into `out`, of its shape or fewer rows, in
+        `out`'s dtype.
 
         Raises:
             KeyError: there is no such tensor.
@@ -113,11 +114,12 @@ class GgufFile:
             rows, raw = chunk
             flat[rows] = dequantize(raw, kind)
 
-        on_all_cores(widen, self._chunks(tensor, len(flat)))
+        on_all_cores(widen, self._chunks(tensor, len(flat), first))
         self._forget(tensor)
 
-    def copy_blocks(self, name: str, out: Blocks) -> None:
-        """Write the tensor into `out`, of its shape or fewer rows; a type of EXACT_IN_BLOCKS."""
+    def copy_blocks(self, name: str, out: Blocks, first: int = 0) -> None:
+        """Write the tensor from row `first` on into `out`, of its shape or fewer rows; a type of
+        EXACT_IN_BLOCKS."""
         tensor = self.tensors[name]
 
         def unpack(chunk: Chunk) -> None:
@@ -126,17 +128,18 @@ class GgufFile:
             values, out.scales[rows] = unpack_blocks(blocks, tensor.type_name)
             out.values[rows].reshape(values.shape)[...] = values
 
-        on_all_cores(unpack, self._chunks(tensor, len(out.values)))
+        on_all_cores(unpack, self._chunks(tensor, len(out.values), first))
         self._forget(tensor)
 
-    def _chunks(self, tensor: Tensor, rows: int) -> Iterator[Chunk]:
-        """The first rows of a tensor as stored, in chunks [rows, bytes] that fit a CPU's cache."""
+    def _chunks(self, tensor: Tensor, rows: int, first: int) -> Iterator[Chunk]:
+        """Rows of a tensor as stored, from `first` on, in chunks [rows, bytes] that fit a CPU's
+        cache, each with its place among them."""
         stored = math.prod(tensor.shape[:-1])
         raw = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.start).reshape(stored, -1)
         step = max(1, _CHUNK_BYTES // raw.shape[1])
         for row in range(0, rows, step):
-            part = slice(row, min(row + step, rows))
-            yield part, raw[part]
+            stop = min(row + step, rows)
+            yield slice(row, stop), raw[first + row : first + stop]
 
     def _forget(self, tensor: Tensor) -> None:
         """Release a tensor's pages, so that the file does not stay in memory beside its values."""

@@ -96,7 +96,30 @@ class GgufWeights:
         return pieces, scores.tolist(), types.tolist()
 
     def rows(self, leaf: str) -> Sequence[Rows]:
-        return [self._rows_of(name) for name in self._stored_names(leaf)]
+        names = self._stored_names(leaf)
+        if leaf.endswith(gemma4.FUSED_EXPERTS) and names[0] not in self._file.tensors:
+            return self._experts_apart(names[0])
+        return [self._rows_of(name) for name in names]
+
+    def _experts_apart(self, fused: str) -> list[Rows]:
+        """Each expert's gate and up, from tensors that have all gates and all ups."""
+        apart = [fused.replace("gate_up_exps", f"{part}_exps") for part in ("gate", "up")]
+        shape = self._file.tensors[apart[0]].shape
+        if len(shape) != 3:
+            return list(map(self._rows_of, apart))  # which do not fit, and are refused
+        count, rows, columns = shape
+        return [
+            Rows(
+                name,
+                (rows, columns),
+                partial(self._file.copy, name, first=expert * rows),
+                partial(self._file.copy_blocks, name, first=expert * rows)
+                if self._file.tensors[name].type_name in EXACT_IN_BLOCKS
+                else None,
+            )
+            for expert in range(count)
+            for name in apart
+        ]
 
     def _rows_of(self, name: str) -> Rows:
         """A tensor; matrices of experts lie below each other."""

@@ -27,6 +27,7 @@ OUTSIDE_BLOCKS = {
     "embedder/per_layer_projection/kernel": "per_layer_model_proj.weight",
     "embedder/per_layer_norm/scale": "per_layer_proj_norm.weight",
 }
+FUSED_EXPERTS = "experts/gate_up/kernel"
 IN_BLOCKS = {
     "per_layer/gate/kernel": "inp_gate.weight",
     "per_layer/projection/kernel": "proj.weight",
@@ -35,7 +36,7 @@ IN_BLOCKS = {
     "experts/router/norm/scale": "ffn_gate_inp.scale",
     "experts/router/kernel": "ffn_gate_inp.weight",
     "experts/router/expert/scale": "ffn_down_exps.scale",
-    "experts/gate_up/kernel": "ffn_gate_up_exps.weight",
+    FUSED_EXPERTS: "ffn_gate_up_exps.weight",
     "experts/down/kernel": "ffn_down_exps.weight",
     "pre_experts_norm/scale": "pre_ffw_norm_2.weight",
     "post_experts_norm/scale": "post_ffw_norm_2.weight",
@@ -112,12 +113,15 @@ def _check(number: Numbers, width: int, stored: Sequence[StoredLayer]) -> None:
 
 
 def _experts(number: Numbers, shapes: Shapes) -> Experts | None:
-    shape = shapes.get("blk.0.ffn_gate_up_exps.weight")
+    """Their sizes, whether gate and up are in one tensor or in two."""
+    fused, apart = (shapes.get(f"blk.0.ffn_{name}_exps.weight") for name in ("gate_up", "gate"))
+    shape = fused or apart
     if shape is None:
         return None
-    if len(shape) != 3 or shape[1] % 2:
+    if len(shape) != 3 or (fused and shape[1] % 2):
         raise number.wrong("expert_feed_forward_length", f"its experts have {list(shape)}")
-    return Experts(shape[0], number.whole("expert_used_count"), shape[1] // 2)
+    hidden = shape[1] // 2 if fused else shape[1]
+    return Experts(shape[0], number.whole("expert_used_count"), hidden)
 
 
 def _kinds(file: GgufFile, number: Numbers, stored: Sequence[StoredLayer]) -> Kinds:
