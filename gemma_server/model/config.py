@@ -37,7 +37,8 @@ class LayerConfig:
         ):
             raise ValueError(f"no Gemma has a layer of these sizes: {self}")
         numbers = (self.window, self.rope_base, self.rope_factor, self.rope_share)
-        if not all(number is None or 0 < number < 2**40 for number in numbers):
+        turns_some = 0 < self.rope_share <= 1
+        if not turns_some or not all(number is None or 0 < number < 2**40 for number in numbers):
             raise ValueError(f"no Gemma has such a layer: {self}")
 
 

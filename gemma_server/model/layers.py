@@ -162,7 +162,7 @@ def rotate(
     only the first `share` turn, at the speed that they have among all.
     """
     half = x.shape[-1] // 2
-    turning = math.ceil(share * half)
+    turning = math.floor(share * half + 1e-6)  # a share from a file is rounded
     timescale = base ** (jnp.arange(turning, dtype=jnp.float32) / half)
     angle = positions[..., None, None].astype(jnp.float32) / timescale / factor  # [B, T, 1, H/2]
     sin, cos = jnp.sin(angle), jnp.cos(angle)

@@ -31,11 +31,12 @@ _NO_DECODER: Mapping[str, str] = {
 }
 
 
-def not_served(where: str, kind: object) -> ModelLoadError:
-    """The error for a checkpoint of this kind, whatever the file calls that."""
-    if isinstance(kind, str) and kind in _NO_DECODER:
-        return ModelLoadError(f"{where}: {kind} is not served: {_NO_DECODER[kind]}")
-    return ModelLoadError(f"{where}: no Gemma that is served, but {str(kind)[:100]!r}")
+def not_served(where: str, name: str, kind: object) -> ModelLoadError:
+    """The error for a checkpoint of this kind, which the file states under this name."""
+    why = "it is no Gemma"
+    if isinstance(kind, str):
+        why = _NO_DECODER.get(kind, why)
+    return ModelLoadError(f"{where}: {name} {str(kind)[:100]!r} is not served: {why}")
 
 
 def family_of(config: GemmaConfig) -> str:

@@ -1,10 +1,25 @@
 """Gemma 4 as its checkpoints describe it, layer by layer: what several formats share."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import RELEASED, Experts, GemmaConfig, LayerConfig
+from gemma_server.weights.numbers import Numbers
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Names(NamedTuple):
+    """What a format calls the tensors of layer `{}` that show its sizes."""
+
+    queries: str
+    query_norm: str
+    keys: str
+    key_norm: str
+    values: str
+    gate: str
 
 
 @dataclass(frozen=True)
@@ -29,13 +44,68 @@ class Kinds:
     local_base: float
     global_base: float
     global_share: float  # of the pairs, those that turn
+    keys_are_values: bool | None = None  # in global layers; None: where no values are stored
 
 
-def heads_of(rows: int, head_dim: int) -> int:
-    """How many heads so many rows are. Raises ValueError if they are none."""
+def stored_layers(shapes: Shapes, count: int, names: Names) -> list[StoredLayer]:
+    """The sizes of so many layers.
+
+    Raises:
+        KeyError, ValueError, IndexError: they are not a Gemma 4's.
+    """
+
+    def layer(index: int) -> StoredLayer:
+        def shape(name: str) -> tuple[int, ...]:
+            return shapes[name.format(index)]
+
+        [head_dim] = shape(names.query_norm)
+        keys = shapes.get(names.keys.format(index))
+        return StoredLayer(
+            heads=_heads(shape(names.queries)[0], head_dim),
+            head_dim=head_dim,
+            hidden=shape(names.gate)[0],
+            kv_heads=None if keys is None else _heads(keys[0], head_dim),
+            has_values=names.values.format(index) in shapes,
+        )
+
+    return list(map(layer, range(count)))
+
+
+def _heads(rows: int, head_dim: int) -> int:
     if head_dim < 1 or rows % head_dim:
         raise ValueError(f"{rows} rows are no heads of {head_dim}")
     return rows // head_dim
+
+
+def check_sizes(number: Numbers, found: Mapping[str, Collection[int]]) -> None:
+    """Refuse a file that says other sizes than its tensors have. One that says none is believed.
+
+    Raises:
+        ModelLoadError: a number is not among those found.
+    """
+    for name, sizes in found.items():
+        for said in number.wholes(name):
+            if said not in sizes:
+                raise number.wrong(name, f"its tensors have {sorted(sizes)}")
+
+
+def sizes_of(stored: Sequence[StoredLayer], kinds: Kinds, local: bool) -> set[int]:
+    """The widths of the heads of one kind of layer."""
+    return {layer.head_dim for layer, own in zip(stored, kinds.local, strict=True) if own == local}
+
+
+def experts_of(where: str, shape: tuple[int, ...] | None, chosen: int, fused: bool) -> Experts:
+    """The mixture, from the shape of a layer's gates, or of its gates and ups.
+
+    Raises:
+        ModelLoadError: no mixture has such sizes.
+    """
+    if shape is None or len(shape) != 3 or (fused and shape[1] % 2):
+        raise ModelLoadError(f"{where}: its experts have the shape {list(shape or ())}")
+    try:
+        return Experts(shape[0], chosen, shape[1] // 2 if fused else shape[1])
+    except ValueError as error:
+        raise ModelLoadError(f"{where}: {error}") from None
 
 
 def layers_of(where: str, stored: Sequence[StoredLayer], kinds: Kinds) -> tuple[LayerConfig, ...]:
@@ -46,19 +116,26 @@ def layers_of(where: str, stored: Sequence[StoredLayer], kinds: Kinds) -> tuple[
     """
     if not 0 <= kinds.sharing < len(stored):
         raise ModelLoadError(f"{where}: {kinds.sharing} of {len(stored)} layers share keys")
+    for local in (True, False):
+        if len(sizes_of(stored, kinds, local)) > 1:
+            what = "local" if local else "global"
+            raise ModelLoadError(f"{where}: its {what} layers have heads of several widths")
     owners = len(stored) - kinds.sharing
     last_of = {is_local: index for index, is_local in enumerate(kinds.local[:owners])}
     layers: list[LayerConfig] = []
     for index, layer in enumerate(stored):
         is_local, source = kinds.local[index], None
-        kv_heads, has_values = layer.kv_heads, layer.has_values
+        kv_heads = layer.kv_heads
+        keys_are_values = not is_local and (
+            not layer.has_values if kinds.keys_are_values is None else kinds.keys_are_values
+        )
         if index >= owners:
             source = last_of.get(is_local)
             if source is None:
                 raise ModelLoadError(f"{where}: no layer has keys and values for layer {index}")
-            kv_heads, has_values = layers[source].kv_heads, True
-        if kv_heads is None:
-            raise ModelLoadError(f"{where}: layer {index} has no keys")
+            kv_heads, keys_are_values = layers[source].kv_heads, False
+        elif kv_heads is None or not (layer.has_values or keys_are_values):
+            raise ModelLoadError(f"{where}: layer {index} has no keys or no values")
         try:
             layers.append(
                 LayerConfig(
@@ -70,12 +147,24 @@ def layers_of(where: str, stored: Sequence[StoredLayer], kinds: Kinds) -> tuple[
                     rope_base=kinds.local_base if is_local else kinds.global_base,
                     rope_share=1.0 if is_local else kinds.global_share,
                     kv_layer=source,
-                    keys_are_values=not has_values,
+                    keys_are_values=keys_are_values,
                 )
             )
         except ValueError as error:
             raise ModelLoadError(f"{where}: layer {index}: {error}") from None
     return tuple(layers)
+
+
+def dead_tensors(config: GemmaConfig, names: Names) -> frozenset[str]:
+    """Names of tensors that some files have and nothing reads: keys and values of layers that use
+    another's, and values of those whose keys are their values."""
+    dead = set[str]()
+    for index, layer in enumerate(config.layers):
+        if layer.kv_layer is not None:
+            dead |= {name.format(index) for name in (names.keys, names.key_norm, names.values)}
+        elif layer.keys_are_values:
+            dead.add(names.values.format(index))
+    return frozenset(dead)
 
 
 def config_with(

@@ -25,6 +25,15 @@ class Numbers:
             raise self.wrong(name)
         return value
 
+    def wholes(self, name: str) -> list[int]:
+        """Counts of at least 1, one or one for each layer; none where the file says nothing."""
+        value = self._values.get(self._prefix + name)
+        items = value.tolist() if isinstance(value, np.ndarray) else value
+        items = items if isinstance(items, list) else [] if items is None else [items]
+        if not all(type(item) is int and 1 <= item < 2**31 for item in items):
+            raise self.wrong(name)
+        return items
+
     def real(self, name: str, default: float) -> float:
         """A positive number."""
         value = self.real_or_none(name, default)

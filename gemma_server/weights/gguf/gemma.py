@@ -19,13 +19,14 @@ from gemma_server.weights.architecture import (
     not_served,
     preset_of_family,
 )
+from gemma_server.weights.gemma4 import dead_tensors
 from gemma_server.weights.gguf import gemma4
 from gemma_server.weights.gguf.blocks import EXACT_IN_BLOCKS
 from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.numbers import Numbers
 from gemma_server.weights.source import EMBEDDING, Rows
 
-_NOT_TEXT = ("v.", "mm.")  # prefixes of the vision tower and its projector
+_NOT_TEXT = ("v.", "mm.", "a.")  # prefixes of the vision tower, its projector, the audio tower
 # What ends an answer, a turn, a message to a tool; Ollama's converter writes the list.
 _STOPS = ("eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids")
 _LAST_PIECE_TYPE = 6  # SentencePiece: normal, unknown, control, user defined, unused, byte
@@ -49,11 +50,8 @@ class GgufWeights:
         _refuse_what_changes_the_numbers(self._file, family)
         if family == "gemma4":
             self.config = gemma4.gemma4_config(self._file)
-            self.tensors = [
-                name
-                for name in self.tensors
-                if name not in gemma4.BESIDE and not gemma4.is_dead(name, self.config)
-            ]
+            beside = dead_tensors(self.config, gemma4.NAMES) | gemma4.BESIDE
+            self.tensors = [name for name in self.tensors if name not in beside]
         else:
             self.config = _config(self._file, family, self.tensors)
         self._file.refuse_undecodable(self.tensors)
@@ -85,7 +83,7 @@ class GgufWeights:
             if isinstance(merges := metadata.get("tokenizer.ggml.merges"), list):
                 scores = scores_of(pieces, merges)
             scores, types = np.asarray(scores, np.float64), np.asarray(types, np.int64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ModelLoadError(f"{self.path}: its tokenizer's arrays hold no numbers") from None
         if not (isinstance(pieces, list) and all(isinstance(piece, str) for piece in pieces)):
             raise ModelLoadError(f"{self.path}: its tokenizer's pieces are no strings")
@@ -181,7 +179,7 @@ _ALWAYS = {"attention.causal": True, "pooling_type": 0, "expert_count": 0}
 def _family(file: GgufFile) -> str:
     family = file.metadata.get("general.architecture")
     if not isinstance(family, str) or family not in FAMILIES:
-        raise not_served(str(file.path), family)
+        raise not_served(str(file.path), "architecture", family)
     return family
 
 

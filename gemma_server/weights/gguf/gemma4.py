@@ -5,13 +5,25 @@ converter, `convert/convert_gemma4.go`, writes the same.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import Experts, GemmaConfig
 from gemma_server.weights.architecture import count_layers
-from gemma_server.weights.gemma4 import Kinds, StoredLayer, config_with, heads_of, layers_of
+from gemma_server.weights.gemma4 import (
+    Kinds,
+    Names,
+    Shapes,
+    StoredLayer,
+    check_sizes,
+    config_with,
+    experts_of,
+    layers_of,
+    sizes_of,
+    stored_layers,
+)
 from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.numbers import Numbers
 
@@ -21,7 +33,7 @@ _TABLE, _OWN_TABLE, _FREQUENCIES = (
 _NEVER_TURNS = 1e20  # divides a pair's angle: real files have 1e30
 _SHARE = 0.25  # of the pairs of global layers turn, where no tensor says it
 
-BESIDE = (_FREQUENCIES,)  # the architecture has what it says
+BESIDE = frozenset((_FREQUENCIES,))  # the architecture has what it says
 OUTSIDE_BLOCKS = {
     "embedder/per_layer_embedding": _OWN_TABLE,
     "embedder/per_layer_projection/kernel": "per_layer_model_proj.weight",
@@ -42,17 +54,20 @@ IN_BLOCKS = {
     "post_experts_norm/scale": "post_ffw_norm_2.weight",
     "post_dense_norm/scale": "post_ffw_norm_1.weight",
 }
-_OF_KEYS = tuple(f".{name}.weight" for name in ("attn_k", "attn_v", "attn_k_norm"))
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-def is_dead(name: str, config: GemmaConfig) -> bool:
-    """Whether a tensor is the keys or values of a layer that uses another's: some files have
-    them, and nothing reads them."""
-    if not (name.startswith("blk.") and name.endswith(_OF_KEYS)):
-        return False
-    return config.layers[int(name.split(".")[1])].kv_layer is not None
+NAMES = Names(
+    *(
+        f"blk.{{}}.{name}.weight"
+        for name in ("attn_q", "attn_q_norm", "attn_k", "attn_k_norm", "attn_v", "ffn_gate")
+    )
+)
+# What no Gemma 4 has otherwise; where a file does not say it, too.
+_USUAL: Mapping[str, tuple[Any, ...]] = {
+    "attn_logit_softcapping": (0.0,),
+    "attention.scale": (0.0, 1.0),
+    "rope.scaling.type": ("none", "linear"),
+    "rope.scaling.factor": (0.0, 1.0),
+    "expert_gating_func": (1,),  # softmax
+}
 
 
 def gemma4_config(file: GgufFile) -> GemmaConfig:
@@ -64,64 +79,68 @@ def gemma4_config(file: GgufFile) -> GemmaConfig:
     where = str(file.path)
     number = Numbers(file.metadata, where, "gemma4.")
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    _refuse_the_unusual(file, number)
     try:
         vocab, width = shapes[_TABLE]
-        blocks = (name.split(".")[1] for name in shapes if name.startswith("blk."))
-        layers = count_layers(number, "block_count", blocks)
-        stored = [_stored_layer(shapes, index) for index in range(layers)]
+        indices = (name.split(".")[1] for name in shapes if name.startswith("blk."))
+        layers = count_layers(number, "block_count", indices)
+        stored = stored_layers(shapes, layers, NAMES)
         per_layer = shapes[_OWN_TABLE][1] // layers if _OWN_TABLE in shapes else None
     except (KeyError, ValueError, IndexError) as error:
         raise ModelLoadError(f"{where}: not a Gemma 4: {error}") from None
-    _check(number, width, stored)
+    kinds = _kinds(file, number, stored)
+    of_layers = layers_of(where, stored, kinds)
+    experts = _experts(where, number, shapes)
+    wide = sizes_of(stored, kinds, local=False)
+    narrow = sizes_of(stored, kinds, local=True) or wide
+    check_sizes(
+        number,
+        {
+            "embedding_length": {width},
+            "attention.head_count": {layer.heads for layer in stored},
+            "attention.head_count_kv": {layer.kv_heads for layer in of_layers},
+            "attention.key_length": wide,
+            "attention.value_length": wide,
+            "rope.dimension_count": wide,
+            "attention.key_length_swa": narrow,
+            "attention.value_length_swa": narrow,
+            "rope.dimension_count_swa": narrow,
+            "feed_forward_length": {layer.hidden for layer in stored},
+        },
+    )
+    for name, size in (
+        ("embedding_length_per_layer_input", per_layer),
+        ("expert_count", experts and experts.count),
+    ):
+        if number.whole(name, size or 0, least=0) != (size or 0):
+            raise number.wrong(name, f"its tensors have {size or 0}")
     return config_with(
         where,
-        layers_of(where, stored, _kinds(file, number, stored)),
+        of_layers,
         width=width,
         vocab=vocab,
         context_length=number.whole("context_length", 131_072),
         final_softcap=number.real_or_none("final_logit_softcapping", None),
         per_layer_width=per_layer,
-        experts=_experts(number, shapes),
+        experts=experts,
         norm_eps=number.real("attention.layer_norm_rms_epsilon", 1e-6),
     )
 
 
-def _stored_layer(shapes: Shapes, index: int) -> StoredLayer:
-    at = f"blk.{index}"
-    [head_dim] = shapes[f"{at}.attn_q_norm.weight"]
-    rows_of_keys = shapes.get(f"{at}.attn_k.weight", (None,))[0]
-    return StoredLayer(
-        heads=heads_of(shapes[f"{at}.attn_q.weight"][0], head_dim),
-        head_dim=head_dim,
-        hidden=shapes[f"{at}.ffn_gate.weight"][0],
-        kv_heads=None if rows_of_keys is None else heads_of(rows_of_keys, head_dim),
-        has_values=f"{at}.attn_v.weight" in shapes,
-    )
+def _refuse_the_unusual(file: GgufFile, number: Numbers) -> None:
+    for name, usual in _USUAL.items():
+        said = file.metadata.get(f"gemma4.{name}", usual[0])
+        if isinstance(said, list | np.ndarray) or said not in usual:
+            raise number.wrong(name, "not supported")
 
 
-def _check(number: Numbers, width: int, stored: Sequence[StoredLayer]) -> None:
-    """Refuse metadata that says other sizes than the tensors have."""
-    found = {
-        "embedding_length": {width},
-        "attention.head_count": {layer.heads for layer in stored},
-        "attention.key_length": {layer.head_dim for layer in stored},
-        "attention.key_length_swa": {layer.head_dim for layer in stored},
-    }
-    for name, sizes in found.items():
-        if number.whole(name, min(sizes)) not in sizes:
-            raise number.wrong(name, f"its tensors have {sorted(sizes)}")
-
-
-def _experts(number: Numbers, shapes: Shapes) -> Experts | None:
-    """Their sizes, whether gate and up are in one tensor or in two."""
+def _experts(where: str, number: Numbers, shapes: Shapes) -> Experts | None:
+    """The mixture, whether gate and up are in one tensor or in two."""
     fused, apart = (shapes.get(f"blk.0.ffn_{name}_exps.weight") for name in ("gate_up", "gate"))
-    shape = fused or apart
-    if shape is None:
+    if fused is None and apart is None:
         return None
-    if len(shape) != 3 or (fused and shape[1] % 2):
-        raise number.wrong("expert_feed_forward_length", f"its experts have {list(shape)}")
-    hidden = shape[1] // 2 if fused else shape[1]
-    return Experts(shape[0], number.whole("expert_used_count"), hidden)
+    chosen = number.whole("expert_used_count")
+    return experts_of(where, fused or apart, chosen, fused=fused is not None)
 
 
 def _kinds(file: GgufFile, number: Numbers, stored: Sequence[StoredLayer]) -> Kinds:
@@ -146,9 +165,10 @@ def _share(file: GgufFile) -> float:
     """The share of a global head's pairs that turn: the first ones, whose angle is divided by 1."""
     if _FREQUENCIES not in file.tensors:
         return _SHARE
+    file.refuse_undecodable([_FREQUENCIES])
     divisors = np.empty(file.tensors[_FREQUENCIES].shape, np.float32)
     file.copy(_FREQUENCIES, divisors)
     turning = int((divisors == 1.0).sum())
-    if not turning or not (divisors[turning:] > _NEVER_TURNS).all():
+    if divisors.ndim != 1 or not turning or not (divisors[turning:] > _NEVER_TURNS).all():
         raise ModelLoadError(f"{file.path}: {_FREQUENCIES} holds what no Gemma 4 has")
     return turning / divisors.size

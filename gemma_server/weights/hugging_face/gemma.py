@@ -27,9 +27,10 @@ from gemma_server.weights.files import (
     read_json,
     read_text,
 )
+from gemma_server.weights.gemma4 import dead_tensors
 from gemma_server.weights.hugging_face import gemma4
 from gemma_server.weights.hugging_face.container import INDEX, SafetensorsDir, StoredTensor
-from gemma_server.weights.hugging_face.gemma4 import gemma4_config, is_dead
+from gemma_server.weights.hugging_face.gemma4 import gemma4_config
 from gemma_server.weights.numbers import Numbers
 from gemma_server.weights.source import EMBEDDING, Rows, plus_one
 
@@ -89,11 +90,8 @@ class HuggingFaceWeights:
         make_config = gemma4_config if self._is_gemma4 else _config
         self.config = make_config(path / "config.json", model, self._shapes())
         if self._is_gemma4:
-            self._tensors = {
-                name: stored
-                for name, stored in self._tensors.items()
-                if not is_dead(name, self.config)
-            }
+            for dead in dead_tensors(self.config, gemma4.NAMES):
+                self._tensors.pop(dead, None)
         self.stop_ids, self.chat_template = _stop_ids(path), _chat_template(path)
         self._in_layers = _IN_LAYERS if self.config.post_norms else _GEMMA1_LAYERS
 
@@ -185,7 +183,7 @@ def _text_config(path: Path) -> Mapping[str, Any]:
     found = read_json(path)
     kind = found.get("model_type")
     if not isinstance(kind, str) or kind not in _FAMILIES:
-        raise not_served(str(path), kind)
+        raise not_served(str(path), "model_type", kind)
     text = found.get("text_config", found) if kind in _WITH_TEXT_CONFIG else found
     if not isinstance(text, dict):
         raise ModelLoadError(f"{path}: text_config is no object")

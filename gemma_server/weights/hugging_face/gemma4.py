@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.model.config import Experts, GemmaConfig
+from gemma_server.model.config import Experts, GemmaConfig, LayerConfig
 from gemma_server.weights.architecture import count_layers
-from gemma_server.weights.gemma4 import Kinds, StoredLayer, config_with, heads_of, layers_of
+from gemma_server.weights.gemma4 import (
+    Kinds,
+    Names,
+    Shapes,
+    check_sizes,
+    config_with,
+    experts_of,
+    layers_of,
+    sizes_of,
+    stored_layers,
+)
 from gemma_server.weights.numbers import Numbers
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 _TABLE = "embed_tokens.weight"
 _OWN_TABLE = "embed_tokens_per_layer.weight"
@@ -46,15 +54,15 @@ IN_LAYERS = {
     "post_experts_norm/scale": "post_feedforward_layernorm_2.weight",
     "post_dense_norm/scale": "post_feedforward_layernorm_1.weight",
 }
-_OF_KEYS = tuple(f"self_attn.{name}.weight" for name in ("k_proj", "v_proj", "k_norm"))
-
-
-def is_dead(name: str, config: GemmaConfig) -> bool:
-    """Whether a tensor is the keys or values of a layer that uses another's: some files have
-    them, and nothing reads them."""
-    if not (name.startswith("layers.") and name.endswith(_OF_KEYS)):
-        return False
-    return config.layers[int(name.split(".")[1])].kv_layer is not None
+NAMES = Names(
+    *(
+        f"layers.{{}}.{name}.weight"
+        for name in (
+            *("self_attn.q_proj", "self_attn.q_norm", "self_attn.k_proj", "self_attn.k_norm"),
+            *("self_attn.v_proj", "mlp.gate_proj"),
+        )
+    )
+)
 
 
 def gemma4_config(path: Path, model: Mapping[str, Any], shapes: Shapes) -> GemmaConfig:
@@ -66,61 +74,58 @@ def gemma4_config(path: Path, model: Mapping[str, Any], shapes: Shapes) -> Gemma
     number = Numbers(model, str(path))
     try:
         vocab, width = shapes[_TABLE]
-        names = (name.split(".")[1] for name in shapes if name.startswith("layers."))
-        layers = count_layers(number, "num_hidden_layers", names)
-        stored = [_stored_layer(shapes, index) for index in range(layers)]
+        indices = (name.split(".")[1] for name in shapes if name.startswith("layers."))
+        layers = count_layers(number, "num_hidden_layers", indices)
+        stored = stored_layers(shapes, layers, NAMES)
         per_layer = shapes[_OWN_TABLE][1] // layers if _OWN_TABLE in shapes else None
     except (KeyError, ValueError, IndexError) as error:
         raise ModelLoadError(f"{path.parent}: not a Gemma 4: {error}") from None
-    _check(number, width, stored)
+    kinds = _kinds(path, model, number, layers)
+    of_layers = layers_of(str(path), stored, kinds)
+    experts = _experts(path, number, shapes)
+    check_sizes(
+        number,
+        {
+            "hidden_size": {width},
+            "num_attention_heads": {layer.heads for layer in stored},
+            "num_key_value_heads": {layer.kv_heads for layer in of_layers if layer.window},
+            **_of_global_layers(model, of_layers),
+            "head_dim": sizes_of(stored, kinds, local=True) or sizes_of(stored, kinds, local=False),
+            "global_head_dim": sizes_of(stored, kinds, local=False),
+            "intermediate_size": {layer.hidden for layer in stored},
+            "num_experts": set() if experts is None else {experts.count},
+            "moe_intermediate_size": set() if experts is None else {experts.hidden},
+        },
+    )
     if number.whole("hidden_size_per_layer_input", per_layer or 0, least=0) != (per_layer or 0):
         raise number.wrong("hidden_size_per_layer_input", f"its tensors have {per_layer or 0}")
     return config_with(
         str(path),
-        layers_of(str(path), stored, _kinds(path, model, number, layers)),
+        of_layers,
         width=width,
         vocab=vocab,
         context_length=number.whole("max_position_embeddings", 131_072),
         final_softcap=number.real_or_none("final_logit_softcapping", None),
         per_layer_width=per_layer,
-        experts=_experts(number, shapes),
+        experts=experts,
         norm_eps=number.real("rms_norm_eps", 1e-6),
     )
 
 
-def _stored_layer(shapes: Shapes, index: int) -> StoredLayer:
-    at = f"layers.{index}"
-    [head_dim] = shapes[f"{at}.self_attn.q_norm.weight"]
-    rows_of_keys = shapes.get(f"{at}.self_attn.k_proj.weight", (None,))[0]
-    return StoredLayer(
-        heads=heads_of(shapes[f"{at}.self_attn.q_proj.weight"][0], head_dim),
-        head_dim=head_dim,
-        hidden=shapes[f"{at}.mlp.gate_proj.weight"][0],
-        kv_heads=None if rows_of_keys is None else heads_of(rows_of_keys, head_dim),
-        has_values=f"{at}.self_attn.v_proj.weight" in shapes,
-    )
+def _of_global_layers(
+    model: Mapping[str, Any], layers: Sequence[LayerConfig]
+) -> dict[str, set[int]]:
+    """The number of key and value heads, which is not heeded without `attention_k_eq_v`."""
+    if not model.get("attention_k_eq_v"):
+        return {}
+    return {"num_global_key_value_heads": {each.kv_heads for each in layers if not each.window}}
 
 
-def _check(number: Numbers, width: int, stored: Sequence[StoredLayer]) -> None:
-    """Refuse a config.json that says other sizes than the tensors have."""
-    found = {
-        "hidden_size": {width},
-        "num_attention_heads": {layer.heads for layer in stored},
-        "head_dim": {layer.head_dim for layer in stored},
-        "intermediate_size": {layer.hidden for layer in stored},
-    }
-    for name, sizes in found.items():
-        if number.whole(name, min(sizes)) not in sizes:
-            raise number.wrong(name, f"its tensors have {sorted(sizes)}")
-
-
-def _experts(number: Numbers, shapes: Shapes) -> Experts | None:
+def _experts(path: Path, number: Numbers, shapes: Shapes) -> Experts | None:
     shape = shapes.get("layers.0.experts.gate_up_proj")
     if shape is None:
         return None
-    if len(shape) != 3 or shape[1] % 2:
-        raise number.wrong("moe_intermediate_size", f"its experts have the shape {list(shape)}")
-    return Experts(shape[0], number.whole("top_k_experts"), shape[1] // 2)
+    return experts_of(str(path), shape, number.whole("top_k_experts"), fused=True)
 
 
 def _kinds(path: Path, model: Mapping[str, Any], number: Numbers, layers: int) -> Kinds:
@@ -130,33 +135,35 @@ def _kinds(path: Path, model: Mapping[str, Any], number: Numbers, layers: int) -
     known = isinstance(types, list) and set(map(str, types)) <= set(_ROPE_DEFAULTS)
     if not known or len(types) != layers:
         raise number.wrong("layer_types", f"one of {' and '.join(_ROPE_DEFAULTS)} for each layer")
-    local, everywhere = (
-        _rope(path, model, "sliding_attention"),
-        _rope(path, model, "full_attention"),
-    )
-    if local.real("partial_rotary_factor", 1.0) != 1.0:
-        raise local.wrong("partial_rotary_factor", "local layers turn all pairs")
+    local_base, local_share = _rope(path, model, "sliding_attention")
+    global_base, global_share = _rope(path, model, "full_attention")
+    if local_share != 1.0:
+        raise number.wrong("rope_parameters", "local layers turn all pairs")
     return Kinds(
         # transformers forces the last one, too.
         local=(*(kind == "sliding_attention" for kind in types[:-1]), False),
         sharing=number.whole("num_kv_shared_layers", 0, least=0),
         window=number.whole("sliding_window", 512),
-        local_base=local.real("rope_theta", 10_000.0),
-        global_base=everywhere.real("rope_theta", 1_000_000.0),
-        global_share=everywhere.real("partial_rotary_factor", 1.0),
+        local_base=local_base,
+        global_base=global_base,
+        global_share=global_share,
+        keys_are_values=bool(model.get("attention_k_eq_v")),
     )
 
 
-def _rope(path: Path, model: Mapping[str, Any], kind: str) -> Numbers:
-    """The rotary parameters of one kind of layer."""
+def _rope(path: Path, model: Mapping[str, Any], kind: str) -> tuple[float, float]:
+    """The rotary base of one kind of layer, and the share of the pairs that turn."""
+    usual = _ROPE_DEFAULTS[kind]
     said = model.get("rope_parameters") or _ROPE_DEFAULTS
-    found = said.get(kind) if isinstance(said, dict | Mapping) else None
+    found = said.get(kind) if isinstance(said, Mapping) else None
     if not isinstance(found, Mapping):
         raise ModelLoadError(f"{path}: rope_parameters has nothing for {kind}")
-    wanted = _ROPE_DEFAULTS[kind]["rope_type"]
-    number = Numbers(found, str(path), "")
-    if found.get("rope_type", wanted) not in (wanted, "default"):
-        raise number.wrong("rope_type", f"only {wanted} is known for {kind}")
+    number = Numbers(found, f"{path}: {kind}")
+    form = found.get("rope_type", usual["rope_type"])
+    if form not in (usual["rope_type"], "default"):
+        raise number.wrong("rope_type", f"only {usual['rope_type']} is known")
     if number.real("factor", 1.0) != 1.0:
         raise number.wrong("factor", "no Gemma 4 scales its positions")
-    return number
+    # The type "default" turns all pairs, whatever the factor beside it.
+    share = number.real("partial_rotary_factor", 1.0) if form == "proportional" else 1.0
+    return number.real("rope_theta", usual["rope_theta"]), share
