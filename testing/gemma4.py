@@ -192,15 +192,17 @@ def write_gemma4_gguf(
 ) -> Path:
     """Write a preset as llama.cpp's converter would, in f32, with its tokenizer. `with_dead`: the
     keys and values, too, of layers that use another's. `experts_apart`: their gates and their ups
-    in two tensors. `metadata` is written over its own."""
+    in two tensors. `metadata` is written over its own; None leaves a key
+    out."""
     import gguf
 
     c, weights = PRESETS[name], gemma4_weights(name)
     writer = gguf.GGUFWriter(path, "gemma4")
     _write_metadata(writer, c)
     for key, value in (metadata or {}).items():
-        del writer.kv_data[0][key]
-        writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+        writer.kv_data[0].pop(key, None)
+        if value is not None:
+            writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
     tensors = {theirs: weights[ours] for theirs, ours in _GGUF_OUTSIDE.items() if ours in weights}
     half = c.global_head_dim // 2
     tensors["rope_freqs.weight"] = np.where(np.arange(half) < half // 4, 1.0, 1e30)

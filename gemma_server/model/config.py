@@ -75,9 +75,12 @@ class GemmaConfig:
     per_layer_width: int | None = None  # P, of the embeddings that each layer has of its own
     experts: Experts | None = None
     norm_eps: float = 1e-6
+    suppressed: tuple[int, ...] = ()  # tokens that are never sampled
 
     def __post_init__(self) -> None:
         """Raises ValueError for numbers that no Gemma could have."""
+        if not all(0 <= token < self.vocab for token in self.suppressed):
+            raise ValueError(f"suppressed: of {self.vocab} tokens none is {max(self.suppressed)}")
         counts = {"layers": len(self.layers), "width": self.width, "vocab": self.vocab}
         if self.per_layer_width is not None:
             counts["per_layer_width"] = self.per_layer_width

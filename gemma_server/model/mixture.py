@@ -71,7 +71,8 @@ class Router(nn.Module):
         scales = Scale(self.experts.count, name="expert")()
 
         def route(token: jax.Array) -> tuple[jax.Array, jax.Array]:
-            scores = linear(token, kernel, jnp.float32, native=False)[0]
+            # On a GPU a product of f32 is otherwise one of fewer bits.
+            scores = jnp.dot(kernel, token[0], precision=jax.lax.Precision.HIGHEST)
             shares, ids = jax.lax.top_k(jax.nn.softmax(scores), self.experts.chosen)
             return ids, shares / shares.sum() * scales[ids]
 

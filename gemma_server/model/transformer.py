@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from gemma_server.model.attention import Attention
+from gemma_server.model.attention import MASKED, Attention
 from gemma_server.model.cache import Cache, LayerCache, empty_cache
 from gemma_server.model.config import Experts, GemmaConfig, LayerConfig
 from gemma_server.model.layers import Embedder, FeedForward, Linear, RMSNorm, Scale, soft_cap
@@ -161,7 +161,10 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[B, D] -> [B, V] in f32."""
-        return soft_cap(self.embedder.decode(hidden), self.config.final_softcap)
+        logits = soft_cap(self.embedder.decode(hidden), self.config.final_softcap)
+        if self.config.suppressed:
+            logits = logits.at[:, jnp.array(self.config.suppressed)].set(MASKED)
+        return logits
 
 
 def abstract_params(config: GemmaConfig, dtype: DTypeLike) -> Params:

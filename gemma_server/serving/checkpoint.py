@@ -69,7 +69,9 @@ def open_checkpoint(path: Path, tokenizer: Path | None = None) -> Checkpoint:
             "%d rows of the embedding have no token in %s%s", rows - pieces, where, _hint(where)
         )
     chat = _chat_template(weights, opened)
-    return Checkpoint(weights, replace(weights.config, vocab=pieces), opened, chat, model, where)
+    suppressed = tuple(sorted(token for token in weights.suppressed_ids if token < pieces))
+    config = replace(weights.config, vocab=pieces, suppressed=suppressed)
+    return Checkpoint(weights, config, opened, chat, model, where)
 
 
 def _chat_template(weights: WeightSource, tokenizer: Tokenizer) -> ChatTemplate:

@@ -8,6 +8,7 @@ stays text.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal, Protocol
 
 from gemma_server.text.tokenizer import Tokenizer
@@ -88,7 +89,7 @@ class Gemma4Template:
         """See `ChatTemplate`."""
         tokenizer = self._tokenizer
         ids = [tokenizer.bos_id]
-        for message in _with_one_system_turn(messages):
+        for message in _with_one_opening(messages):
             words = tokenizer.encode_literal(f"{_NAMES4[message.role]}\n{message.content.strip()}")
             ids += [tokenizer.start_of_turn_id, *words, *self.ids_after_answer()]
         if goes_on:
@@ -101,11 +102,13 @@ class Gemma4Template:
         return [self._tokenizer.end_of_turn_id, *self._newline]
 
 
-def _with_one_system_turn(messages: Sequence[Message]) -> list[Message]:
-    """The messages, those of the system as one at the beginning."""
-    system = [message.content.strip() for message in messages if message.role == "system"]
-    rest = [message for message in messages if message.role != "system"]
-    return [Message("system", _GAP.join(system)), *rest] if system else rest
+def _with_one_opening(messages: Sequence[Message]) -> list[Message]:
+    """The messages, those of the system before all others as one."""
+    opening = list(takewhile(lambda message: message.role == "system", messages))
+    if len(opening) < 2:
+        return list(messages)
+    words = _GAP.join(message.content.strip() for message in opening)
+    return [Message("system", words), *messages[len(opening) :]]
 
 
 def _turns(messages: Iterable[Message]) -> list[Message]:

@@ -139,6 +139,11 @@ def model_from_pieces(
     return serialized
 
 
+def is_byte(piece: str) -> bool:
+    """Whether a piece is spelled as one for a byte: `<0x0A>`."""
+    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
+
+
 def scores_of(pieces: Sequence[str], merges: Sequence[Any]) -> list[float]:
     """SentencePiece's scores for merges in their order: the place of the first merge that makes a
     piece. Merges are pairs, or "a b" strings."""

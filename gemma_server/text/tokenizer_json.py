@@ -9,7 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.text.sentencepiece_model import PieceType, model_from_pieces, scores_of
+from gemma_server.text.sentencepiece_model import (
+    PieceType,
+    is_byte,
+    model_from_pieces,
+    scores_of,
+)
 
 _TAB_BYTE = "<0x09>"
 _MOST_PIECES, _MOST_MERGES = 1 << 20, 1 << 22  # Gemma 3 has 262,144 and some 515,000
@@ -57,5 +62,4 @@ def _build(vocab: Mapping[str, int], merges: list[Any], added: list[Mapping[str,
 def _type(piece: str, special: Mapping[str, bool]) -> PieceType:
     if piece in special:
         return PieceType.CONTROL if special[piece] else PieceType.USER_DEFINED
-    is_byte = len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
-    return PieceType.BYTE if is_byte else PieceType.NORMAL
+    return PieceType.BYTE if is_byte(piece) else PieceType.NORMAL

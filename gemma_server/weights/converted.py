@@ -37,6 +37,7 @@ class ConvertedWeights:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config, self.stop_ids = _read_description(path / DESCRIPTION)
+        self.suppressed_ids = frozenset(self.config.suppressed)
         template = path / CHAT_TEMPLATE
         self.chat_template = read_text(template) if template.is_file() else None
         self._arrays = open_arrays(path)

@@ -66,6 +66,7 @@ class WeightSource(Protocol):
     config: GemmaConfig
     format: str  # for a person
     stop_ids: frozenset[int]  # what the checkpoint itself says ends an answer
+    suppressed_ids: frozenset[int]  # and what is never sampled
     chat_template: str | None  # the checkpoint's own, in Jinja's language
 
     @property

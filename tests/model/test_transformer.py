@@ -1,14 +1,17 @@
 """The transformer's numbers against the NumPy float64 Gemma, through real checkpoint files."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gemma_server.model.numerics import Numerics
+from gemma_server.model.transformer import Transformer
 from gemma_server.weights.gguf.gemma import GgufWeights
 from testing.forward import BLOCK, LENGTH, Model, text_of
-from testing.models import NAMES, oracle_logits, params_of, read_golden
+from testing.models import NAMES, config_of, oracle_logits, params_of, read_golden
 from testing.oracle import gemma as oracle
 from testing.quality import FAMILY_TOLERANCE
 from testing.tiny import tiny_config, tiny_weights, write_gguf
@@ -116,6 +119,19 @@ def test_the_transformer_agrees_with_the_library(case: Any, chunk: int) -> None:
         [got] = model.feed([1], [piece], [start])
         expected = logits[start : start + len(piece)]
         np.testing.assert_allclose(got, expected, rtol=0, atol=FAMILY_TOLERANCE)
+
+
+def test_suppressed_tokens_are_the_least_likely_and_finite() -> None:
+    import jax.numpy as jnp
+
+    config = replace(config_of("gemma4-kv"), suppressed=(5, 9))
+    model = Transformer(config, Numerics(np.dtype("float32")))
+    logits: Any = model.apply(
+        {"params": params_of("gemma4-kv")}, jnp.ones((2, config.width)), method="logits"
+    )
+    assert np.isfinite(logits).all()
+    assert (logits[:, [5, 9]] < -1e38).all()
+    assert (np.delete(logits, [5, 9], axis=1) > -1e3).all()
 
 
 def _spoiled(cached: Any) -> Any:

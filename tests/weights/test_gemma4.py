@@ -17,6 +17,7 @@ from gemma_server.weights.hugging_face.gemma import HuggingFaceWeights
 from gemma_server.weights.open import open_weights
 from gemma_server.weights.source import WeightSource, check
 from testing.gemma4 import (
+    gemma4_config,
     gemma4_pieces,
     write_gemma4_gguf,
     write_gemma4_hf,
@@ -80,11 +81,16 @@ def test_keys_and_values_that_nothing_reads_are_dropped(tmp_path: Path) -> None:
         ("head_dim", 24),
         ("intermediate_size", 100),
         ("hidden_size_per_layer_input", 16),
+        ("num_key_value_heads", 2),
+        ("global_head_dim", 16),
+        ("num_experts", 8),
         ("num_kv_shared_layers", 10),
         ("num_kv_shared_layers", 6),
         ("num_kv_shared_layers", -1),
         ("layer_types", ["sliding_attention"] * 9),
         ("layer_types", ["chunked_attention"] * 10),
+        ("layer_types", (["full_attention"] * 4 + ["sliding_attention"]) * 2),
+        ("layer_types", (["sliding_attention"] * 4 + ["full_attention"]) + ["full_attention"] * 5),
         ("sliding_window", 0),
         ("rope_parameters", {"full_attention": {"rope_type": "yarn"}, "sliding_attention": {}}),
         ("rope_parameters", {"full_attention": {}}),
@@ -92,7 +98,9 @@ def test_keys_and_values_that_nothing_reads_are_dropped(tmp_path: Path) -> None:
         ("hidden_activation", "silu"),
     ],
 )
-def test_a_config_that_contradicts_is_refused(tmp_path: Path, field: str, value: Any) -> None:
+def test_a_config_of_other_sizes_or_kinds_is_refused(
+    tmp_path: Path, field: str, value: Any
+) -> None:
     path = write_gemma4_hf(tmp_path / "hf", "gemma4-e", more={field: value})
     with pytest.raises(ModelLoadError) as refused:
         check(open_weights(path))
@@ -103,6 +111,15 @@ def test_a_config_that_contradicts_is_refused(tmp_path: Path, field: str, value:
     ("key", "value"),
     [
         ("attention.head_count", 8),
+        ("attention.head_count_kv", 2),
+        ("attention.key_length_swa", 32),
+        ("feed_forward_length", 100),
+        ("expert_count", 8),
+        ("embedding_length_per_layer_input", 16),
+        ("rope.scaling.type", "yarn"),
+        ("rope.scaling.factor", 8.0),
+        ("attention.scale", 0.5),
+        ("attn_logit_softcapping", 50.0),
         ("attention.key_length", 24),
         ("embedding_length", 65),
         ("block_count", 9),
@@ -110,7 +127,7 @@ def test_a_config_that_contradicts_is_refused(tmp_path: Path, field: str, value:
         ("attention.sliding_window_pattern", [True, False]),
     ],
 )
-def test_metadata_that_contradicts_is_refused(tmp_path: Path, key: str, value: Any) -> None:
+def test_metadata_of_other_sizes_or_scales_is_refused(tmp_path: Path, key: str, value: Any) -> None:
     path = write_gemma4_gguf(tmp_path / "m.gguf", "gemma4-e", metadata={f"gemma4.{key}": value})
     with pytest.raises(ModelLoadError, match=key.rpartition(".")[2].removesuffix("d_kv_layers")):
         check(open_weights(path))
@@ -132,6 +149,69 @@ def test_the_tokenizer_merges_in_the_file_s_order(name: str, tmp_path: Path) -> 
     assert opened.tokenizer.stop_ids == {pieces.index(end) for end in ends}
 
 
+@pytest.mark.parametrize("chosen", [0, 9, 100])
+def test_more_experts_than_there_are_cannot_be_chosen(chosen: int, tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError):
+        open_weights(write_gemma4_hf(tmp_path, "gemma4-moe", more={"top_k_experts": chosen}))
+    metadata = {"gemma4.expert_used_count": chosen}
+    with pytest.raises(ModelLoadError):
+        open_weights(write_gemma4_gguf(tmp_path / "m.gguf", "gemma4-moe", metadata=metadata))
+
+
+def test_values_beside_keys_that_are_values_are_not_used(tmp_path: Path) -> None:
+    """transformers has no matrix for them."""
+    with_values = write_gemma4_hf(tmp_path / "e", "gemma4-e", more={"attention_k_eq_v": True})
+    layers = open_weights(with_values).config.layers
+    assert {layer.keys_are_values for layer in layers if not layer.window} == {True, False}
+    check(open_weights(with_values))
+    without = write_gemma4_hf(tmp_path / "kv", "gemma4-kv", more={"attention_k_eq_v": False})
+    with pytest.raises(ModelLoadError, match="no keys or no values"):
+        open_weights(without)
+
+
+def test_global_layers_turn_in_part_only_where_they_are_said_to(tmp_path: Path) -> None:
+    def share(kind: str, factor: float) -> set[float]:
+        rope = gemma4_config("gemma4-kv")["rope_parameters"]
+        rope["full_attention"] |= {"rope_type": kind, "partial_rotary_factor": factor}
+        path = write_gemma4_hf(tmp_path / f"{factor}", "gemma4-kv", more={"rope_parameters": rope})
+        layers = open_weights(path).config.layers
+        return {layer.rope_share for layer in layers if not layer.window}
+
+    assert share("proportional", 0.5) == {0.5}
+    assert share("default", 0.25) == {1.0}  # transformers' "default" does not heed the factor
+    with pytest.raises(ModelLoadError):
+        share("proportional", 4.0)
+
+
+def test_tokens_that_are_never_sampled_are_found(tmp_path: Path) -> None:
+    """The 12B's of images, without which it writes them into its text."""
+    path = write_gemma4_hf(tmp_path, "gemma4-kv")
+    write_gemma4_tokenizer(tmp_path, "gemma4-kv")
+    (tmp_path / "generation_config.json").write_text('{"suppress_tokens": [301, 7, 999999]}')
+    assert open_checkpoint(path).config.suppressed == (7, 301)
+    metadata = {"tokenizer.ggml.suppress_tokens": [301, 7]}
+    gguf = write_gemma4_gguf(tmp_path / "m.gguf", "gemma4-kv", metadata=metadata)
+    assert open_checkpoint(gguf).config.suppressed == (7, 301)
+
+
+def test_the_tokenizers_that_ollama_s_converter_writes(tmp_path: Path) -> None:
+    """Its bytes are typed as text, and its scores are real; without merges -1000 says nothing."""
+    pieces, _, types = gemma4_pieces(PRESETS["gemma4-kv"].vocab)
+    theirs = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.merges": None,
+        "tokenizer.ggml.token_type": [1 if kind == 6 else kind for kind in types],
+        "tokenizer.ggml.scores": [-float(index) for index in range(len(pieces))],
+    }
+    path = write_gemma4_gguf(tmp_path / "ollama.gguf", "gemma4-kv", metadata=theirs)
+    tokenizer = open_checkpoint(path).tokenizer
+    assert tokenizer.decode(tokenizer.encode("a\n\nzé")) == "a\n\nzé"
+    alike = theirs | {"tokenizer.ggml.scores": [-1000.0] * len(pieces)}
+    path = write_gemma4_gguf(tmp_path / "none.gguf", "gemma4-kv", metadata=alike)
+    with pytest.raises(ModelLoadError, match="neither scores nor merges"):
+        open_checkpoint(path)
+
+
 # The rules of the official templates for text alone, in their own language.
 OFFICIAL = (
     "{{ bos_token }}"
@@ -149,6 +229,7 @@ CHATS = [
     [("user", " ab ")],
     [("system", "ab"), ("user", "a b")],
     [("user", "a"), ("assistant", " b "), ("user", "<turn|> a <|channel>")],
+    [("user", "a"), ("system", "b"), ("user", "ab")],
 ]
 
 

@@ -99,6 +99,9 @@ def _few_biases(biases: Any) -> Any:
     return biases
 
 
+_NO_THINKING: tuple[Any, ...] = ({}, {"enable_thinking": False}, {"thinking": False})
+
+
 class StreamOptions(ForeignBody):
     """What a stream contains beside the text."""
 
@@ -197,7 +200,7 @@ class ChatCompletionBody(OpenAIBody):
         "audio": (),
         "web_search_options": (),
         "chat_template": ("",),
-        "chat_template_kwargs": ({}, {"enable_thinking": False}, {"thinking": False}),
+        "chat_template_kwargs": _NO_THINKING,
         "documents": ([],),
         "echo": (False,),
     }
@@ -314,7 +317,7 @@ class TokenizeBody(ForeignBody, ModelBody):
         "return_token_strs": (False,),
         "tools": ([],),
         "chat_template": ("",),
-        "chat_template_kwargs": ({},),
+        "chat_template_kwargs": _NO_THINKING,
     }
 
     prompt: str | None = None

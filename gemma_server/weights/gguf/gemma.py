@@ -11,7 +11,7 @@ import numpy as np
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig, Preset, Shape
-from gemma_server.text.sentencepiece_model import scores_of
+from gemma_server.text.sentencepiece_model import PieceType, is_byte, scores_of
 from gemma_server.weights.architecture import (
     FAMILIES,
     config_of,
@@ -29,6 +29,7 @@ from gemma_server.weights.source import EMBEDDING, Rows
 _NOT_TEXT = ("v.", "mm.", "a.")  # prefixes of the vision tower, its projector, the audio tower
 # What ends an answer, a turn, a message to a tool; Ollama's converter writes the list.
 _STOPS = ("eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids")
+_NO_SCORE = -1000.0
 _LAST_PIECE_TYPE = 6  # SentencePiece: normal, unknown, control, user defined, unused, byte
 
 
@@ -57,6 +58,7 @@ class GgufWeights:
         self._file.refuse_undecodable(self.tensors)
         number = Numbers(self._file.metadata, str(path), "tokenizer.ggml.")
         self.stop_ids = frozenset[int]().union(*map(number.ids, _STOPS))
+        self.suppressed_ids = number.ids("suppress_tokens")
         self.chat_template = _chat_template(self._file)
 
     @property
@@ -83,6 +85,8 @@ class GgufWeights:
             if isinstance(merges := metadata.get("tokenizer.ggml.merges"), list):
                 scores = scores_of(pieces, merges)
             scores, types = np.asarray(scores, np.float64), np.asarray(types, np.int64)
+            if scores.size and (scores == _NO_SCORE).all():
+                raise ModelLoadError(f"{self.path}: its tokenizer has neither scores nor merges")
         except (TypeError, ValueError, OverflowError):
             raise ModelLoadError(f"{self.path}: its tokenizer's arrays hold no numbers") from None
         if not (isinstance(pieces, list) and all(isinstance(piece, str) for piece in pieces)):
@@ -91,7 +95,12 @@ class GgufWeights:
             raise ModelLoadError(f"{self.path}: its tokenizer's arrays do not fit together")
         if types.max(initial=1) > _LAST_PIECE_TYPE:
             raise ModelLoadError(f"{self.path}: a tokenizer piece is of unknown type")
-        return pieces, scores.tolist(), types.tolist()
+        # Ollama's converter takes the bytes for text.
+        types = [
+            PieceType.BYTE if is_byte(piece) else kind
+            for piece, kind in zip(pieces, types.tolist(), strict=True)
+        ]
+        return pieces, scores.tolist(), types
 
     def rows(self, leaf: str) -> Sequence[Rows]:
         names = self._stored_names(leaf)

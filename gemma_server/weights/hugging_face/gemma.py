@@ -92,7 +92,11 @@ class HuggingFaceWeights:
         if self._is_gemma4:
             for dead in dead_tensors(self.config, gemma4.NAMES):
                 self._tensors.pop(dead, None)
-        self.stop_ids, self.chat_template = _stop_ids(path), _chat_template(path)
+        self.stop_ids, self.suppressed_ids = (
+            _ids(path, "eos_token_id"),
+            _ids(path, "suppress_tokens"),
+        )
+        self.chat_template = _chat_template(path)
         self._in_layers = _IN_LAYERS if self.config.post_norms else _GEMMA1_LAYERS
 
     @property
@@ -135,14 +139,14 @@ class HuggingFaceWeights:
         return {name: found[stored].shape for name, stored in self._tensors.items()}
 
 
-def _stop_ids(path: Path) -> frozenset[int]:
-    """`eos_token_id` wherever these files have it."""
+def _ids(path: Path, name: str) -> frozenset[int]:
+    """These tokens wherever the files have them."""
     found = []
     for file in (path / "config.json", path / "generation_config.json"):
         whole = read_json(file) if file.is_file() else {}
         for part in (whole, whole.get("text_config")):
             if isinstance(part, dict):
-                found.append(Numbers(part, str(file)).ids("eos_token_id"))
+                found.append(Numbers(part, str(file)).ids(name))
     return frozenset[int]().union(*found)
 
 

@@ -58,7 +58,7 @@ class OrbaxWeights:
     """
 
     format = "Orbax"
-    stop_ids = frozenset[int]()  # its files have none, and no template
+    stop_ids = suppressed_ids = frozenset[int]()  # its files have none, and no template
     chat_template: str | None = None
 
     def __init__(self, path: Path) -> None:
