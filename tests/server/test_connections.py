@@ -50,7 +50,7 @@ def test_without_file_descriptors_the_worker_goes_on(start: Start) -> None:
 
 
 def test_idle_connections_hold_no_thread(small: Server) -> None:
-    idle = [small.connect() for _ in range(64)]
+    idle = [small.connect() for _ in range(300)]
     try:
         for connection in idle:
             assert ask(connection, "POST", "/echo", {"prompt": 1}).status == 200
