@@ -66,7 +66,7 @@ _USUAL: Mapping[str, tuple[Any, ...]] = {
     "attention.scale": (0.0, 1.0),
     "rope.scaling.type": ("none", "linear"),
     "rope.scaling.factor": (0.0, 1.0),
-    "expert_gating_func": (1,),  # softmax
+    "expert_gating_func": (1, 0),  # softmax, or not said
 }
 
 
