@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_server.model.config import GemmaConfig
-from testing.counts import families
+from testing.counts import families, is_long
 from testing.gemma4 import gemma4_model, gemma4_weights
 from testing.oracle import gemma, gemma4
 from testing.quality import GOLDENS
@@ -17,9 +17,10 @@ from testing.tiny import tiny_config, tiny_params, tiny_weights
 NAMES = (*gemma.PRESETS, "gemma4-e", "gemma4-kv", "gemma4-moe")
 
 
-def one_of_each() -> list[str]:
-    """The names of models that round alike: one of each family, or all."""
-    return [*families(), "gemma4-e", "gemma4-kv", "gemma4-all-experts"]
+def one_of_each(experts: str = "gemma4-moe") -> list[str]:
+    """The names for what depends on the architecture alone: one of each family, or all. Models of
+    this name have experts, and global layers whose keys are their values."""
+    return [*families(), "gemma4-e", experts, *(["gemma4-kv"] if is_long() else [])]
 
 
 def config_of(name: str) -> GemmaConfig:

@@ -41,12 +41,15 @@ class Mixture(nn.Module):
         def mixed(token: tuple[jax.Array, jax.Array]) -> jax.Array:
             """One token's [1, D] for the experts, and for the router -> [1, D] in f32."""
             read, looked_at = token
-            total = jnp.zeros(read.shape, jnp.float32)
-            for expert, share in zip(*route(looked_at), strict=True):
+
+            def part_of(choice: tuple[jax.Array, jax.Array]) -> jax.Array:
+                expert, share = choice
                 both = linear(read, _part(gate_up, expert, 2 * hidden), x.dtype, native)
                 answer = linear(geglu(both), _part(down, expert, width), x.dtype, native)
-                total += share * answer.astype(jnp.float32)
-            return total
+                return share * answer.astype(jnp.float32)
+
+            parts: jax.Array = jax.lax.map(part_of, route(looked_at))  # [k, 1, D]
+            return parts.sum(axis=0)
 
         tokens = x.reshape(-1, 1, width), routed.reshape(-1, 1, width)
         out: jax.Array = jax.lax.map(mixed, tokens).reshape(x.shape).astype(x.dtype)

@@ -83,7 +83,7 @@ PRESETS: dict[str, OracleConfig] = {
     ),
 }  # fmt: skip
 # Where nothing is chosen, a rounding changes no choice: for comparisons of unlike roundings.
-PRESETS["gemma4-all-experts"] = replace(PRESETS["gemma4-moe"], chosen=8)
+PRESETS["gemma4-all-experts"] = replace(PRESETS["gemma4-moe"], experts=2)
 
 
 def random_weights(config: OracleConfig, rng: np.random.Generator) -> dict[str, NDArray[Any]]:

@@ -30,7 +30,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert register(PrivateDirectory(tmp_path_factory.mktemp("native")))
 
 
-@pytest.fixture(params=one_of_each())
+@pytest.fixture(params=one_of_each("gemma4-all-experts"))
 def case(request: pytest.FixtureRequest) -> Any:
     """A preset of each family, quantized, and the float weights that this makes of it."""
     name: str = request.param

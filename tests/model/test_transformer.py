@@ -11,7 +11,7 @@ from gemma_server.model.numerics import Numerics
 from gemma_server.model.transformer import Transformer
 from gemma_server.weights.gguf.gemma import GgufWeights
 from testing.forward import BLOCK, LENGTH, Model, text_of
-from testing.models import NAMES, config_of, oracle_logits, params_of, read_golden
+from testing.models import config_of, one_of_each, oracle_logits, params_of, read_golden
 from testing.oracle import gemma as oracle
 from testing.quality import FAMILY_TOLERANCE
 from testing.tiny import tiny_config, tiny_weights, write_gguf
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 TOLERANCE = 1e-3  # rounding alone moves these logits, which spread over several units, by 1e-4
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=one_of_each())
 def case(request: pytest.FixtureRequest) -> Any:
     """Each model's name, and its parameters."""
     name: str = request.param
