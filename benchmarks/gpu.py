@@ -30,7 +30,7 @@ from typing import Any
 
 from benchmarks.servers import positive
 from gemma_server.cli.report import format_table
-from gemma_server.model.config import RELEASED, Preset
+from gemma_server.model.presets import RELEASED, Preset
 
 ROOT = Path(__file__).parents[1]
 OURS, THEIRS = "gemma-server", "Hugging Face"

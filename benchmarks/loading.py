@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_server.cli.report import format_table
-from gemma_server.model.config import RELEASED, Preset
+from gemma_server.model.presets import RELEASED, Preset
 from testing.hugging_face import hf_config, hf_tensors
 from testing.layouts import stacked
 from testing.oracle.gemma import OracleConfig

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gemma_server.model.config import RELEASED, GemmaConfig, LayerConfig, Preset
+from gemma_server.model.config import GemmaConfig, LayerConfig
+from gemma_server.model.presets import RELEASED, Preset
 from gemma_server.settings import default_cache_dir
 from gemma_server.text.family import GEMMA, GEMMA4
 from gemma_server.weights.demo import demo_checkpoint

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_server.engine.fake import fake_pieces
-from gemma_server.model.config import GemmaConfig, Preset, stays_float32
+from gemma_server.model.config import GemmaConfig, stays_float32
+from gemma_server.model.presets import Preset
 from gemma_server.text.sentencepiece_model import model_from_pieces
 from gemma_server.weights.blocks import Blocks, pack
 from gemma_server.weights.gguf.container import GgufFile

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gemma_server.api.operations import OPERATIONS
-from gemma_server.model.config import RELEASED
+from gemma_server.model.presets import RELEASED
 from gemma_server.serving.loader import load_model
 from gemma_server.serving.model import ServedModel
 from gemma_server.serving.models import Models

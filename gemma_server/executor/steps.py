@@ -1,6 +1,6 @@
 """What programs compute: a prefill step, decode steps, a copy, over the state on the device."""
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from gemma_server.executor.variants import ProgramVariant
 from gemma_server.model.cache import Cache, copy_slot, empty_cache
 from gemma_server.model.logprobs import score_words, scored, unscored
 from gemma_server.model.sampling import Adjusted, Choose, always, never, sample
-from gemma_server.model.transformer import Params, Stream, Transformer
+from gemma_server.model.transformer import Params, Transformer
 
 SCORED = 8  # prompt tokens whose logits are in memory at once
 _TOP = MAX_TOP_LOGPROBS
@@ -61,7 +61,8 @@ class Steps:
         chunk = unpack_chunk(words)
         slots, index = chunk.slot[None], jnp.arange(chunk.tokens.shape[0])
         at = jnp.where(index < chunk.filled, chunk.offset + index, self.length)
-        stream, cache = self._begin(params, chunk.tokens[None], at[None], state.cache, slots)
+        text = chunk.tokens[None], at[None]
+        stream, cache = self._apply("begin", params, *text, state.cache, slots)
         tokens = state.tokens.at[chunk.slot, at].set(chunk.tokens, mode="drop")
         slot_params = unpack_params(chunk.params[None])
         behind = (chunk.offset + chunk.filled)[None]
@@ -70,12 +71,12 @@ class Steps:
         )
 
         def sampled_next() -> jax.Array:
-            hidden = self._finish(params, last, behind[None] - 1, cache, slots)
+            hidden = self._apply("finish", params, last, behind[None] - 1, cache, slots)
             texts = tokens, slots
             return self._sample(params, hidden[0], slot_params, behind, texts, variant)
 
         def scored_prompt() -> jax.Array:
-            hidden = self._finish(params, stream, at[None], cache, slots)
+            hidden = self._apply("finish", params, stream, at[None], cache, slots)
             return self._scored(params, hidden[0], chunk.scored)
 
         sampled = (jax.lax.cond if self.branches else always)(
@@ -117,7 +118,8 @@ class Steps:
             if steps > 1:
                 at = jnp.where(index < wanted, at, self.length)
             fed = tokens.at[slots, at].get(mode="clip")
-            hidden, cache = self._forward(params, fed[:, None], at[:, None], cache, slots)
+            text = fed[:, None], at[:, None]
+            hidden, cache = self._apply("__call__", params, *text, cache, slots)
             texts = tokens, slots
             sampled = self._sample(params, hidden[:, 0], slot_params, at + 1, texts, variant)
             return (cache, tokens.at[slots, at + 1].set(sampled[:, 0], mode="drop")), sampled
@@ -175,44 +177,10 @@ class Steps:
         blocks = hidden.reshape(-1, SCORED, hidden.shape[-1]), ids.reshape(-1, SCORED)
         return cast(jax.Array, jax.lax.map(score, blocks)).reshape(ids.shape[0], -1)
 
-    def _forward(
-        self,
-        params: Params,
-        tokens: jax.Array,
-        positions: jax.Array,
-        cache: Cache,
-        slots: jax.Array,
-    ) -> tuple[jax.Array, Cache]:
-        return cast(
-            tuple[jax.Array, Cache],
-            self.model.apply({"params": params}, tokens, positions, cache, slots),
-        )
-
-    def _begin(
-        self,
-        params: Params,
-        tokens: jax.Array,
-        positions: jax.Array,
-        cache: Cache,
-        slots: jax.Array,
-    ) -> tuple[Stream, Cache]:
-        begun = self.model.apply(
-            {"params": params}, tokens, positions, cache, slots, method="begin"
-        )
-        return cast(tuple[Stream, Cache], begun)
-
-    def _finish(
-        self,
-        params: Params,
-        stream: Stream,
-        positions: jax.Array,
-        cache: Cache,
-        slots: jax.Array,
-    ) -> jax.Array:
-        hidden = self.model.apply(
-            {"params": params}, stream, positions, cache, slots, method="finish"
-        )
-        return cast(jax.Array, hidden)
-
     def _logits(self, params: Params, hidden: jax.Array) -> jax.Array:
-        return cast(jax.Array, self.model.apply({"params": params}, hidden, method="logits"))
+        logits: jax.Array = self._apply("logits", params, hidden)
+        return logits
+
+    def _apply(self, method: str, params: Params, *inputs: Any) -> Any:
+        """What the model's method makes of the inputs, with these weights."""
+        return self.model.apply({"params": params}, *inputs, method=method)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.model.config import GemmaConfig, Preset, Shape, preset_for
+from gemma_server.model.config import GemmaConfig
+from gemma_server.model.presets import Preset, Shape, preset_for
 from gemma_server.weights.numbers import Numbers
 
 # What tells the generations apart: norms on q and k, and after the blocks; a scale of the output.

@@ -1,19 +1,25 @@
 """Gemma 4 as its checkpoints describe it, layer by layer: what several formats share."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.model.config import RELEASED, Experts, GemmaConfig, LayerConfig
+from gemma_server.model.config import Experts, GemmaConfig, LayerConfig
+from gemma_server.model.presets import RELEASED
+from gemma_server.weights.architecture import count_layers
 from gemma_server.weights.numbers import Numbers
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Names(NamedTuple):
-    """What a format calls the tensors of layer `{}` that show its sizes."""
+    """What a format calls the number of layers, the two tables, and the tensors of layer `{}` that
+    show its sizes."""
 
+    layers: str
+    table: str
+    own_table: str
     queries: str
     query_norm: str
     keys: str
@@ -34,6 +40,16 @@ class StoredLayer:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """The sizes of a model's tensors."""
+
+    vocab: int
+    width: int
+    per_layer_width: int | None
+    layers: list[StoredLayer]
+
+
+@dataclass(frozen=True)
 class Kinds:
     """What no tensor shows of local and of global layers. The last `sharing` layers use the keys
     and values of the last layer before them that is of their kind."""
@@ -47,13 +63,26 @@ class Kinds:
     keys_are_values: bool | None = None  # in global layers; None: where no values are stored
 
 
-def stored_layers(shapes: Shapes, count: int, names: Names) -> list[StoredLayer]:
-    """The sizes of so many layers.
+def read_sizes(where: str, number: Numbers, shapes: Shapes, names: Names) -> Stored:
+    """The sizes of a model, of as many layers as the file says.
 
     Raises:
-        KeyError, ValueError, IndexError: they are not a Gemma 4's.
+        ModelLoadError: they are not a Gemma 4's.
     """
+    before = names.queries.partition("{}")[0]
+    indices = (
+        name.removeprefix(before).partition(".")[0] for name in shapes if name.startswith(before)
+    )
+    try:
+        vocab, width = shapes[names.table]
+        count = count_layers(number, names.layers, indices)
+        own = shapes[names.own_table][1] // count if names.own_table in shapes else None
+        return Stored(vocab, width, own, _stored_layers(shapes, count, names))
+    except (KeyError, ValueError, IndexError) as error:
+        raise ModelLoadError(f"{where}: not a Gemma 4: {error}") from None
 
+
+def _stored_layers(shapes: Shapes, count: int, names: Names) -> list[StoredLayer]:
     def layer(index: int) -> StoredLayer:
         def shape(name: str) -> tuple[int, ...]:
             return shapes[name.format(index)]
@@ -89,9 +118,10 @@ def check_sizes(number: Numbers, found: Mapping[str, Collection[int]]) -> None:
                 raise number.wrong(name, f"its tensors have {sorted(sizes)}")
 
 
-def sizes_of(stored: Sequence[StoredLayer], kinds: Kinds, local: bool) -> set[int]:
+def head_dims_of(stored: Stored, kinds: Kinds, *, local: bool) -> set[int]:
     """The widths of the heads of one kind of layer."""
-    return {layer.head_dim for layer, own in zip(stored, kinds.local, strict=True) if own == local}
+    of_each = zip(stored.layers, kinds.local, strict=True)
+    return {layer.head_dim for layer, is_local in of_each if is_local == local}
 
 
 def experts_of(where: str, shape: tuple[int, ...] | None, chosen: int, fused: bool) -> Experts:
@@ -108,22 +138,23 @@ def experts_of(where: str, shape: tuple[int, ...] | None, chosen: int, fused: bo
         raise ModelLoadError(f"{where}: {error}") from None
 
 
-def layers_of(where: str, stored: Sequence[StoredLayer], kinds: Kinds) -> tuple[LayerConfig, ...]:
+def layers_of(where: str, stored: Stored, kinds: Kinds) -> tuple[LayerConfig, ...]:
     """The layers of a Gemma 4.
 
     Raises:
         ModelLoadError: sizes and kinds do not fit together.
     """
-    if not 0 <= kinds.sharing < len(stored):
-        raise ModelLoadError(f"{where}: {kinds.sharing} of {len(stored)} layers share keys")
+    count = len(stored.layers)
+    if not 0 <= kinds.sharing < count:
+        raise ModelLoadError(f"{where}: {kinds.sharing} of {count} layers share keys")
     for local in (True, False):
-        if len(sizes_of(stored, kinds, local)) > 1:
+        if len(head_dims_of(stored, kinds, local=local)) > 1:
             what = "local" if local else "global"
             raise ModelLoadError(f"{where}: its {what} layers have heads of several widths")
-    owners = len(stored) - kinds.sharing
+    owners = count - kinds.sharing
     last_of = {is_local: index for index, is_local in enumerate(kinds.local[:owners])}
     layers: list[LayerConfig] = []
-    for index, layer in enumerate(stored):
+    for index, layer in enumerate(stored.layers):
         is_local, source = kinds.local[index], None
         kv_heads = layer.kv_heads
         keys_are_values = not is_local and (
@@ -170,12 +201,10 @@ def dead_tensors(config: GemmaConfig, names: Names) -> frozenset[str]:
 def config_with(
     where: str,
     layers: tuple[LayerConfig, ...],
+    stored: Stored,
     *,
-    width: int,
-    vocab: int,
     context_length: int,
     final_softcap: float | None,
-    per_layer_width: int | None,
     experts: Experts | None,
     norm_eps: float,
 ) -> GemmaConfig:
@@ -187,9 +216,9 @@ def config_with(
     released = {(row.config().layers, row.width): row.name for row in RELEASED if row.output_scale}
     try:
         return GemmaConfig(
-            name=released.get((layers, width), f"gemma-4-{len(layers)}x{width}"),
-            width=width,
-            vocab=vocab,
+            name=released.get((layers, stored.width), f"gemma-4-{len(layers)}x{stored.width}"),
+            width=stored.width,
+            vocab=stored.vocab,
             context_length=context_length,
             query_scale=1.0,
             layers=layers,
@@ -198,7 +227,7 @@ def config_with(
             post_norms=True,
             value_norm=True,
             output_scale=True,
-            per_layer_width=per_layer_width,
+            per_layer_width=stored.per_layer_width,
             experts=experts,
             norm_eps=norm_eps,
         )

@@ -4,16 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from gemma_server.model.config import (
-    RELEASED,
-    Experts,
-    GemmaConfig,
-    LayerConfig,
-    Preset,
-    Shape,
-    preset_for,
-    stays_float32,
-)
+from gemma_server.model.config import Experts, GemmaConfig, LayerConfig, stays_float32
+from gemma_server.model.presets import RELEASED, Preset, Shape, preset_for
 
 # Total parameters as Google publishes them (Gemma 1, 2 and 3 technical reports, tables of
 # embedding and non-embedding parameters), in millions.

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.model.config import GemmaConfig, Preset, Shape
+from gemma_server.model.config import GemmaConfig
+from gemma_server.model.presets import Preset, Shape
 from gemma_server.text.sentencepiece_model import PieceType, is_byte, scores_of
 from gemma_server.weights.architecture import (
     FAMILIES,

@@ -4,25 +4,23 @@ Names: ggml-org/llama.cpp, `gguf-py/gguf/constants.py` and `src/models/gemma4.cp
 converter, `convert/convert_gemma4.go`, writes the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import Experts, GemmaConfig
-from gemma_server.weights.architecture import count_layers
 from gemma_server.weights.gemma4 import (
     Kinds,
     Names,
     Shapes,
-    StoredLayer,
     check_sizes,
     config_with,
     experts_of,
+    head_dims_of,
     layers_of,
-    sizes_of,
-    stored_layers,
+    read_sizes,
 )
 from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.numbers import Numbers
@@ -55,10 +53,13 @@ IN_BLOCKS = {
     "post_dense_norm/scale": "post_ffw_norm_1.weight",
 }
 NAMES = Names(
+    "block_count",
+    _TABLE,
+    _OWN_TABLE,
     *(
         f"blk.{{}}.{name}.weight"
         for name in ("attn_q", "attn_q_norm", "attn_k", "attn_k_norm", "attn_v", "ffn_gate")
-    )
+    ),
 )
 # What no Gemma 4 has otherwise; where a file does not say it, too.
 _USUAL: Mapping[str, tuple[Any, ...]] = {
@@ -80,48 +81,39 @@ def gemma4_config(file: GgufFile) -> GemmaConfig:
     number = Numbers(file.metadata, where, "gemma4.")
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     _refuse_the_unusual(file, number)
-    try:
-        vocab, width = shapes[_TABLE]
-        indices = (name.split(".")[1] for name in shapes if name.startswith("blk."))
-        layers = count_layers(number, "block_count", indices)
-        stored = stored_layers(shapes, layers, NAMES)
-        per_layer = shapes[_OWN_TABLE][1] // layers if _OWN_TABLE in shapes else None
-    except (KeyError, ValueError, IndexError) as error:
-        raise ModelLoadError(f"{where}: not a Gemma 4: {error}") from None
-    kinds = _kinds(file, number, stored)
-    of_layers = layers_of(where, stored, kinds)
+    stored = read_sizes(where, number, shapes, NAMES)
+    kinds = _kinds(file, number, len(stored.layers))
+    layers = layers_of(where, stored, kinds)
     experts = _experts(where, number, shapes)
-    wide = sizes_of(stored, kinds, local=False)
-    narrow = sizes_of(stored, kinds, local=True) or wide
+    wide = head_dims_of(stored, kinds, local=False)
+    narrow = head_dims_of(stored, kinds, local=True) or wide
     check_sizes(
         number,
         {
-            "embedding_length": {width},
-            "attention.head_count": {layer.heads for layer in stored},
-            "attention.head_count_kv": {layer.kv_heads for layer in of_layers},
+            "embedding_length": {stored.width},
+            "attention.head_count": {layer.heads for layer in layers},
+            "attention.head_count_kv": {layer.kv_heads for layer in layers},
             "attention.key_length": wide,
             "attention.value_length": wide,
             "rope.dimension_count": wide,
             "attention.key_length_swa": narrow,
             "attention.value_length_swa": narrow,
             "rope.dimension_count_swa": narrow,
-            "feed_forward_length": {layer.hidden for layer in stored},
+            "feed_forward_length": {layer.hidden for layer in layers},
         },
     )
     for name, size in (
-        ("embedding_length_per_layer_input", per_layer),
+        ("embedding_length_per_layer_input", stored.per_layer_width),
         ("expert_count", experts and experts.count),
     ):
         if number.whole(name, size or 0, least=0) != (size or 0):
             raise number.wrong(name, f"its tensors have {size or 0}")
     return config_with(
         where,
-        of_layers,
-        width=width,
-        vocab=vocab,
+        layers,
+        stored,
         context_length=number.whole("context_length", 131_072),
         final_softcap=number.real_or_none("final_logit_softcapping", None),
-        per_layer_width=per_layer,
         experts=experts,
         norm_eps=number.real("attention.layer_norm_rms_epsilon", 1e-6),
     )
@@ -143,14 +135,14 @@ def _experts(where: str, number: Numbers, shapes: Shapes) -> Experts | None:
     return experts_of(where, fused or apart, chosen, fused=fused is not None)
 
 
-def _kinds(file: GgufFile, number: Numbers, stored: Sequence[StoredLayer]) -> Kinds:
+def _kinds(file: GgufFile, number: Numbers, layers: int) -> Kinds:
     pattern = "attention.sliding_window_pattern"
     local = number.flags(pattern)
     if local is None:
         period = number.whole(pattern, 6)
-        local = tuple(bool((index + 1) % period) for index in range(len(stored)))
-    if len(local) != len(stored):
-        raise number.wrong(pattern, f"{len(local)} flags, but it has {len(stored)} layers")
+        local = tuple(bool((index + 1) % period) for index in range(layers))
+    if len(local) != layers:
+        raise number.wrong(pattern, f"{len(local)} flags, but it has {layers} layers")
     return Kinds(
         local=local,
         sharing=number.whole("attention.shared_kv_layers", 0, least=0),

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.model.config import RELEASED, GemmaConfig, Preset, Shape
+from gemma_server.model.config import GemmaConfig
+from gemma_server.model.presets import RELEASED, Preset, Shape
 from gemma_server.weights.architecture import (
     config_of,
     count_layers,

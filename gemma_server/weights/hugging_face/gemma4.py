@@ -10,7 +10,6 @@ from typing import Any
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import Experts, GemmaConfig, LayerConfig
-from gemma_server.weights.architecture import count_layers
 from gemma_server.weights.gemma4 import (
     Kinds,
     Names,
@@ -18,9 +17,9 @@ from gemma_server.weights.gemma4 import (
     check_sizes,
     config_with,
     experts_of,
+    head_dims_of,
     layers_of,
-    sizes_of,
-    stored_layers,
+    read_sizes,
 )
 from gemma_server.weights.numbers import Numbers
 
@@ -55,13 +54,16 @@ IN_LAYERS = {
     "post_dense_norm/scale": "post_feedforward_layernorm_1.weight",
 }
 NAMES = Names(
+    "num_hidden_layers",
+    _TABLE,
+    _OWN_TABLE,
     *(
         f"layers.{{}}.{name}.weight"
         for name in (
             *("self_attn.q_proj", "self_attn.q_norm", "self_attn.k_proj", "self_attn.k_norm"),
             *("self_attn.v_proj", "mlp.gate_proj"),
         )
-    )
+    ),
 )
 
 
@@ -72,41 +74,33 @@ def gemma4_config(path: Path, model: Mapping[str, Any], shapes: Shapes) -> Gemma
         ModelLoadError: it is no Gemma 4, or the two contradict each other.
     """
     number = Numbers(model, str(path))
-    try:
-        vocab, width = shapes[_TABLE]
-        indices = (name.split(".")[1] for name in shapes if name.startswith("layers."))
-        layers = count_layers(number, "num_hidden_layers", indices)
-        stored = stored_layers(shapes, layers, NAMES)
-        per_layer = shapes[_OWN_TABLE][1] // layers if _OWN_TABLE in shapes else None
-    except (KeyError, ValueError, IndexError) as error:
-        raise ModelLoadError(f"{path.parent}: not a Gemma 4: {error}") from None
-    kinds = _kinds(path, model, number, layers)
-    of_layers = layers_of(str(path), stored, kinds)
+    stored = read_sizes(str(path.parent), number, shapes, NAMES)
+    kinds = _kinds(path, model, number, len(stored.layers))
+    layers = layers_of(str(path), stored, kinds)
+    own, wide = stored.per_layer_width or 0, head_dims_of(stored, kinds, local=False)
     experts = _experts(path, number, shapes)
     check_sizes(
         number,
         {
-            "hidden_size": {width},
-            "num_attention_heads": {layer.heads for layer in stored},
-            "num_key_value_heads": {layer.kv_heads for layer in of_layers if layer.window},
-            **_of_global_layers(model, of_layers),
-            "head_dim": sizes_of(stored, kinds, local=True) or sizes_of(stored, kinds, local=False),
-            "global_head_dim": sizes_of(stored, kinds, local=False),
-            "intermediate_size": {layer.hidden for layer in stored},
+            "hidden_size": {stored.width},
+            "num_attention_heads": {layer.heads for layer in layers},
+            "num_key_value_heads": {layer.kv_heads for layer in layers if layer.window},
+            **_of_global_layers(model, layers),
+            "head_dim": head_dims_of(stored, kinds, local=True) or wide,
+            "global_head_dim": wide,
+            "intermediate_size": {layer.hidden for layer in layers},
             "num_experts": set() if experts is None else {experts.count},
             "moe_intermediate_size": set() if experts is None else {experts.hidden},
         },
     )
-    if number.whole("hidden_size_per_layer_input", per_layer or 0, least=0) != (per_layer or 0):
-        raise number.wrong("hidden_size_per_layer_input", f"its tensors have {per_layer or 0}")
+    if number.whole("hidden_size_per_layer_input", own, least=0) != own:
+        raise number.wrong("hidden_size_per_layer_input", f"its tensors have {own}")
     return config_with(
         str(path),
-        of_layers,
-        width=width,
-        vocab=vocab,
+        layers,
+        stored,
         context_length=number.whole("max_position_embeddings", 131_072),
         final_softcap=number.real_or_none("final_logit_softcapping", None),
-        per_layer_width=per_layer,
         experts=experts,
         norm_eps=number.real("rms_norm_eps", 1e-6),
     )

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import tensorstore as ts
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.model.config import Shape, preset_for
+from gemma_server.model.presets import Shape, preset_for
 from gemma_server.weights.arrays import Array
 from gemma_server.weights.orbax.container import nbytes, open_arrays, refuse_other_dtypes
 from gemma_server.weights.source import EMBEDDING, Rows, plus_one
