@@ -28,9 +28,9 @@ from gemma_server.frames.server import FrameServer
 from gemma_server.frames.service import Service
 from gemma_server.server import memory
 from gemma_server.server.addresses import check_socket
-from gemma_server.server.hosted import Hosted, HostedGemma
+from gemma_server.server.hosted import Hosted, HostedGemma, Loaded
 from gemma_server.server.http.worker import HttpWorker
-from gemma_server.server.ready_line import announce
+from gemma_server.server.ready_line import Address, address_of, announce
 from gemma_server.serving.model import ServedModel
 from gemma_server.serving.models import Models
 from gemma_server.settings import load_settings
@@ -127,8 +127,10 @@ class ModelWorker(HttpWorker):
         self.hosted = hosted
         if hosted.settings.frames is not None:
             self._take_frames(hosted.settings.frames, hosted.service)
-        loader = threading.Thread(target=self._load, args=(hosted,), name="loader", daemon=True)
-        loader.start()
+        address = address_of(hosted.settings, self.sockets)
+        threading.Thread(
+            target=self._load, args=(hosted, address), name="loader", daemon=True
+        ).start()
         if hosted.settings.stop_with_stdin:
             threading.Thread(target=self._stop_with_stdin, name="stdin", daemon=True).start()
 
@@ -190,8 +192,9 @@ class ModelWorker(HttpWorker):
             self.hosted.stop()
         error = sys.exc_info()[1]
         code = error.code if isinstance(error, SystemExit) else 0
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed at the start
+            with contextlib.suppress(OSError):  # a full disk, or a reader that is gone
+                stream.flush()
         os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
     def _take_frames(self, path: Path, service: Service) -> None:
@@ -203,7 +206,7 @@ class ModelWorker(HttpWorker):
         else:
             self.frames.start()
 
-    def _load(self, hosted: Hosted) -> None:
+    def _load(self, hosted: Hosted, address: Address) -> None:
         try:
             loaded = hosted.load(self._died)
             memory.settle()
@@ -214,7 +217,13 @@ class ModelWorker(HttpWorker):
             self._give_up(f"cannot load the model: {type(error).__name__}: {error}")
         else:
             if self.alive:  # else SIGTERM came first
-                announce(hosted.settings, loaded, self.sockets, hosted.example)
+                self._announce(hosted, loaded, address)
+
+    def _announce(self, hosted: Hosted, loaded: Loaded, address: Address) -> None:
+        try:
+            announce(hosted.settings, loaded, address, hosted.example)
+        except OSError as error:  # whoever read standard output is gone, its clients may not be
+            logger.error("cannot print the ready line: %s", error)
 
     def _stop_with_stdin(self) -> None:
         """Wait until standard input ends, then tell the master to end, which drains this worker."""

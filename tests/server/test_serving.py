@@ -9,13 +9,18 @@ import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from gemma_server.server.ready_line import address_of, announce
+from gemma_server.settings import Settings
 from testing.answers import error_inside
 from testing.server import (
     POST_ECHO,
     READY,
+    SERVE,
+    START_S,
     Server,
     Stream,
     ask,
@@ -29,6 +34,16 @@ from tests.server.conftest import Start
 
 pytestmark = pytest.mark.slow
 
+_FULL_STDOUT = """
+import os, sys
+os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+_WITHOUT_STDOUT = """
+import os, sys
+os.close(1)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 LONG = "x" * 1000  # at 50 ms for each token far longer than any test
 
 
@@ -43,6 +58,29 @@ def test_the_ready_line_is_all_there_ever_is_on_stdout(start: Start) -> None:
     assert READY.fullmatch(server.stdout)
     assert f"curl http://127.0.0.1:{server.port}/prompt" in server.stderr
     assert "Traceback" not in server.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [(_FULL_STDOUT, "cannot print the ready line: [Errno 28]"), (_WITHOUT_STDOUT, "try it: curl")],
+    ids=["full", "closed"],
+)
+def test_it_serves_without_a_standard_output(start: Start, before: str, said: str) -> None:
+    server = start("-c", before, *SERVE, ready=False)
+    wait_until(lambda: said in server.stderr, START_S)
+    server.process.terminate()
+    assert server.wait() == 0
+    assert "Traceback" not in server.stderr
+
+
+def test_the_ready_line_needs_no_socket(capsys: pytest.CaptureFixture[str]) -> None:
+    """SIGTERM may close the listeners just when the model is loaded."""
+    settings = Settings(fake=True)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = address_of(settings, [listener])
+        port = listener.getsockname()[1]
+    announce(settings, SimpleNamespace(name="m", device="d", load_s=1.0), address, None)
+    assert capsys.readouterr().out == f"gemma-server ready: http://127.0.0.1:{port} (m, d, 1.0 s)\n"
 
 
 def test_nothing_that_a_client_sends_gets_into_the_log(start: Start) -> None:
