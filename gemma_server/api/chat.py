@@ -12,7 +12,7 @@ from gemma_server.api.timing import Stages, timed
 from gemma_server.api.truncation import Truncation
 from gemma_server.errors import InvalidRequest
 from gemma_server.serving.model import LoadedModel
-from gemma_server.text.chat_template import Message, Role
+from gemma_server.text.chat import Message, Role
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 4096  # of one message

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
-from gemma_server.text.chat_template import ChatTemplate, Gemma4Template, GemmaTemplate
+from gemma_server.text.chat_template import ChatTemplate, GemmaTemplate
 from gemma_server.text.family import GEMMA4
+from gemma_server.text.gemma4_template import Gemma4Template
 from gemma_server.text.jinja_template import JinjaTemplate, is_gemma_s
 from gemma_server.text.sentencepiece_model import model_from_pieces, without_last
 from gemma_server.text.tokenizer import Tokenizer

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from gemma_server.engine.fake import fake_tokenizer
-from gemma_server.text.chat_template import GemmaTemplate, Message
+from gemma_server.text.chat import Message
+from gemma_server.text.chat_template import GemmaTemplate
 from testing.answers import assert_error, assert_error_form
 from tests.web.conftest import App, Serve
 from tests.web.dialects import ROUTES, ask, parts_of, text_of

@@ -10,7 +10,8 @@ import pytest
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
 from gemma_server.serving.checkpoint import open_checkpoint
-from gemma_server.text.chat_template import Gemma4Template, Message
+from gemma_server.text.chat import Message
+from gemma_server.text.gemma4_template import Gemma4Template
 from gemma_server.text.jinja_template import JinjaTemplate
 from gemma_server.weights.gguf.gemma import GgufWeights
 from gemma_server.weights.hugging_face.gemma import HuggingFaceWeights

@@ -38,7 +38,7 @@ from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest
 from gemma_server.serving.model import LoadedModel
 from gemma_server.serving.models import Models
-from gemma_server.text.chat_template import Message
+from gemma_server.text.chat import Message
 
 # The version whose routes these are: clients check for the least they work with (clients/compat).
 _OLLAMA_VERSION = "0.17.4"

@@ -1,0 +1,61 @@
+"""A tokenizer with all of Gemma 4's control tokens, and chats in OpenAI's form as templates take
+them."""
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from gemma_server.text.chat import Message, Tool, ToolCall
+from gemma_server.text.family import GEMMA4
+from gemma_server.text.sentencepiece_model import PieceType, model_from_pieces
+from gemma_server.text.tokenizer import Tokenizer
+
+_BASE = ("<pad>", "<eos>", "<bos>", "<unk>")
+MARKERS = {
+    piece: index for index, piece in enumerate(GEMMA4.markers, start=len(_BASE))
+}  # ids by names
+
+
+@cache
+def gemma4_tokenizer() -> Tokenizer:
+    """One token a byte, and the control tokens."""
+    special = [*_BASE, *MARKERS]
+    pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]
+    types = [PieceType.CONTROL] * len(special) + [PieceType.BYTE] * 256 + [PieceType.NORMAL]
+    types[3] = PieceType.UNKNOWN
+    return Tokenizer(model_from_pieces(pieces, [0.0] * len(pieces), list(map(int, types))))
+
+
+def shown(ids: Iterable[int]) -> str:
+    """The ids as text, control tokens by their names."""
+    tokenizer = gemma4_tokenizer()
+    first_byte = len(_BASE) + len(MARKERS)
+    parts = (
+        tokenizer.piece(index).encode() if index < first_byte else tokenizer.piece_bytes(index)
+        for index in ids
+    )
+    return b"".join(parts).decode()
+
+
+def messages_of(documents: Iterable[Mapping[str, Any]]) -> list[Message]:
+    """Messages; the arguments of calls are objects."""
+    messages: list[Message] = []
+    calls: dict[str, ToolCall] = {}
+    for document in documents:
+        own = tuple(map(_call, document.get("tool_calls", ())))
+        calls |= {call.id: call for call in own}
+        answers = calls.get(document.get("tool_call_id", ""))
+        thought = document.get("reasoning_content", "")
+        role, content = document["role"], document["content"]
+        messages.append(Message(role, content, thought, own, answers))
+    return messages
+
+
+def tools_of(documents: Iterable[Mapping[str, Any]]) -> list[Tool]:
+    """The functions."""
+    return [Tool(**document["function"]) for document in documents]
+
+
+def _call(document: Mapping[str, Any]) -> ToolCall:
+    function = document["function"]
+    return ToolCall(function["name"], function["arguments"], document["id"])
