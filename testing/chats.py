@@ -1,10 +1,12 @@
-"""A tokenizer with all of Gemma 4's control tokens, and chats in OpenAI's form as templates take
-them."""
+"""A tokenizer with all of Gemma 4's control tokens, a fake that says what it is told, and chats in
+OpenAI's form as templates take them."""
 
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
+from gemma_server.engine.fake import FakeRunner
+from gemma_server.engine.request import SamplingParams, Token
 from gemma_server.text.chat import Message, Tool, ToolCall
 from gemma_server.text.family import GEMMA4
 from gemma_server.text.sentencepiece_model import PieceType, model_from_pieces
@@ -24,6 +26,27 @@ def gemma4_tokenizer() -> Tokenizer:
     types = [PieceType.CONTROL] * len(special) + [PieceType.BYTE] * 256 + [PieceType.NORMAL]
     types[3] = PieceType.UNKNOWN
     return Tokenizer(model_from_pieces(pieces, [0.0] * len(pieces), list(map(int, types))))
+
+
+class SayingRunner(FakeRunner):
+    """Says a turn, in which control tokens are spelled; another one after a tool's response.
+    Without a turn it repeats the prompt, as its base does."""
+
+    def __init__(self, slots: int, *, says: str = "", then: str = "", **options: Any) -> None:
+        super().__init__(slots, **options)
+        self.says, self.then = says, then
+
+    def _sample(self, slot: int, sampling: SamplingParams, top: int | None) -> Token:
+        token = super()._sample(slot, sampling, top)
+        length = self._prompt_length[slot]
+        has_response = MARKERS["<|tool_response>"] in self._cached[slot][:length]
+        turn = self.then if has_response and self.then else self.says
+        if not turn:
+            return token
+        tokenizer = gemma4_tokenizer()
+        said = dict(enumerate(tokenizer.encode(turn)[1:]))
+        self._last[slot] = said.get(len(self._cached[slot]) - length, tokenizer.eos_id)
+        return Token(self._last[slot], token.logprobs)
 
 
 def shown(ids: Iterable[int]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from testing.server import SERVE, Server, serve_slowly
+from testing.server import SERVE, Server, serve_gemma4, serve_slowly
 
 
 @pytest.fixture(scope="package")
@@ -18,6 +18,15 @@ def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One slot, a line of one, 50 ms a token."""
     flags = ("--slots", "1", "--max-queue", "1")
     yield from _serve(Server(tmp_path_factory.mktemp("slow"), serve_slowly(0.05, *flags)))
+
+
+@pytest.fixture(scope="package")
+def tools_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that thinks, calls a tool twice, and then says what it saw."""
+    call = '<|tool_call>call:look{at:<|"|>a "wall"<|"|>}<tool_call|>'
+    says = f"<|channel>thought\nHm.\n<channel|>I look. {call}{call}<|tool_response>"
+    program = serve_gemma4(says, "<channel|>I saw it.<turn|>")
+    yield from _serve(Server(tmp_path_factory.mktemp("tools"), program))
 
 
 def _serve(server: Server) -> Iterator[Server]:

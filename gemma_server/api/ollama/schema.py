@@ -1,7 +1,7 @@
 """What Ollama's routes accept, with Ollama's defaults (ollama/ollama, `api/types.go`)."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,7 @@ from gemma_server.api.schemas import (
     temperature_and_top_p,
     within,
 )
+from gemma_server.api.tools import Tools
 from gemma_server.engine.request import SamplingParams
 from gemma_server.errors import InvalidRequest
 
@@ -93,8 +94,6 @@ class OllamaBody(ForeignBody, ModelBody):
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "format": ("",),
-        "tools": ([],),
-        "think": (False,),
         "shift": (False,),
         "suffix": ("",),
         "images": ([],),
@@ -103,6 +102,7 @@ class OllamaBody(ForeignBody, ModelBody):
     }
 
     model: Annotated[str, Field(min_length=1)]
+    think: bool | Literal["low", "medium", "high", "max"] | None = None
     stream: bool = True
     options: Options = Options()
     truncate: bool = False  # Ollama's default is true: it truncates without notice
@@ -119,6 +119,8 @@ class OllamaBody(ForeignBody, ModelBody):
 class GenerateBody(OllamaBody):
     """POST /api/generate."""
 
+    REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {**OllamaBody.REFUSED, "tools": ([],)}
+
     prompt: str = ""
     system: str = ""
     raw: bool = False
@@ -129,6 +131,7 @@ class ChatBody(OllamaBody):
     """POST /api/chat."""
 
     messages: Messages = Field([])
+    tools: Tools = Field([])
 
 
 class ShowBody(ForeignBody, ModelBody):

@@ -2,9 +2,16 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from gemma_server.api.chat import ChatMessage
 from gemma_server.api.schemas import (
@@ -27,6 +34,7 @@ from gemma_server.api.schemas import (
     temperature_and_top_p,
     within,
 )
+from gemma_server.api.tools import Tools, ToolSpec
 from gemma_server.engine.request import MAX_BIAS, SamplingParams
 from gemma_server.errors import InvalidRequest
 
@@ -99,7 +107,21 @@ def _few_biases(biases: Any) -> Any:
     return biases
 
 
-_NO_THINKING: tuple[Any, ...] = ({}, {"enable_thinking": False}, {"thinking": False})
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class TemplateOptions(BaseModel):
+    """What vLLM's clients tell the chat template. Other names, which it might know, are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+
+    @property
+    def thinks(self) -> bool | None:
+        """Whether the model is to think, if that is said."""
+        return self.thinking if self.enable_thinking is None else self.enable_thinking
 
 
 class StreamOptions(ForeignBody):
@@ -192,20 +214,27 @@ class ChatCompletionBody(OpenAIBody):
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **_FOREIGN,
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
         "modalities": (["text"],),
         "audio": (),
         "web_search_options": (),
         "chat_template": ("",),
-        "chat_template_kwargs": _NO_THINKING,
         "documents": ([],),
         "echo": (False,),
+        # how thoughts and calls are told
+        **dict.fromkeys(("include_reasoning", "separate_reasoning", "stream_reasoning"), (True,)),
+        "reasoning_format": ("auto", "deepseek"),
+        "parse_tool_calls": (True,),
+        "thinking_token_budget": (),
     }
 
     messages: Annotated[Items[ChatMessage], Field(min_length=1, max_length=4096)]
+    tools: Tools = Field([])
+    tool_choice: str | dict[str, Any] = "auto"
+    parallel_tool_calls: bool = True
+    chat_template_kwargs: TemplateOptions = TemplateOptions()
+    reasoning_effort: Effort | None = None
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool = False
     top_logprobs: TopLogprobs = 0
@@ -222,6 +251,20 @@ class ChatCompletionBody(OpenAIBody):
         """
         _check_end(self.messages, self.continue_final_message, self.add_generation_prompt)
         return self.continue_final_message
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _not_forced(cls, choice: str | dict[str, Any]) -> str | dict[str, Any]:
+        if choice not in ("none", "auto"):
+            name = "tool_choice"
+            message = f"{name}: this server forces no calls; none and auto are possible"
+            raise InvalidRequest(message, param=name, code="unsupported_field")
+        return choice
+
+    @property
+    def usable_tools(self) -> list[ToolSpec]:
+        """The tools that the model may call."""
+        return [] if self.tool_choice == "none" else self.tools
 
     @property
     def wanted_logprobs(self) -> int | None:
@@ -315,9 +358,7 @@ class TokenizeBody(ForeignBody, ModelBody):
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "return_token_strs": (False,),
-        "tools": ([],),
         "chat_template": ("",),
-        "chat_template_kwargs": _NO_THINKING,
     }
 
     prompt: str | None = None
@@ -325,6 +366,8 @@ class TokenizeBody(ForeignBody, ModelBody):
     add_special_tokens: bool = True  # of a text; a chat's template has them
     continue_final_message: bool = False
     add_generation_prompt: bool | None = None
+    tools: Tools = Field([])
+    chat_template_kwargs: TemplateOptions = TemplateOptions()
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
