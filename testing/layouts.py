@@ -27,9 +27,10 @@ def stacked(weights: Weights, period: int) -> Tree:
     stacks: dict[tuple[str, str], dict[int, Any]] = {}
     for path, leaves in weights.items():
         if "/layer_" in path:
-            _, layer, rest = path.split("/", 2)
+            _, layer, *rest = path.split("/", 2)
             index = int(layer.removeprefix("layer_"))
-            target = f"transformer/stacked_layers/attention_type_{index % period}/{rest}"
+            place = f"transformer/stacked_layers/attention_type_{index % period}"
+            target = "/".join((place, *rest))
             for leaf, array in leaves.items():
                 stacks.setdefault((target, leaf), {})[index] = array
     for (target, leaf), arrays in stacks.items():
