@@ -10,11 +10,12 @@ from gemma_server.weights.numbers import Numbers
 # What tells the generations apart: norms on q and k, and after the blocks; a scale of the output.
 _NORMS_OF = {
     "gemma": (False, False, False),
+    "vaultgemma": (False, False, False),
     "gemma2": (False, True, False),
     "gemma3": (True, True, False),
     "gemma4": (True, True, True),
 }
-FAMILIES = tuple(_NORMS_OF)
+_CAPPED = {"gemma": False, "vaultgemma": True}  # the logits, where the norms tell nothing
 
 # Relatives of Gemma by transformers' model_type or llama.cpp's architecture, and why not.
 _NO_DECODER: Mapping[str, str] = {
@@ -28,7 +29,7 @@ _NO_DECODER: Mapping[str, str] = {
         ("gemma4_assistant", "gemma4_unified_assistant"), "it drafts for another model"
     ),
     **dict.fromkeys(("gemma-embedding", "embedding_gemma2"), "it embeds texts and writes none"),
-    "vaultgemma": "it is a Gemma 2 without some of its norms",
+    "vaultgemma": "llama.cpp has no such model; take its Hugging Face directory",
 }
 
 
@@ -42,10 +43,14 @@ def not_served(where: str, name: str, kind: object) -> ModelLoadError:
 
 def family_of(config: GemmaConfig) -> str:
     """The generation whose norms these are."""
+    norms, capped = (
+        (config.qk_norm, config.post_norms, config.output_scale),
+        config.final_softcap is not None,
+    )
     return next(
         family
-        for family, norms in _NORMS_OF.items()
-        if norms == (config.qk_norm, config.post_norms, config.output_scale)
+        for family in _NORMS_OF
+        if _NORMS_OF[family] == norms and _CAPPED.get(family, capped) == capped
     )
 
 
@@ -70,7 +75,7 @@ def preset_of_family(where: str, family: str, shape: Shape) -> Preset:
     if (shape.qk_norm, shape.post_norms, shape.output_scale) != _NORMS_OF[family]:
         raise ModelLoadError(f"{where}: its norms are not those of {family}")
     try:
-        return preset_for(shape)
+        return preset_for(shape, capped=_CAPPED.get(family))
     except ValueError as error:
         raise ModelLoadError(f"{where}: {error}") from None
 

@@ -14,7 +14,6 @@ from gemma_server.model.config import GemmaConfig
 from gemma_server.model.presets import Preset, Shape
 from gemma_server.text.sentencepiece_model import PieceType, is_byte, scores_of
 from gemma_server.weights.architecture import (
-    FAMILIES,
     config_of,
     count_layers,
     not_served,
@@ -179,6 +178,7 @@ _IN_BLOCKS = {
     "post_feed_forward_norm/scale": ("post_ffw_norm",),
 }
 
+_FAMILIES = ("gemma", "gemma2", "gemma3", "gemma4")
 # llama.cpp's name, and that of Ollama's converter.
 _GLOBAL_BASE = ("rope.freq_base", "rope.global.freq_base")
 _LOCAL_BASE = ("rope.freq_base_swa", "rope.local.freq_base")
@@ -188,7 +188,7 @@ _ALWAYS = {"attention.causal": True, "pooling_type": 0, "expert_count": 0}
 
 def _family(file: GgufFile) -> str:
     family = file.metadata.get("general.architecture")
-    if not isinstance(family, str) or family not in FAMILIES:
+    if not isinstance(family, str) or family not in _FAMILIES:
         raise not_served(str(file.path), "architecture", family)
     return family
 

@@ -57,7 +57,8 @@ _IN_LAYERS = {
 # Gemma 1 has one norm between attention and feed-forward, under the name of what it follows.
 _GEMMA1_LAYERS = {**_IN_LAYERS, "pre_feed_forward_norm/scale": ("post_attention_layernorm",)}
 _FAMILIES = {
-    **{"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "gemma3_text": "gemma3"},
+    **{"gemma": "gemma", "gemma2": "gemma2", "vaultgemma": "vaultgemma"},
+    **dict.fromkeys(("gemma3", "gemma3_text"), "gemma3"),
     **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), "gemma4"),
 }
 _WITH_TEXT_CONFIG = ("gemma3", "gemma4", "gemma4_unified")
@@ -98,7 +99,7 @@ class HuggingFaceWeights:
             _ids(path, "suppress_tokens"),
         )
         self.chat_template = _chat_template(path)
-        self._in_layers = _IN_LAYERS if self.config.post_norms else _GEMMA1_LAYERS
+        self._in_layers = _GEMMA1_LAYERS if model["model_type"] == "gemma" else _IN_LAYERS
 
     @property
     def tensors(self) -> Collection[str]:
@@ -235,6 +236,8 @@ def _config(path: Path, model: Mapping[str, Any], shapes: Mapping[str, Any]) -> 
     if row.name not in {released.name for released in RELEASED}:
         scale = scale if family == "gemma" else _DEFAULT_QUERY_SCALAR**-0.5
         row = replace(row, window=row.window and _DEFAULT_WINDOW)
+    if family == "vaultgemma":  # every other layer, where no file says it
+        row = replace(row, global_every=2)
     if "query_pre_attn_scalar" in model:
         scale = number.real("query_pre_attn_scalar", 1.0) ** -0.5
     preset = replace(
