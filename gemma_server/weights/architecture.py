@@ -18,18 +18,29 @@ _NORMS_OF = {
 _CAPPED = {"gemma": False, "vaultgemma": True}  # the logits, where the norms tell nothing
 
 # Relatives of Gemma by transformers' model_type or llama.cpp's architecture, and why not.
-_NO_DECODER: Mapping[str, str] = {
-    **dict.fromkeys(("t5gemma", "t5gemma2"), "it has an encoder beside the decoder"),
-    **dict.fromkeys(("recurrent_gemma", "recurrentgemma"), "its layers are recurrent"),
-    **dict.fromkeys(("diffusion_gemma", "diffusiongemma"), "it does not write token by token"),
-    "paligemma": "it reads an image first",
-    "shieldgemma2": "it classifies images",
-    **dict.fromkeys(("gemma3n", "gemma3n_text"), "its layers are unlike those of other Gemmas"),
-    **dict.fromkeys(
-        ("gemma4_assistant", "gemma4_unified_assistant"), "it drafts for another model"
-    ),
-    **dict.fromkeys(("gemma-embedding", "embedding_gemma2"), "it embeds texts and writes none"),
-    "vaultgemma": "llama.cpp has no such model; take its Hugging Face directory",
+_NOT_SERVED: Mapping[str, str] = {
+    name: why
+    for why, names in {
+        "it has an encoder beside the decoder": (
+            *("t5gemma", "t5_gemma_module", "t5gemma2", "t5gemma2_text", "t5gemma2_encoder"),
+            "t5gemma2_decoder",
+        ),
+        "its layers are recurrent": ("recurrent_gemma", "recurrentgemma"),
+        "it does not write token by token": (
+            *("diffusion_gemma", "diffusion_gemma_text", "diffusiongemma", "diffusion-gemma"),
+        ),
+        "it reads an image first": ("paligemma",),
+        "it classifies images": ("shieldgemma2",),
+        "its layers are unlike those of other Gemmas": ("gemma3n", "gemma3n_text"),
+        "it drafts for another model": (
+            *("gemma4_assistant", "gemma4_unified_assistant", "gemma4-assistant"),
+        ),
+        "it embeds texts and writes none": (
+            *("embedding_gemma2", "embedding_gemma2_text", "gemma-embedding", "gemma-embedding2"),
+        ),
+        "llama.cpp has no such model; take its Hugging Face directory": ("vaultgemma",),
+    }.items()
+    for name in names
 }
 
 
@@ -37,7 +48,7 @@ def not_served(where: str, name: str, kind: object) -> ModelLoadError:
     """The error for a checkpoint of this kind, which the file states under this name."""
     why = "it is no Gemma"
     if isinstance(kind, str):
-        why = _NO_DECODER.get(kind, why)
+        why = _NOT_SERVED.get(kind, why)
     return ModelLoadError(f"{where}: {name} {str(kind)[:100]!r} is not served: {why}")
 
 

@@ -323,24 +323,32 @@ def _rope_parameters(
     """The parameters of global and of local layers, each with rope_theta and factor if given.
 
     transformers 5 writes `rope_parameters`, by kind of layer where there are two; transformers 4
-    `rope_theta`, `rope_local_base_freq`, and `rope_scaling`, which is null for no scaling.
+    `rope_theta`, `rope_local_base_freq`, and `rope_scaling`, which is null for no scaling. Files
+    have all of these at once, and TranslateGemma's the newer form under the older name.
     """
-    said = model.get("rope_parameters")
-    if said is not None:
-        said = said if isinstance(said, dict) else {"full_attention": said}
-        everywhere, local = said.get("full_attention", said), said.get("sliding_attention", {})
-        unscaled = {"factor": 1.0}
-    else:
-        everywhere, local = model.get("rope_scaling") or {}, {}
-        unscaled = {"factor": 1.0} if "rope_scaling" in model else {}
-        if isinstance(everywhere, dict) and "rope_theta" in model:
-            everywhere = {**everywhere, "rope_theta": model["rope_theta"]}
-        if "rope_local_base_freq" in model:
-            local = {"rope_theta": model["rope_local_base_freq"]}
-    for part in (everywhere, local):
-        if not isinstance(part, dict):
-            raise ModelLoadError(f"{path}: its rope parameters are no objects")
-        kind = part.get("rope_type", part.get("type", "default"))
-        if kind not in ("default", "linear"):
-            raise ModelLoadError(f"{path}: rope_type {str(kind)[:100]!r} is not supported")
-    return {**unscaled, **everywhere}, local
+    said, scaling = model.get("rope_parameters"), model.get("rope_scaling")
+    if said is None and isinstance(scaling, dict) and "full_attention" in scaling:
+        said, scaling = scaling, None
+    parts = [said or {}, {}, scaling or {}]
+    if isinstance(said, dict):
+        parts[:2] = said.get("full_attention", said) or {}, said.get("sliding_attention") or {}
+    if not all(isinstance(part, dict) for part in parts):
+        raise ModelLoadError(f"{path}: its rope parameters are no objects")
+    everywhere, local, more = parts
+    older = {"factor": 1.0} if said is not None or "rope_scaling" in model else {}
+    older |= {"rope_theta": model["rope_theta"]} if "rope_theta" in model else {}
+    name = "rope_local_base_freq"
+    older_local = {"rope_theta": model[name]} if name in model else {}
+    return _scaled(path, older | everywhere | more), _scaled(path, older_local | local)
+
+
+def _scaled(path: Path, part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters of a known kind; the kind "default" does not heed a factor.
+
+    Raises:
+        ModelLoadError: the kind is another one.
+    """
+    kind = part.get("rope_type", part.get("type"))
+    if kind not in (None, "default", "linear"):
+        raise ModelLoadError(f"{path}: rope_type {str(kind)[:100]!r} is not supported")
+    return {**part, "factor": 1.0} if kind == "default" else part
