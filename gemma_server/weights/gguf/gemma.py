@@ -24,6 +24,7 @@ from gemma_server.weights.gguf import gemma4
 from gemma_server.weights.gguf.blocks import EXACT_IN_BLOCKS
 from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.numbers import Numbers
+from gemma_server.weights.sampling_defaults import SamplingDefaults, read_sampling
 from gemma_server.weights.source import EMBEDDING, Rows
 
 _NOT_TEXT = ("v.", "mm.", "a.")  # prefixes of the vision tower, its projector, the audio tower
@@ -59,6 +60,7 @@ class GgufWeights:
         number = Numbers(self._file.metadata, str(path), "tokenizer.ggml.")
         self.stop_ids = frozenset[int]().union(*map(number.ids, _STOPS))
         self.suppressed_ids = number.ids("suppress_tokens")
+        self.sampling = _sampling(self._file)
         self.chat_template = _chat_template(self._file)
 
     @property
@@ -150,6 +152,17 @@ class GgufWeights:
         if rest == "attention/qkv/kernel":
             names = names[: len(self.config.fused_rows(int(block))[rest])]
         return [f"blk.{block}.{name}.weight" for name in names]
+
+
+def _sampling(file: GgufFile) -> SamplingDefaults:
+    """From the keys of llama.cpp's converter, as the decimals that became these float32."""
+    number = Numbers(file.metadata, str(file.path), "general.sampling.")
+    found = read_sampling(number, "temp", "top_k", "top_p")
+    return SamplingDefaults(_short(found.temperature), found.top_k, _short(found.top_p))
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
 
 
 def _chat_template(file: GgufFile) -> str | None:

@@ -20,16 +20,9 @@ from gemma_server.weights.architecture import (
     not_served,
     preset_of_family,
 )
-from gemma_server.weights.files import (
-    CHAT_TEMPLATE,
-    INCOMPLETE,
-    PICKLED,
-    PICKLED_WEIGHTS,
-    read_json,
-    read_text,
-)
+from gemma_server.weights.files import INCOMPLETE, PICKLED, PICKLED_WEIGHTS, read_json
 from gemma_server.weights.gemma4 import dead_tensors
-from gemma_server.weights.hugging_face import gemma4
+from gemma_server.weights.hugging_face import declared, gemma4
 from gemma_server.weights.hugging_face.container import INDEX, SafetensorsDir, StoredTensor
 from gemma_server.weights.hugging_face.gemma4 import gemma4_config
 from gemma_server.weights.numbers import Numbers
@@ -63,7 +56,6 @@ _FAMILIES = {
 }
 _WITH_TEXT_CONFIG = ("gemma3", "gemma4", "gemma4_unified")
 _TANH_GELU = (None, "gelu_pytorch_tanh")
-_MOST_CONFIG_BYTES = 16 << 20  # tokenizer_config.json lists thousands of unused tokens
 # The defaults of transformers, for a model of no released size.
 _DEFAULT_WINDOW, _DEFAULT_HEAD_DIM, _DEFAULT_QUERY_SCALAR = 4096, 256, 256
 
@@ -94,11 +86,10 @@ class HuggingFaceWeights:
         if self._is_gemma4:
             for dead in dead_tensors(self.config, gemma4.NAMES):
                 self._tensors.pop(dead, None)
-        self.stop_ids, self.suppressed_ids = (
-            _ids(path, "eos_token_id"),
-            _ids(path, "suppress_tokens"),
-        )
-        self.chat_template = _chat_template(path)
+        self.stop_ids = declared.ids(path, "eos_token_id")
+        self.suppressed_ids = declared.ids(path, "suppress_tokens")
+        self.sampling = declared.sampling(path)
+        self.chat_template = declared.chat_template(path)
         self._in_layers = _GEMMA1_LAYERS if model["model_type"] == "gemma" else _IN_LAYERS
 
     @property
@@ -139,34 +130,6 @@ class HuggingFaceWeights:
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
         found: dict[str, StoredTensor] = self._files.tensors
         return {name: found[stored].shape for name, stored in self._tensors.items()}
-
-
-def _ids(path: Path, name: str) -> frozenset[int]:
-    """These tokens wherever the files have them."""
-    found = []
-    for file in (path / "config.json", path / "generation_config.json"):
-        whole = read_json(file) if file.is_file() else {}
-        for part in (whole, whole.get("text_config")):
-            if isinstance(part, dict):
-                found.append(Numbers(part, str(file)).ids(name))
-    return frozenset[int]().union(*found)
-
-
-def _chat_template(path: Path) -> str | None:
-    """From whichever file this version of transformers kept it in; of several, the default."""
-    if (path / CHAT_TEMPLATE).is_file():
-        return read_text(path / CHAT_TEMPLATE)
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        file = path / name
-        found = read_json(file, _MOST_CONFIG_BYTES).get("chat_template") if file.is_file() else None
-        if isinstance(found, list):
-            named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
-            found = named[0].get("template") if named else None
-        if isinstance(found, str) and found:
-            return found
-        if found:
-            raise ModelLoadError(f"{file}: its chat_template is no text")
-    return None
 
 
 def _refuse_what_is_no_model(path: Path) -> None:

@@ -25,6 +25,7 @@ from gemma_server.model.presets import Shape, preset_for
 from gemma_server.weights.arrays import Array
 from gemma_server.weights.orbax import gemma4
 from gemma_server.weights.orbax.container import nbytes, open_arrays, refuse_other_dtypes
+from gemma_server.weights.sampling_defaults import SamplingDefaults
 from gemma_server.weights.source import EMBEDDING, Rows, plus_one
 
 _TABLE = "embedder/input_embedding"
@@ -63,6 +64,7 @@ class OrbaxWeights:
 
     format = "Orbax"
     stop_ids = suppressed_ids = frozenset[int]()  # its files have none, and no template
+    sampling = SamplingDefaults()
     chat_template: str | None = None
 
     def __init__(self, path: Path) -> None:
