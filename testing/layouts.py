@@ -7,6 +7,7 @@ import numpy as np
 from testing.tiny import Weights
 
 Tree = dict[str, Any]
+_BARE = {"linear": 2, "gating_einsum": 3}  # their axes
 
 
 def nested(weights: Weights) -> Tree:
@@ -17,7 +18,9 @@ def nested(weights: Weights) -> Tree:
         node = tree
         for name in parents:
             node = node.setdefault(name, {})
-        node[last] = leaves["w"] if last in ("linear", "gating_einsum") else dict(leaves)
+        # Those of experts have an axis more, and are no bare leaves.
+        is_bare = last in _BARE and leaves["w"].ndim == _BARE[last]
+        node[last] = leaves["w"] if is_bare else dict(leaves)
     return tree
 
 
