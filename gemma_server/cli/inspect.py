@@ -33,6 +33,7 @@ def describe(checkpoint: Checkpoint) -> str:
             "heads": _each(_heads(layer) for layer in config.layers),
             "context": _context(config),
             "tokenizer": _tokenizer(checkpoint),
+            "sampling": _sampling(checkpoint),
             "weights take": _each_dtype(config.parameters, _WEIGHT_BYTES),
             "cache takes": _cache(config),
         }
@@ -62,6 +63,13 @@ def _tokenizer(checkpoint: Checkpoint) -> str:
     tokenizer = checkpoint.tokenizer
     stops = ", ".join(map(str, sorted(tokenizer.stop_ids)))
     return f"{checkpoint.tokenizer_from.name}, {tokenizer.vocab_size:,} pieces, ends at {stops}"
+
+
+def _sampling(checkpoint: Checkpoint) -> str:
+    """What the files recommend."""
+    stated = vars(checkpoint.sampling).items()
+    said = [f"{name.replace('_', '-')} {value:g}" for name, value in stated if value is not None]
+    return ", ".join(said) or "its files recommend nothing"
 
 
 def _cache(config: GemmaConfig) -> str:

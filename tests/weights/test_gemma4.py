@@ -287,22 +287,3 @@ def test_llama_cpp_agrees_on_the_same_file(llama: tuple[str, Any]) -> None:
         found = {entry["id"]: entry["logprob"] for entry in first["top_logprobs"]}
         assert len(found) > 250
         assert max(abs(expected[index] - found[index]) for index in found) < 0.3
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("t5gemma2", "an encoder"),
-        ("recurrent_gemma", "recurrent"),
-        ("diffusion_gemma", "token by token"),
-        ("paligemma", "an image first"),
-        ("gemma3n", "unlike"),
-        ("gemma4_assistant", "drafts"),
-        ("embedding_gemma2", "embeds"),
-        ("llama", "it is no Gemma"),
-    ],
-)
-def test_relatives_are_refused_with_the_reason(tmp_path: Path, kind: str, reason: str) -> None:
-    path = write_gemma4_hf(tmp_path / "hf", "gemma4-kv", more={"model_type": kind})
-    with pytest.raises(ModelLoadError, match=reason):
-        open_weights(path)
