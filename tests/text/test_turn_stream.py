@@ -195,7 +195,7 @@ def _read_at_once(turn: str) -> Said:
             inner = inner.replace(tag, "")
         if is_thought:
             named = inner.removeprefix("thought\n")
-            thought += "" if named == "thought" else named.rstrip()
+            thought += "" if inner == "thought" else named.rstrip()
             trims = True
             continue
         whole = closer == "<tool_call|>"

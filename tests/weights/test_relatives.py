@@ -12,7 +12,7 @@ from gemma_server.cli.main import main
 from gemma_server.errors import ChatRefused, ModelLoadError
 from gemma_server.model.config import GemmaConfig
 from gemma_server.serving.checkpoint import open_checkpoint
-from gemma_server.text.chat_template import Message
+from gemma_server.text.chat import Message
 from gemma_server.text.jinja_template import JinjaTemplate
 from gemma_server.text.sentencepiece_model import model_from_pieces
 from gemma_server.weights.architecture import family_of
