@@ -11,7 +11,7 @@ from gemma_server.api.schemas import Items
 from gemma_server.api.timing import Stages, timed
 from gemma_server.api.truncation import Truncation
 from gemma_server.errors import InvalidRequest
-from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.model import GenerativeModel
 from gemma_server.text.chat_template import Message, Role
 
 MAX_MESSAGES = 4096
@@ -49,7 +49,7 @@ Messages = Annotated[Items[ChatMessage], Field(max_length=MAX_MESSAGES)]
 
 
 def encode_messages(
-    loaded: LoadedModel,
+    loaded: GenerativeModel,
     messages: Sequence[ChatMessage],
     truncation: Truncation,
     stages: Stages,

@@ -36,7 +36,7 @@ from gemma_server.api.timing import Stages, timed
 from gemma_server.api.truncation import Truncation
 from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest
-from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.model import GenerativeModel, LoadedModel
 from gemma_server.serving.models import Models
 from gemma_server.text.chat_template import Message
 
@@ -156,7 +156,7 @@ def running(body: None, models: Models, caller: Caller) -> RunningTags:
 
 def show(body: ShowBody, models: Models, caller: Caller) -> Description:
     """Describe a model."""
-    return _show(caller.hold(models.resolve(body.model)))
+    return _show(caller.hold(models.resolve_any(body.model)))
 
 
 def version(body: None, models: Models, caller: Caller) -> Version:
@@ -164,7 +164,7 @@ def version(body: None, models: Models, caller: Caller) -> Version:
     return {"version": _OLLAMA_VERSION}
 
 
-def _room(body: OllamaBody, loaded: LoadedModel) -> tuple[int, Truncation]:
+def _room(body: OllamaBody, loaded: GenerativeModel) -> tuple[int, Truncation]:
     steps = body.options.steps(loaded.engine.context_length, loaded.max_steps)
     return steps, Truncation.of(loaded, steps, truncate=body.truncate)
 
@@ -174,7 +174,7 @@ def _job(
     ids: list[int],
     steps: int,
     truncation: Truncation,
-    loaded: LoadedModel,
+    loaded: GenerativeModel,
     models: Models,
     caller: Caller,
 ) -> Job:
@@ -185,7 +185,7 @@ def _job(
 
 
 def _encode(
-    body: GenerateBody, loaded: LoadedModel, truncation: Truncation, stages: Stages
+    body: GenerateBody, loaded: GenerativeModel, truncation: Truncation, stages: Stages
 ) -> list[int]:
     """The prompt's ids: raw, or as a turn after the ids of `context`."""
     with timed(stages, "tokenize"), prompt_in("prompt"):
@@ -211,7 +211,7 @@ def _check_raw(body: GenerateBody) -> None:
             raise InvalidRequest(f"{name}: a raw prompt is all that the model gets", param=name)
 
 
-def _ended(context: list[int], loaded: LoadedModel) -> list[int]:
+def _ended(context: list[int], loaded: GenerativeModel) -> list[int]:
     """An earlier answer's `context`, with the model's turn closed."""
     check_tokens(context, loaded.tokenizer.vocab_size, "context")
     return [*context, *loaded.chat.ids_after_answer()]
@@ -239,7 +239,7 @@ def _running(loaded: LoadedModel) -> RunningTag:
         "size": loaded.weight_bytes,
         "expires_at": _NEVER,
         "size_vram": 0 if loaded.device == "CPU" else loaded.weight_bytes,
-        "context_length": loaded.engine.context_length,
+        "context_length": loaded.context_length,
     }
 
 
@@ -268,7 +268,7 @@ def _details(loaded: LoadedModel) -> Details:
 
 
 def _show(loaded: LoadedModel) -> Description:
-    info = loaded.info
+    info, generates = loaded.info, isinstance(loaded, GenerativeModel)
     return {
         "details": _details(loaded),
         "model_info": {
@@ -276,8 +276,8 @@ def _show(loaded: LoadedModel) -> Description:
             "general.parameter_count": info.parameters,
             f"{info.family}.context_length": info.trained_context,
         },
-        "capabilities": ["completion"],
-        "template": _TEMPLATE,
+        "capabilities": ["completion" if generates else "embedding"],
+        "template": _TEMPLATE if generates else "",
         "modified_at": rfc3339(datetime.fromtimestamp(loaded.ready_at, UTC)),
     }
 

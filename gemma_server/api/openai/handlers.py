@@ -35,7 +35,7 @@ from gemma_server.api.timing import Stages, timed
 from gemma_server.api.truncation import Truncation
 from gemma_server.engine.request import MAX_BANS, Request
 from gemma_server.errors import InvalidRequest
-from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.model import GenerativeModel, LoadedModel
 from gemma_server.serving.models import Models
 
 
@@ -110,15 +110,18 @@ def list_models(body: None, models: Models, caller: Caller) -> ModelCards:
 
 def one_model(body: None, models: Models, caller: Caller) -> ModelCard:
     """The model of the name in the path."""
-    return _card(caller.hold(models.resolve(caller.params["name"])))
+    return _card(caller.hold(models.resolve_any(caller.params["name"])))
 
 
 def tokenize(body: TokenizeBody, models: Models, caller: Caller) -> TokenIds:
     """The ids of a text's tokens."""
-    loaded = caller.hold(models.resolve(body.model))
+    loaded = caller.hold(models.resolve_any(body.model))
     with timed(caller.stages, "tokenize"):
-        ids = _text_ids(loaded, body) if body.messages is None else _chat_ids(loaded, body)
-    return {"tokens": ids, "count": len(ids), "max_model_len": loaded.engine.context_length}
+        if body.messages is None:
+            ids = _text_ids(loaded, body)
+        else:
+            ids = _chat_ids(caller.hold(models.resolve(body.model)), body)
+    return {"tokens": ids, "count": len(ids), "max_model_len": loaded.context_length}
 
 
 def _text_ids(loaded: LoadedModel, body: TokenizeBody) -> list[int]:
@@ -128,7 +131,7 @@ def _text_ids(loaded: LoadedModel, body: TokenizeBody) -> list[int]:
     return ids[0 if body.add_special_tokens else 1 :]
 
 
-def _chat_ids(loaded: LoadedModel, body: TokenizeBody) -> list[int]:
+def _chat_ids(loaded: GenerativeModel, body: TokenizeBody) -> list[int]:
     """As a chat has them, however long."""
     messages = plain_messages(body.messages or [])
     size = sum(len(message.content) for message in messages)
@@ -139,7 +142,7 @@ def _chat_ids(loaded: LoadedModel, body: TokenizeBody) -> list[int]:
 
 def detokenize(body: DetokenizeBody, models: Models, caller: Caller) -> TokensText:
     """The text of tokens."""
-    loaded = caller.hold(models.resolve(body.model))
+    loaded = caller.hold(models.resolve_any(body.model))
     check_tokens(body.tokens, loaded.tokenizer.vocab_size, "tokens")
     return {"prompt": loaded.tokenizer.decode(body.tokens)}
 
@@ -148,7 +151,7 @@ def _requests(
     body: ChatCompletionBody | CompletionBody,
     prompts: list[list[int]],
     steps: int,
-    loaded: LoadedModel,
+    loaded: GenerativeModel,
 ) -> list[Request]:
     """`n` answers to each prompt, each with a seed of its own."""
     if len(prompts) * body.n > MAX_PROMPTS:
@@ -181,7 +184,7 @@ def _requests(
 
 
 def _encode(
-    body: CompletionBody, loaded: LoadedModel, truncation: Truncation, stages: Stages
+    body: CompletionBody, loaded: GenerativeModel, truncation: Truncation, stages: Stages
 ) -> list[list[int]]:
     """The ids of each prompt; an error names the prompt at fault."""
     encoded = []
@@ -204,7 +207,7 @@ def _card(loaded: LoadedModel) -> ModelCard:
         "object": "model",
         "created": int(loaded.ready_at),
         "owned_by": "google",
-        "max_model_len": loaded.engine.context_length,
+        "max_model_len": loaded.context_length,
     }
 
 
