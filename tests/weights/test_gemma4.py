@@ -297,7 +297,6 @@ def test_llama_cpp_agrees_on_the_same_file(llama: tuple[str, Any]) -> None:
         ("paligemma", "an image first"),
         ("gemma3n", "unlike"),
         ("gemma4_assistant", "drafts"),
-        ("embedding_gemma2", "embeds"),
         ("llama", "it is no Gemma"),
     ],
 )
