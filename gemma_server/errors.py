@@ -12,6 +12,7 @@
         │   └── ContextLengthExceeded
         ├── BatchTooLarge          more prompts at once than can ever be taken   400
         ├── ModelNotFound          another model was asked for                   404
+        ├── WrongKind              the model does something else                 400
         ├── Overloaded             the queue is full, or another limit is met    429
         │   └── QueueFull
         ├── NotReady               the model is loading, or the server drains    503
@@ -119,6 +120,15 @@ class ModelNotFound(RequestError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"model {name[:100]!r} not found")
+
+
+class WrongKind(RequestError):
+    """The model of this name `does` something else than what was asked for."""
+
+    code = "wrong_kind_of_model"
+
+    def __init__(self, name: str, does: str, asked: str) -> None:
+        super().__init__(f"model {name[:100]!r} {does}, it {asked}")
 
 
 class Overloaded(RequestError):

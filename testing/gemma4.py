@@ -127,8 +127,13 @@ def gemma4_pieces(vocab: int) -> tuple[list[str], list[float], list[int]]:
 
 
 def write_gemma4_tokenizer(path: Path, name: str) -> None:
+    """Write a preset's tokenizer.json into a directory."""
+    write_gemma4_tokenizer_of(path, PRESETS[name].vocab)
+
+
+def write_gemma4_tokenizer_of(path: Path, vocab: int) -> None:
     """Write the tokenizer.json of `gemma4_pieces` into a directory."""
-    pieces, _, _ = gemma4_pieces(PRESETS[name].vocab)
+    pieces, _, _ = gemma4_pieces(vocab)
     special = {piece: index for index, piece in enumerate(pieces[: pieces.index("<0x00>")])}
     document = {
         "added_tokens": [

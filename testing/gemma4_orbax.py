@@ -8,7 +8,7 @@ import numpy.typing as npt
 from gemma_server.model.config import Experts
 from gemma_server.model.presets import Preset
 from testing.gemma4 import CONTEXT_LENGTH, gemma4_weights
-from testing.oracle.gemma4 import PRESETS, ROPE_SHARE
+from testing.oracle.gemma4 import PRESETS
 from testing.tiny import Weights
 
 DEAD = 7.0  # what layers that use another's keys and values have in place of their own
@@ -34,7 +34,7 @@ def gemma4_preset(name: str) -> Preset:
         qk_norm=True,
         post_norms=True,
         global_rope_base=1_000_000.0,
-        global_rope_share=ROPE_SHARE,
+        global_rope_share=c.rope_share,
         global_head_dim=c.global_head_dim,
         global_kv_heads=c.global_kv_heads,
         global_keys_are_values=c.keys_are_values,

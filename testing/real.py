@@ -9,7 +9,7 @@ import numpy as np
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.request import Finished, Handle, Request, SamplingParams, Token
 from gemma_server.serving.loader import load_model
-from gemma_server.serving.model import LoadedModel, ServedModel
+from gemma_server.serving.model import GenerativeModel, ServedModel
 from gemma_server.settings import Settings, default_cache_dir, load_settings
 from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.weights.gguf.container import GgufFile
@@ -42,7 +42,7 @@ class RealModel:
     """The loaded model and shortcuts to it."""
 
     settings: Settings
-    loaded: LoadedModel
+    loaded: GenerativeModel
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -83,7 +83,9 @@ def load_real_model(cache_dir: Path | None = None, dtype: str = "auto") -> RealM
     settings = load_settings(cache_dir=cache_dir or default_cache_dir(), dtype=dtype)
     model = ServedModel("real")
     load_model(settings, model, fail)
-    return RealModel(settings, model.require_ready())
+    loaded = model.require_ready()
+    assert isinstance(loaded, GenerativeModel)
+    return RealModel(settings, loaded)
 
 
 def flat_weights(path: Path) -> dict[str, dict[str, Any]]:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gemma_server.api.timing import Stages
-from gemma_server.serving.model import LoadedModel
-from gemma_server.serving.models import Lease
+from gemma_server.serving.models import Lease, Model
 
 
 class Running(Protocol):
@@ -47,6 +46,6 @@ class Caller:
             return f"connection {self.connection}", False
         return f"user {hashlib.sha256(user.encode(errors='replace')).hexdigest()}", True
 
-    def hold(self, lease: Lease) -> LoadedModel:
+    def hold(self, lease: Lease[Model]) -> Model:
         """The leased model, which stays loaded until the answer is complete."""
         return self.held.enter_context(lease)

@@ -14,7 +14,7 @@ from gemma_server.api.timing import Stages, timed
 from gemma_server.api.tools import Calls, made
 from gemma_server.api.truncation import Truncation
 from gemma_server.errors import InvalidRequest
-from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.model import GenerativeModel
 from gemma_server.text.chat import Message, Role, Tool, ToolCall
 from gemma_server.text.chat_template import ChatTemplate
 
@@ -76,7 +76,7 @@ class Wanted:
         return chat.encode(messages, goes_on=self.goes_on, tools=self.tools, thinks=self.thinks)
 
 
-def require_thinking(loaded: LoadedModel, param: str) -> None:
+def require_thinking(loaded: GenerativeModel, param: str) -> None:
     """Refuse a request to think that the model's template cannot pass on.
 
     Raises:
@@ -91,7 +91,7 @@ def require_thinking(loaded: LoadedModel, param: str) -> None:
 
 
 def encode_messages(
-    loaded: LoadedModel,
+    loaded: GenerativeModel,
     messages: Sequence[ChatMessage],
     wanted: Wanted,
     truncation: Truncation,
@@ -126,7 +126,7 @@ def size_of(messages: Sequence[Message], wanted: Wanted) -> int:
     return tools + calls + sum(len(each.content) + len(each.thought) for each in messages)
 
 
-def plain_messages(loaded: LoadedModel, messages: Sequence[ChatMessage]) -> list[Message]:
+def plain_messages(loaded: GenerativeModel, messages: Sequence[ChatMessage]) -> list[Message]:
     """The messages as templates take them.
 
     Raises:
@@ -147,7 +147,7 @@ def plain_messages(loaded: LoadedModel, messages: Sequence[ChatMessage]) -> list
     return plain
 
 
-def _check_kind(where: str, message: ChatMessage, loaded: LoadedModel) -> None:
+def _check_kind(where: str, message: ChatMessage, loaded: GenerativeModel) -> None:
     """Refuse what the model cannot be told, and calls that it did not make."""
     if message.role == "tool" and not loaded.chat.takes_tools:
         raise _unsupported(f"{where}.role", "the role tool")

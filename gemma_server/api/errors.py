@@ -19,6 +19,7 @@ from gemma_server.errors import (
     PromptRefused,
     QueueFull,
     RequestError,
+    WrongKind,
 )
 
 CLIENT_CLOSED = 499  # nginx's number
@@ -27,6 +28,7 @@ _STATUS: tuple[tuple[type[RequestError], int, str], ...] = (
     (PromptRefused, 400, "invalid_request_error"),
     (BatchTooLarge, 400, "invalid_request_error"),
     (ModelNotFound, 404, "not_found_error"),
+    (WrongKind, 400, "invalid_request_error"),
     (Overloaded, 429, "rate_limit_error"),
     (NotReady, 503, "unavailable_error"),
     (DeadlineExceeded, 504, "timeout_error"),
@@ -119,7 +121,11 @@ def make_error_body(
     }
 
 
-_PARAMS: dict[type[RequestError], str] = {ModelNotFound: "model", BatchTooLarge: "prompt"}
+_PARAMS: dict[type[RequestError], str] = {
+    ModelNotFound: "model",
+    WrongKind: "model",
+    BatchTooLarge: "prompt",
+}
 
 
 def _row(error: RequestError) -> tuple[int, str]:

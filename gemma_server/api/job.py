@@ -15,7 +15,7 @@ from gemma_server.api.truncation import Truncation
 from gemma_server.engine.request import Request, Timings
 from gemma_server.errors import InvalidRequest
 from gemma_server.serving.metrics import Metrics
-from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.model import GenerativeModel
 from gemma_server.text.stop_strings import StopStrings
 from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.text.turn_stream import Reading
@@ -52,7 +52,7 @@ class Job:
 
     def __init__(
         self,
-        loaded: LoadedModel,
+        loaded: GenerativeModel,
         requests: list[Request],
         stops: Sequence[str],
         metrics: Metrics,

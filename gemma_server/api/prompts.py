@@ -2,11 +2,11 @@
 
 from gemma_server.api import heavy
 from gemma_server.api.truncation import Truncation
-from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.model import GenerativeModel
 
 
 def encode_prompt(
-    loaded: LoadedModel, text: str, truncation: Truncation | None = None
+    loaded: GenerativeModel, text: str, truncation: Truncation | None = None
 ) -> list[int]:
     """`<bos>` and the ids of the text. What cannot fit is refused before it is encoded, unless it
     may be truncated.

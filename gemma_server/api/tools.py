@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from gemma_server.api.schemas import Items
 from gemma_server.errors import InvalidRequest
-from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.model import GenerativeModel
 from gemma_server.text.chat import Tool, ToolCall
 
 MAX_TOOLS = 128
@@ -84,7 +84,7 @@ class CallDelta(CallDocument):
     index: int
 
 
-def declared(loaded: LoadedModel, specs: Sequence[ToolSpec]) -> tuple[Tool, ...]:
+def declared(loaded: GenerativeModel, specs: Sequence[ToolSpec]) -> tuple[Tool, ...]:
     """The tools as templates take them.
 
     Raises:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.model import GenerativeModel
 
 Item = TypeVar("Item")
 
@@ -18,7 +18,7 @@ class Truncation:
     dropped: int = 0
 
     @classmethod
-    def of(cls, loaded: LoadedModel, steps: int, *, truncate: bool) -> "Truncation":
+    def of(cls, loaded: GenerativeModel, steps: int, *, truncate: bool) -> "Truncation":
         """Leave room for `steps` tokens of answer, but for no more than half of the context."""
         length = loaded.engine.context_length
         answer = max(1, min(steps, length // 2))  # a prompt never fills the context

@@ -33,7 +33,7 @@ from gemma_server.cli.report import Summary, format_table
 from gemma_server.engine.request import Failed, Handle, Request, Token
 from gemma_server.engine.step_log import Step, StepLog
 from gemma_server.errors import GemmaServerError, UsageError
-from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.model import GenerativeModel
 
 SLOTS = 16
 STREAMS = (1, 2, 4, 8, SLOTS)
@@ -68,7 +68,7 @@ class Bench:
         UsageError: the context has no room for the tokens that a stream decodes.
     """
 
-    def __init__(self, loaded: LoadedModel, log: StepLog) -> None:
+    def __init__(self, loaded: GenerativeModel, log: StepLog) -> None:
         self._loaded, self._engine, self._log = loaded, loaded.engine, log
         self._rng = random.Random(0)
         self._rounds = 0

@@ -10,7 +10,7 @@ from gemma_server.cli.options import NOT_WITHOUT_SERVER, Number, read_settings, 
 from gemma_server.errors import GemmaServerError
 
 if TYPE_CHECKING:
-    from gemma_server.serving.model import LoadedModel
+    from gemma_server.serving.model import GenerativeModel
 
 
 @click.command("generate")
@@ -87,7 +87,9 @@ def command(
     loaded.engine.stop()
 
 
-def _encode(loaded: "LoadedModel", prompt: str, chat: bool, system: str | None) -> tuple[int, ...]:
+def _encode(
+    loaded: "GenerativeModel", prompt: str, chat: bool, system: str | None
+) -> tuple[int, ...]:
     from gemma_server.text.chat import Message
 
     if not chat and system is None:

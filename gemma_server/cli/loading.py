@@ -8,11 +8,11 @@ from gemma_server.errors import ModelLoadError
 from gemma_server.server.progress import report_progress
 from gemma_server.serving.engines import Wrap
 from gemma_server.serving.loader import load_model
-from gemma_server.serving.model import LoadedModel, ServedModel
+from gemma_server.serving.model import GenerativeModel, ServedModel
 from gemma_server.settings import Settings
 
 
-def load(settings: Settings, wrap: Wrap = lambda runner: runner) -> LoadedModel:
+def load(settings: Settings, wrap: Wrap = lambda runner: runner) -> GenerativeModel:
     """Load a model in this thread while another shows the progress."""
     model = ServedModel("gemma")
     reporter = threading.Thread(target=report_progress, args=(model,), daemon=True)
@@ -29,4 +29,7 @@ def load(settings: Settings, wrap: Wrap = lambda runner: runner) -> LoadedModel:
     except Exception as error:
         traceback.print_exc()
         exits.fail(f"cannot load the model: {type(error).__name__}: {error}", exits.LOAD)
-    return model.require_ready()
+    loaded = model.require_ready()
+    if not isinstance(loaded, GenerativeModel):
+        exits.fail(f"{loaded.name} makes embeddings, it does not generate", exits.USAGE)
+    return loaded

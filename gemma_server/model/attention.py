@@ -10,6 +10,7 @@ from gemma_server.model.config import GemmaConfig, LayerConfig
 from gemma_server.model.layers import Linear, RMSNorm, normed, rotate, soft_cap
 from gemma_server.model.numerics import Numerics
 
+_QUERIES = 256  # of a long text that is embedded, at a time: their logits take memory
 MASKED = -2.3819763e38  # Gemma's own mask value: finite, so that no row turns into NaN
 
 
@@ -48,9 +49,22 @@ class Attention(nn.Module):
                 v = normed(v, one, cfg.norm_eps, native=numerics.native)
             if cfg.qk_norm:
                 k = RMSNorm(cfg.norm_eps, numerics, name="key_norm")(k)
-            cache = cache.write(self._rotate(k, positions), v, slots, positions)
+            k = self._rotate(k, positions)
+            if cfg.bidirectional:  # a pass has whole texts: there is nothing else to see
+                k, v = (each.swapaxes(1, 2).astype(x.dtype) for each in (k, v))
+                cache = LayerCache(k, v)
+            else:
+                cache = cache.write(k, v, slots, positions)
 
-        if numerics.native and new == 1:
+        if cfg.bidirectional:
+            out = attend_both_ways(
+                q.astype(x.dtype),
+                cache,
+                positions < new,
+                window=layer.window,
+                softcap=cfg.attention_softcap,
+            )
+        elif numerics.native and new == 1:
             out = kernels.attention(
                 q[:, 0],
                 cache.k,
@@ -145,6 +159,48 @@ def attend(
         )
     out = (out / total).reshape(rows, kv_heads, new, group, head_dim)
     return out.transpose(0, 2, 1, 3, 4).reshape(rows, new, heads, head_dim)
+
+
+def attend_both_ways(
+    q: jax.Array,
+    texts: LayerCache,
+    real: jax.Array,
+    *,
+    window: int | None,
+    softcap: float | None,
+) -> jax.Array:
+    """Softmax attention of all tokens of some texts over each other, padding apart: q [B, T, N, H]
+    over `texts` [B, K, T, H], where `real` [B, T] -> [B, T, N, H] in f32.
+
+    A window reaches to both sides: a token sees those less than `window` away. Of long texts
+    `_QUERIES` tokens look at a time, and local layers read only what these can see.
+    """
+    rows, length, heads, head_dim = q.shape
+    _, kv_heads, _, _ = texts.k.shape
+    q = q.reshape(rows, length, kv_heads, heads // kv_heads, head_dim)
+    count = min(length, _QUERIES)
+    reach = length if window is None else window - 1  # to each side
+    size = min(length, count + 2 * reach)
+
+    def of_some(first: jax.Array) -> jax.Array:
+        """The tokens first .. first + count: [B, count, K, G, H]."""
+        start = jnp.clip(first - reach, 0, length - size)
+        queries = jax.lax.dynamic_slice_in_dim(q, first, count, axis=1)
+        k, v = (jax.lax.dynamic_slice_in_dim(each, start, size, axis=2) for each in texts)
+        logits = jnp.einsum("bqkgh,bksh->bkgqs", queries, k, preferred_element_type=jnp.float32)
+        apart = (start + jnp.arange(size)) - (first + jnp.arange(count))[:, None]
+        seen = jax.lax.dynamic_slice_in_dim(real, start, size, axis=1)[:, None]  # [B, 1, size]
+        seen &= jnp.abs(apart) <= reach
+        logits = jnp.where(seen[:, None, None], soft_cap(logits, softcap), MASKED)
+        weights = jax.nn.softmax(logits).astype(v.dtype)
+        return jnp.einsum("bkgqs,bksh->bqkgh", weights, v, preferred_element_type=jnp.float32)
+
+    if count == length:
+        out = of_some(jnp.int32(0))
+    else:
+        parts = jax.lax.map(of_some, jnp.arange(0, length, count))
+        out = jnp.moveaxis(parts, 0, 1)
+    return out.reshape(rows, length, heads, head_dim)
 
 
 def _visible_blocks(

@@ -10,7 +10,8 @@ BLOCK, GROUP = 32, 16
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """One layer. `window` is in tokens, the query's own included; None sees all."""
+    """One layer. `window` is in tokens, the query's own included; None sees all. In a model that
+    looks both ways it reaches as far to each side."""
 
     heads: int  # N
     kv_heads: int  # K
@@ -70,6 +71,9 @@ class GemmaConfig:
     experts: Experts | None = None
     norm_eps: float = 1e-6
     suppressed: tuple[int, ...] = ()  # tokens that are never sampled
+    per_layer_table: bool = True  # else each layer's own embedding is a projection alone
+    bidirectional: bool = False  # tokens see those behind them too: the model embeds texts
+    dense: tuple[int, ...] = ()  # widths of the layers that follow the mean of a text's tokens
 
     def __post_init__(self) -> None:
         """Raises ValueError for numbers that no Gemma could have."""
@@ -78,6 +82,7 @@ class GemmaConfig:
         counts = {"layers": len(self.layers), "width": self.width, "vocab": self.vocab}
         if self.per_layer_width is not None:
             counts["per_layer_width"] = self.per_layer_width
+        counts |= {f"dense[{index}]": width for index, width in enumerate(self.dense)}
         if not all(1 <= count < 2**31 for count in counts.values()):
             raise ValueError(f"no Gemma has these sizes: {counts}")
         if not self.name.isprintable():
@@ -95,6 +100,9 @@ class GemmaConfig:
         if self.experts is not None and (self.width % GROUP or 2 * self.experts.hidden % GROUP):
             # Where one expert's rows end, 8-bit matrices begin a new group.
             raise ValueError(f"no Gemma has such experts at width {self.width}: {self.experts}")
+        shares = len(self.cached_layers) < len(self.layers)
+        if (self.bidirectional and shares) or (self.dense and not self.bidirectional):
+            raise ValueError(f"no Gemma has both: {self.bidirectional=}, {shares=}, {self.dense=}")
         for index, layer in enumerate(self.layers):
             source = layer.kv_layer
             if source is not None and source not in self.cached_layers[:index]:
@@ -115,14 +123,17 @@ class GemmaConfig:
         leaves: dict[str, tuple[int, ...]] = {"embedder/embedding": (self.vocab, self.width)}
         if self.per_layer_width is not None:
             of_all = len(self.layers) * self.per_layer_width
+            if self.per_layer_table:
+                leaves["embedder/per_layer_embedding"] = (self.vocab, of_all)
             leaves |= {
-                "embedder/per_layer_embedding": (self.vocab, of_all),
                 "embedder/per_layer_projection/kernel": (of_all, self.width),
                 "embedder/per_layer_norm/scale": (self.per_layer_width,),
             }
         for index in range(len(self.layers)):
             shapes = self._layer_shapes(index)
             leaves |= {f"layer_{index}/{path}": shape for path, shape in shapes.items()}
+        for index, sizes in enumerate(zip(self.dense, (self.width, *self.dense), strict=False)):
+            leaves[f"dense_{index}/kernel"] = sizes
         return leaves | {"final_norm/scale": (self.width,)}
 
     def fused_rows(self, index: int) -> dict[str, tuple[int, ...]]:
@@ -173,8 +184,15 @@ class GemmaConfig:
         return sum(map(math.prod, self.leaf_shapes.values()))
 
     @property
+    def embedding_width(self) -> int:
+        """Numbers of a text's embedding."""
+        return self.dense[-1] if self.dense else self.width
+
+    @property
     def cached_numbers_per_token(self) -> int:
-        """Numbers that the KV cache keeps for one token."""
+        """Numbers that the KV cache keeps for one token; a model that embeds texts keeps none."""
+        if self.bidirectional:
+            return 0
         owners = (self.layers[index] for index in self.cached_layers)
         return sum(2 * layer.kv_heads * layer.head_dim for layer in owners)
 
@@ -195,6 +213,6 @@ def _expert_shapes(experts: Experts, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def stays_float32(leaf: str) -> bool:
-    """Whether a leaf is float32 whatever the dtype of the others: scales, which are few, and the
-    router, whose choice of experts a rounding would change."""
-    return leaf.endswith(("/scale", "/router/kernel"))
+    """Whether a leaf is float32 whatever the dtype of the others: scales, which are few, the
+    router, whose choice of experts a rounding would change, and what follows the mean of a text."""
+    return leaf.endswith(("/scale", "/router/kernel")) or leaf.startswith("dense_")

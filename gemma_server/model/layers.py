@@ -63,6 +63,19 @@ class Linear(nn.Module):
         return linear(x, kernel, x.dtype, self.numerics.native)
 
 
+class Dense(nn.Module):
+    """A layer behind the mean of a text's tokens: [B, in] -> [B, features], in f32 throughout."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
+        kernel = self.param("kernel", init, (self.features, x.shape[-1]), jnp.float32)
+        # On a GPU a product of f32 is otherwise one of fewer bits.
+        return jnp.dot(x, kernel.T, precision=jax.lax.Precision.HIGHEST)
+
+
 class FeedForward(nn.Module):
     """GeGLU: down(gelu(gate(x)) * up(x)), gelu in its tanh form; gate and up share one product."""
 
@@ -95,9 +108,10 @@ class Embedder(nn.Module):
         if cfg.per_layer_width is not None:
             of_all = len(cfg.layers) * cfg.per_layer_width
             shape = (cfg.vocab, of_all)
-            self.per_layer_embedding = self.param(
-                "per_layer_embedding", init, shape, numerics.dtype
-            )
+            if cfg.per_layer_table:
+                self.per_layer_embedding = self.param(
+                    "per_layer_embedding", init, shape, numerics.dtype
+                )
             self.per_layer_projection = Linear(of_all, numerics)
             self.per_layer_norm = RMSNorm(cfg.norm_eps, numerics)
 
@@ -107,13 +121,16 @@ class Embedder(nn.Module):
 
     def per_layer(self, tokens: jax.Array, x: jax.Array) -> jax.Array | None:
         """[B, T] ids and their rows [B, T, D] -> what each layer reads beside its input,
-        [B, T, L, P]: the token's own row and a projection of x, each of norm 1."""
+        [B, T, L, P]: the token's own row, if there is a table, and a projection of x, each of
+        norm 1."""
         width = self.config.per_layer_width
         if width is None:
             return None
         shape = (*tokens.shape, len(self.config.layers), width)
         projected = self.per_layer_projection(x) * self.config.width**-0.5
         context = self.per_layer_norm(projected.reshape(shape))
+        if not self.config.per_layer_table:
+            return context
         own = _scaled_rows(self.per_layer_embedding, tokens, width).reshape(shape)
         return (context + own) * 2**-0.5
 

@@ -53,6 +53,9 @@ class Preset:
     per_layer_width: int | None = None
     experts: Experts | None = None
     norm_eps: float = 1e-6
+    per_layer_table: bool = True
+    bidirectional: bool = False
+    dense: tuple[int, ...] = ()
 
     def config(self) -> GemmaConfig:
         """The architecture, layer by layer.
@@ -81,6 +84,9 @@ class Preset:
             per_layer_width=self.per_layer_width,
             experts=self.experts,
             norm_eps=self.norm_eps,
+            per_layer_table=self.per_layer_table,
+            bidirectional=self.bidirectional,
+            dense=self.dense,
         )
 
     def _layer(self, index: int) -> LayerConfig:
@@ -204,6 +210,28 @@ RELEASED: tuple[Preset, ...] = (
     _row("gemma-4-31b", (60, 5376, 32, 16, 256, 21504), **_GEMMA4_LARGE, global_kv_heads=4),
 )
 
+# Sources: huggingface/transformers, `models/gemma3` and `models/embedding_gemma2`. The window of
+# the first, 512 in its files, reaches 256 to each side, and that of the second 512.
+EMBEDDERS: tuple[Preset, ...] = (
+    _row(
+        "embeddinggemma-300m",
+        (24, 768, 3, 1, 256, 1152),
+        **{**_GEMMA3_SMALL, "context_length": 2048, "window": 257},
+        bidirectional=True,
+        dense=(3072, 768),
+    ),
+    _row(
+        "embeddinggemma-2",
+        (24, 512, 4, 2, 256, 2048),
+        **{**_GEMMA4, "window": 513, "final_softcap": None, "global_rope_share": 1.0},
+        global_kv_heads=1,
+        per_layer_width=512,
+        per_layer_table=False,
+        bidirectional=True,
+        dense=(768,),
+    ),
+)
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -219,6 +247,7 @@ class Shape:
     qk_norm: bool
     post_norms: bool
     output_scale: bool = False
+    bidirectional: bool = False
 
 
 def preset_for(shape: Shape, *, capped: bool | None = None) -> Preset:
@@ -237,8 +266,9 @@ def preset_for(shape: Shape, *, capped: bool | None = None) -> Preset:
     """
     family = [
         row
-        for row in RELEASED
-        if (row.qk_norm, row.post_norms, row.output_scale)
+        for row in (*RELEASED, *EMBEDDERS)
+        if row.bidirectional == shape.bidirectional
+        and (row.qk_norm, row.post_norms, row.output_scale)
         == (shape.qk_norm, shape.post_norms, shape.output_scale)
         and capped in (None, row.final_softcap is not None)
     ]

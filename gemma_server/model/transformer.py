@@ -1,5 +1,6 @@
 """The Gemma transformer: embeddings, L blocks, final norm, tied output layer."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from jax.typing import DTypeLike
 from gemma_server.model.attention import MASKED, Attention
 from gemma_server.model.cache import Cache, LayerCache, empty_cache
 from gemma_server.model.config import Experts, GemmaConfig, LayerConfig
-from gemma_server.model.layers import Embedder, FeedForward, Linear, RMSNorm, Scale, soft_cap
+from gemma_server.model.layers import Dense, Embedder, FeedForward, Linear, RMSNorm, Scale, soft_cap
 from gemma_server.model.mixture import Mixture
 from gemma_server.model.numerics import Numerics
 
@@ -109,6 +110,7 @@ class Transformer(nn.Module):
             for index, layer in enumerate(cfg.layers)
         ]
         self.final_norm = RMSNorm(cfg.norm_eps, numerics)
+        self.dense = [Dense(width) for width in cfg.dense]
 
     def __call__(
         self, tokens: jax.Array, positions: jax.Array, cache: Cache, slots: jax.Array
@@ -136,6 +138,24 @@ class Transformer(nn.Module):
         rest = range(self._first, len(self.blocks))
         stream, _ = self._through(rest, stream, positions, cache, slots)
         return self.final_norm(stream.x)
+
+    def embed(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+        """Whole texts, tokens [B, T] of which the first `lengths` [B] are theirs -> embeddings
+        [B, D] of length 1, in f32: the mean over a text's tokens, through the dense layers.
+
+        Source: UKPLab/sentence-transformers, its modules Pooling, Dense and Normalize.
+        """
+        rows, length = tokens.shape
+        at = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+        real = at < lengths[:, None]
+        positions = jnp.where(real, at, length)
+        scratch = empty_cache(self.config, rows, 1, self.numerics.dtype)  # layers replace theirs
+        hidden, _ = self(tokens, positions, scratch, jnp.arange(rows))
+        summed = jnp.where(real[..., None], hidden.astype(jnp.float32), 0).sum(axis=1)
+        x = summed / lengths[:, None]
+        for layer in self.dense:
+            x = layer(x)
+        return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
     @property
     def _first(self) -> int:
@@ -172,7 +192,11 @@ def abstract_params(config: GemmaConfig, dtype: DTypeLike) -> Params:
     one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     slot = jax.ShapeDtypeStruct((1,), jnp.int32)
     model = Transformer(config, Numerics(dtype, block=8))
-    cache = jax.eval_shape(lambda: empty_cache(config, 1, 8, dtype))
-    tree = jax.eval_shape(model.init, jax.random.key(0), one, one, cache, slot)
+    if config.bidirectional:
+        init = partial(model.init, method="embed")
+        tree = jax.eval_shape(init, jax.random.key(0), one, slot)
+    else:
+        cache = jax.eval_shape(lambda: empty_cache(config, 1, 8, dtype))
+        tree = jax.eval_shape(model.init, jax.random.key(0), one, one, cache, slot)
     params: Params = tree["params"]
     return params

@@ -3,7 +3,6 @@
 import threading
 from typing import Protocol
 
-from gemma_server.engine.engine import Engine
 from gemma_server.frames.operations import OperationService
 from gemma_server.frames.service import Service
 from gemma_server.server.progress import report_progress
@@ -97,11 +96,5 @@ class HostedGemma:
 
     def stop(self) -> None:
         """Fail the requests that still run."""
-        engine = self._engine()
-        if engine is not None:
-            engine.stop()
-
-    def _engine(self) -> Engine | None:
-        """The engine, once there is one."""
-        loaded = self._model.loaded
-        return None if loaded is None else loaded.engine
+        if self._model.loaded is not None:
+            self._model.loaded.worker.stop()

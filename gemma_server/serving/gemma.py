@@ -12,7 +12,7 @@ from gemma_server.model.config import GemmaConfig, stays_float32
 from gemma_server.private_directory import PrivateDirectory
 from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
 from gemma_server.serving.engines import OnDeath, Wrap, limits_of, start_engine
-from gemma_server.serving.model import LoadedModel, ModelInfo, ServedModel, byte_rate
+from gemma_server.serving.model import GenerativeModel, ModelInfo, ServedModel, byte_rate
 from gemma_server.settings import Settings
 from gemma_server.weights.architecture import family_of
 from gemma_server.weights.arrays import Array
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 def load_gemma(
     settings: Settings, model: ServedModel, on_death: OnDeath, wrap: Wrap
-) -> LoadedModel:
+) -> GenerativeModel:
     """The model that the settings name, ready to answer; `model` is told of each stage.
 
     Raises:
@@ -48,7 +48,7 @@ def _load(
     on_death: OnDeath,
     wrap: Wrap,
     compilations: CompileCounter,
-) -> LoadedModel:
+) -> GenerativeModel:
     began = time.monotonic()
     model.at("opening the checkpoint")
     path = settings.model_checkpoint or demo_checkpoint(settings.cache_dir)
@@ -83,7 +83,7 @@ def _load(
     runner.warm_up()  # runs each program once, so no step can take longer than all of it
     step_times = StepTimes(time.monotonic() - warming, settings.hung_after)
     limits = limits_of(settings, context_length, programs.chunks[-1], policy.steps)
-    return LoadedModel(
+    return GenerativeModel(
         name=settings.model_name or config.name,
         tokenizer=checkpoint.tokenizer,
         chat=checkpoint.chat,

@@ -4,7 +4,7 @@ from gemma_server.engine.fake import FakeRunner, fake_tokenizer
 from gemma_server.engine.watchdog import StepTimes
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.serving.engines import OnDeath, Wrap, limits_of, start_engine
-from gemma_server.serving.model import LoadedModel, ServedModel
+from gemma_server.serving.model import GenerativeModel, ServedModel
 from gemma_server.settings import Settings
 from gemma_server.text.chat_template import GemmaTemplate
 
@@ -30,10 +30,10 @@ def load_model(
     model.ready(load_gemma(settings, model, on_death, wrap))
 
 
-def _fake(settings: Settings, on_death: OnDeath, wrap: Wrap) -> LoadedModel:
+def _fake(settings: Settings, on_death: OnDeath, wrap: Wrap) -> GenerativeModel:
     runner, tokenizer = wrap(FakeRunner(settings.slots)), fake_tokenizer()
     limits = limits_of(settings, settings.context_length, _FAKE_CHUNK)
-    return LoadedModel(
+    return GenerativeModel(
         name=settings.model_name or "fake",
         tokenizer=tokenizer,
         chat=GemmaTemplate(tokenizer),

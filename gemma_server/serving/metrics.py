@@ -91,7 +91,7 @@ class _EngineMetrics:
         loaded = self._model.loaded
         if loaded is None:
             return
-        stats = loaded.engine.stats()
+        stats = loaded.worker.stats()
         yield GaugeMetricFamily("gemma_slots", "Slots in all", value=stats.slots)
         yield GaugeMetricFamily("gemma_slots_busy", "Slots at work", value=stats.active)
         yield GaugeMetricFamily(

@@ -4,11 +4,12 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from typing_extensions import TypedDict
 
 from gemma_server.engine.engine import Engine
+from gemma_server.engine.stats import EngineStats
 from gemma_server.errors import ContextLengthExceeded, NotReady
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.text.chat_template import ChatTemplate
@@ -34,22 +35,62 @@ class ModelInfo:
         return hashlib.sha256(repr(self).encode()).hexdigest()
 
 
+class Worker(Protocol):
+    """What runs a model on the device: it has the queue, and a thread of its own."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a request."""
+        ...
+
+    @property
+    def longest_prompt(self) -> int:
+        """The most of them that may be the client's."""
+        ...
+
+    def check_prompt(self, tokens: int) -> None:
+        """Raise `PromptRefused` when a prompt of so many tokens can never be accepted."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """The figures at this moment."""
+        ...
+
+    def step_age_s(self) -> float:
+        """Seconds since the device, which has work, last ended a step; 0 when it is idle."""
+        ...
+
+    def is_slow(self) -> bool:
+        """Whether the device's step takes far longer than any before."""
+        ...
+
+    def stop(self) -> None:
+        """Fail all requests, and end the thread."""
+        ...
+
+
 @dataclass(frozen=True)
 class LoadedModel:
-    """What it takes to answer: tokenizer, chat template, engine, and the device that it runs on."""
+    """What every model has, whatever it answers with."""
 
     name: str
     tokenizer: Tokenizer
-    chat: ChatTemplate
-    engine: Engine
     device: str
     load_s: float  # from the start of loading to ready
     compilations: CompileCounter  # since the start
-    weight_bytes: int = 0  # on the device
-    token_bytes: int = 0  # of cache on the device, for each token in a slot
-    max_steps: int | None = None  # most tokens that a request may ask for
-    info: ModelInfo = ModelInfo()
-    ready_at: float = field(default_factory=time.time)  # seconds since 1970
+    weight_bytes: int = field(default=0, kw_only=True)  # on the device
+    info: ModelInfo = field(default=ModelInfo(), kw_only=True)
+    ready_at: float = field(default_factory=time.time, kw_only=True)  # seconds since 1970
+
+    @property
+    def worker(self) -> Worker:
+        """What runs it."""
+        raise NotImplementedError
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a request."""
+        return self.worker.context_length
 
     def refuse_what_cannot_fit(self, texts: Sequence[str]) -> None:
         """Refuse texts that are too long together for one prompt, without encoding them.
@@ -57,11 +98,26 @@ class LoadedModel:
         Raises:
             ContextLengthExceeded: with the least number of tokens that they have.
         """
-        if sum(map(len, texts)) <= self.engine.longest_prompt:
+        if sum(map(len, texts)) <= self.worker.longest_prompt:
             return  # the longest piece has more bytes than any character
         least = sum(map(self.tokenizer.least_tokens, texts))
-        if least > self.engine.longest_prompt:
-            raise ContextLengthExceeded(least, self.engine.longest_prompt, is_least=True)
+        if least > self.worker.longest_prompt:
+            raise ContextLengthExceeded(least, self.worker.longest_prompt, is_least=True)
+
+
+@dataclass(frozen=True)
+class GenerativeModel(LoadedModel):
+    """A model that writes text, with its chat template and its engine."""
+
+    chat: ChatTemplate
+    engine: Engine
+    token_bytes: int = field(default=0, kw_only=True)  # of cache on the device, for each token
+    max_steps: int | None = field(default=None, kw_only=True)  # that a request may ask for
+
+    @property
+    def worker(self) -> Engine:
+        """The engine."""
+        return self.engine
 
 
 class Readiness(TypedDict):
@@ -91,7 +147,7 @@ class ServedModel:
             return "draining"
         if self._loaded is None:
             return "loading"
-        return "stuck" if self._loaded.engine.is_slow() else "ready"
+        return "stuck" if self._loaded.worker.is_slow() else "ready"
 
     @property
     def loaded(self) -> LoadedModel | None:
@@ -133,8 +189,8 @@ class ServedModel:
         if self._loaded is None:
             done = "" if self.progress is None else f", {self.progress:.0%}"
             raise NotReady("loading", f"the model is loading ({self.stage}{done})", retry_after_s=2)
-        if self._loaded.engine.is_slow():
-            age_s = self._loaded.engine.step_age_s()
+        if self._loaded.worker.is_slow():
+            age_s = self._loaded.worker.step_age_s()
             message = f"the device has not answered for {age_s:.0f} s"
             raise NotReady("stuck", message, retry_after_s=10)
         return self._loaded

@@ -1,11 +1,14 @@
 """From a checkpoint's metadata to its row of numbers: what several formats share."""
 
+import logging
 from collections.abc import Iterable, Mapping
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
 from gemma_server.model.presets import Preset, Shape, preset_for
 from gemma_server.weights.numbers import Numbers
+
+logger = logging.getLogger(__name__)
 
 # What tells the generations apart: norms on q and k, and after the blocks; a scale of the output.
 _NORMS_OF = {
@@ -35,9 +38,6 @@ _NOT_SERVED: Mapping[str, str] = {
         "it drafts for another model": (
             *("gemma4_assistant", "gemma4_unified_assistant", "gemma4-assistant"),
         ),
-        "it embeds texts and writes none": (
-            *("embedding_gemma2", "embedding_gemma2_text", "gemma-embedding", "gemma-embedding2"),
-        ),
         "llama.cpp has no such model; take its Hugging Face directory": ("vaultgemma",),
     }.items()
     for name in names
@@ -53,7 +53,9 @@ def not_served(where: str, name: str, kind: object) -> ModelLoadError:
 
 
 def family_of(config: GemmaConfig) -> str:
-    """The generation whose norms these are."""
+    """The generation whose norms these are; of models that embed texts, llama.cpp's name."""
+    if config.bidirectional:
+        return "gemma-embedding2" if config.output_scale else "gemma-embedding"
     norms, capped = (
         (config.qk_norm, config.post_norms, config.output_scale),
         config.final_softcap is not None,
@@ -89,6 +91,16 @@ def preset_of_family(where: str, family: str, shape: Shape) -> Preset:
         return preset_for(shape, capped=_CAPPED.get(family))
     except ValueError as error:
         raise ModelLoadError(f"{where}: {error}") from None
+
+
+def warn_without_dense(where: str, config: GemmaConfig) -> None:
+    """Warn of an EmbeddingGemma that lacks its dense layers: the first GGUF files of it do."""
+    if config.bidirectional and not config.dense:
+        logger.warning(
+            "%s: it has no dense layers, which follow the mean of a text's tokens: its embeddings "
+            "cannot be compared with those of the published model",
+            where,
+        )
 
 
 def config_of(where: str, preset: Preset) -> GemmaConfig:

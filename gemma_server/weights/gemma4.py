@@ -2,11 +2,11 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import Experts, GemmaConfig, LayerConfig
-from gemma_server.model.presets import RELEASED
+from gemma_server.model.presets import EMBEDDERS, RELEASED
 from gemma_server.weights.architecture import count_layers
 from gemma_server.weights.numbers import Numbers
 
@@ -207,13 +207,16 @@ def config_with(
     final_softcap: float | None,
     experts: Experts | None,
     norm_eps: float,
+    **more: Any,
 ) -> GemmaConfig:
-    """A Gemma 4, with the name of the released model of its size, if there is one.
+    """A Gemma 4, with the name of the released model of its size, if there is one, and with `more`
+    fields.
 
     Raises:
         ModelLoadError: no Gemma could have these numbers.
     """
-    released = {(row.config().layers, row.width): row.name for row in RELEASED if row.output_scale}
+    rows = [row for row in (*RELEASED, *EMBEDDERS) if row.output_scale]
+    released = {(row.config().layers, row.width): row.name for row in rows}
     try:
         return GemmaConfig(
             name=released.get((layers, stored.width), f"gemma-4-{len(layers)}x{stored.width}"),
@@ -230,6 +233,7 @@ def config_with(
             per_layer_width=stored.per_layer_width,
             experts=experts,
             norm_eps=norm_eps,
+            **more,
         )
     except ValueError as error:
         raise ModelLoadError(f"{where}: {error}") from None

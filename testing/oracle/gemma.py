@@ -38,6 +38,7 @@ class OracleConfig:
     qk_norm: bool
     post_norms: bool
     rms_eps: float = 1e-6
+    both_ways: bool = False  # a token sees those behind it too
 
     def __post_init__(self) -> None:
         """Refuses shapes that do not fit together."""
@@ -103,7 +104,14 @@ def random_weights(
 
 
 def logits(config: OracleConfig, weights: Weights, token_ids: Sequence[int]) -> Array:
-    """Returns the logits [T, V] of a causal pass over the whole sequence; position = index."""
+    """Returns the logits [T, V] of a pass over the whole sequence; position = index."""
+    table = _leaf(weights, "embedder", "input_embedding")  # [V, D]
+    x = hidden(config, weights, token_ids)
+    return softcap(np.einsum("td,vd->tv", x, table), config.final_softcap)
+
+
+def hidden(config: OracleConfig, weights: Weights, token_ids: Sequence[int]) -> Array:
+    """Returns what leaves the final norm, [T, D]."""
     ids = np.asarray(token_ids, dtype=np.int64)
     if ids.ndim != 1 or not all(0 <= t < config.vocab for t in ids):
         raise ValueError("token_ids must be one sequence of ids within the vocabulary")
@@ -111,8 +119,7 @@ def logits(config: OracleConfig, weights: Weights, token_ids: Sequence[int]) -> 
     x = table[ids] * np.sqrt(config.width)  # [T, D]
     for i in range(config.layers):
         x = _block(config, weights, i, x)
-    x = _norm(config, weights, "final_norm", x)
-    return softcap(np.einsum("td,vd->tv", x, table), config.final_softcap)
+    return _norm(config, weights, "final_norm", x)
 
 
 def greedy(config: OracleConfig, weights: Weights, prompt: Sequence[int], steps: int) -> list[int]:
@@ -159,7 +166,8 @@ def attention(config: OracleConfig, weights: Weights, i: int, x: Array) -> Array
     kv_head = [n // group for n in range(config.heads)]  # query head -> its key/value head
     scores = np.einsum("tnh,snh->nts", q, k[:, kv_head])
     scores = softcap(scores, config.attention_softcap)
-    scores = np.where(visible(len(x), config.windows[i]), scores, -np.inf)
+    seen = visible(len(x), config.windows[i], both_ways=config.both_ways)
+    scores = np.where(seen, scores, -np.inf)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     probs = scores / scores.sum(axis=-1, keepdims=True)
     mixed = np.einsum("nts,snh->tnh", probs, v[:, kv_head])
@@ -180,9 +188,12 @@ def feed_forward(weights: Weights, i: int, x: Array) -> Array:
     return out
 
 
-def visible(length: int, window: int | None) -> NDArray[np.bool_]:
-    """Mask [T, S]: which keys a query sees, at most `window` of them counting itself."""
+def visible(length: int, window: int | None, *, both_ways: bool = False) -> NDArray[np.bool_]:
+    """Mask [T, S]: which keys a query sees, at most `window` of them counting itself; or those
+    less than `window` away on both sides."""
     query, key = np.arange(length)[:, None], np.arange(length)[None, :]
+    if both_ways:
+        return abs(query - key) < (length if window is None else window)
     mask = key <= query
     return mask if window is None else mask & (key > query - window)
 

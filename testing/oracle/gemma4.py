@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from testing.oracle.gemma import Array, gelu, softcap, visible
 
 Weights: TypeAlias = Mapping[str, NDArray[Any]]
-ROPE_SHARE = 0.25  # of a global head's pairs, those that turn
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,9 @@ class OracleConfig:
     expert_hidden: int = 0  # M
     softcap: float = 6.0  # smaller than the real 30, since these logits are smaller too
     eps: float = 1e-6
+    per_layer_table: bool = True  # else each layer's own embedding is projected alone
+    rope_share: float = 0.25  # of a global head's pairs, those that turn
+    both_ways: bool = False  # a token sees those behind it too
 
     def head_dim_of(self, layer: int) -> int:
         """H"""
@@ -103,7 +105,9 @@ def random_weights(config: OracleConfig, rng: np.random.Generator) -> dict[str, 
     matrix("embed_tokens.weight", (c.vocab, c.width), 0.5)
     if c.per_layer:
         of_all = c.layers * c.per_layer
-        matrix("embed_tokens_per_layer.weight", (c.vocab, of_all), (of_all / c.per_layer) ** 0.5)
+        if c.per_layer_table:
+            gain = (of_all / c.per_layer) ** 0.5
+            matrix("embed_tokens_per_layer.weight", (c.vocab, of_all), gain)
         matrix("per_layer_model_projection.weight", (of_all, c.width), c.width**0.5)
         norm("per_layer_projection_norm", c.per_layer)
     for i in range(c.layers):
@@ -142,15 +146,19 @@ def random_weights(config: OracleConfig, rng: np.random.Generator) -> dict[str, 
 
 
 def logits(config: OracleConfig, weights: Weights, token_ids: Sequence[int]) -> Array:
-    """The logits [T, V] of a causal pass over the whole sequence; position = index."""
+    """The logits [T, V] of a pass over the whole sequence; position = index."""
+    table = np.asarray(weights["embed_tokens.weight"]).astype(np.float64)
+    return softcap(hidden(config, weights, token_ids) @ table.T, config.softcap)
+
+
+def hidden(config: OracleConfig, weights: Weights, token_ids: Sequence[int]) -> Array:
+    """What leaves the final norm, [T, D]."""
     model = _Pass(config, weights, np.asarray(token_ids, np.int64))
-    table = model.leaf("embed_tokens.weight")
-    x = table[model.ids] * config.width**0.5
+    x = model.leaf("embed_tokens.weight")[model.ids] * config.width**0.5
     own = model.per_layer(x)
     for i in range(config.layers):
         x = model.block(i, x, None if own is None else own[:, i])
-    x = model.norm("norm.weight", x)
-    return softcap(x @ table.T, config.softcap)
+    return model.norm("norm.weight", x)
 
 
 def greedy(config: OracleConfig, weights: Weights, prompt: Sequence[int], steps: int) -> list[int]:
@@ -183,9 +191,11 @@ class _Pass:
         if not c.per_layer:
             return None
         shape = (len(x), c.layers, c.per_layer)
-        own = self.leaf("embed_tokens_per_layer.weight")[self.ids].reshape(shape)
         projected = x @ self.leaf("per_layer_model_projection.weight").T / c.width**0.5
         context = self.norm("per_layer_projection_norm.weight", projected.reshape(shape))
+        if not c.per_layer_table:
+            return context
+        own = self.leaf("embed_tokens_per_layer.weight")[self.ids].reshape(shape)
         both: Array = (context + own * c.per_layer**0.5) / 2**0.5
         return both
 
@@ -214,17 +224,17 @@ class _Pass:
         c, at = self._config, f"layers.{i}.self_attn"
         h, n, k = c.head_dim_of(i), c.heads, c.kv_heads_of(i)
         q = (x @ self.leaf(f"{at}.q_proj.weight").T).reshape(-1, n, h)
-        q = rotated(self.norm(f"{at}.q_norm.weight", q), c.local[i])
+        q = rotated(self.norm(f"{at}.q_norm.weight", q), c.local[i], c.rope_share)
         if not c.shares(i):
             raw = keys = (x @ self.leaf(f"{at}.k_proj.weight").T).reshape(-1, k, h)
             if f"{at}.v_proj.weight" in self._weights:
                 raw = (x @ self.leaf(f"{at}.v_proj.weight").T).reshape(-1, k, h)
-            keys = rotated(self.norm(f"{at}.k_norm.weight", keys), c.local[i])
+            keys = rotated(self.norm(f"{at}.k_norm.weight", keys), c.local[i], c.rope_share)
             self._cached[c.local[i]] = keys, self.norm(None, raw)
         keys, values = self._cached[c.local[i]]
         of_query = np.arange(n) // (n // k)
         scores = np.einsum("tnh,snh->nts", q, keys[:, of_query])
-        seen = visible(len(x), c.window if c.local[i] else None)
+        seen = visible(len(x), c.window if c.local[i] else None, both_ways=c.both_ways)
         scores = np.where(seen, scores, -np.inf)
         shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
         shares = shares / shares.sum(axis=-1, keepdims=True)
@@ -252,15 +262,15 @@ class _Pass:
         return out
 
 
-def rotated(x: Array, local: bool) -> Array:
-    """x [T, N, H]: pairs (i, i + H/2) as complex numbers. In global layers the first quarter turns,
-    at the speed that these pairs have among all."""
+def rotated(x: Array, local: bool, share: float) -> Array:
+    """x [T, N, H]: pairs (i, i + H/2) as complex numbers. In global layers the first `share` of
+    them turns, at the speed that these pairs have among all."""
     half = x.shape[-1] // 2
     index = np.arange(half)
     base = 10_000.0 if local else 1_000_000.0
     speed = base ** (-index / half)
     if not local:
-        speed = np.where(index < ROPE_SHARE * half, speed, 0.0)
+        speed = np.where(index < share * half, speed, 0.0)
     turn = np.exp(1j * np.arange(len(x))[:, None, None] * speed)
     turned = (x[..., :half] + 1j * x[..., half:]) * turn
     return np.concatenate([turned.real, turned.imag], axis=-1)

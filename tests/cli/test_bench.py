@@ -19,7 +19,7 @@ from gemma_server.engine.step_log import Step, StepLog
 from gemma_server.errors import GenerationFailed, UsageError
 from gemma_server.executor import programs
 from gemma_server.executor.compile_counter import CompileCounter
-from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.model import GenerativeModel
 from gemma_server.text.chat_template import GemmaTemplate
 from testing.tiny import tiny_config, tiny_weights, write_gguf
 
@@ -35,9 +35,10 @@ def fake_bench(*, context_length: int = 256, fail_at: int | None = None) -> Benc
     engine = Engine(runner, Scheduler(limits), lambda error: None)
     engine.start()
     tokenizer = fake_tokenizer()
-    loaded = LoadedModel(
-        *("fake", tokenizer, GemmaTemplate(tokenizer), engine, "none", 0.0, CompileCounter()),
-        *(WEIGHT_BYTES, TOKEN_BYTES),
+    loaded = GenerativeModel(
+        *("fake", tokenizer, "none", 0.0, CompileCounter(), GemmaTemplate(tokenizer), engine),
+        weight_bytes=WEIGHT_BYTES,
+        token_bytes=TOKEN_BYTES,
     )
     return Bench(loaded, log)
 

@@ -16,7 +16,7 @@ from gemma_server.engine.plan import Plan
 from gemma_server.engine.request import Request, SamplingParams
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.executor.compile_counter import CompileCounter
-from gemma_server.serving.model import LoadedModel, ServedModel
+from gemma_server.serving.model import GenerativeModel, ServedModel
 from gemma_server.serving.models import Models
 from gemma_server.settings import Settings, variable_name
 from gemma_server.text.chat_template import ChatTemplate, GemmaTemplate
@@ -114,8 +114,8 @@ def serve() -> Iterator[Serve]:
             if gemma4:
                 tokenizer = gemma4_tokenizer()
                 chat = Gemma4Template(tokenizer, opens_thought=False)
-            fixed = ("fake", tokenizer, chat, engine, "none", 0.0)
-            model.ready(LoadedModel(*fixed, CompileCounter(), max_steps=limit))
+            fixed = ("fake", tokenizer, "none", 0.0, CompileCounter())
+            model.ready(GenerativeModel(*fixed, chat, engine, max_steps=limit))
         models = Models(model)
         client = make_app(models, own).test_client()
         made.append(App(client, model, models, engine, runner, deaths))

@@ -257,7 +257,6 @@ REASONS = {
     "classifies images": ["shieldgemma2"],
     "layers are unlike": ["gemma3n", "gemma3n_text"],
     "drafts for another": ["gemma4_assistant", "gemma4_unified_assistant"],
-    "embeds texts": ["embedding_gemma2"],
     "it is no Gemma": ["llama"],
 }
 
@@ -278,11 +277,4 @@ def test_a_gguf_of_these_is_refused_with_the_reason(tmp_path: Path, kind: str) -
     weights = tiny_weights("gemma2")
     path = write_gguf(tmp_path / "m.gguf", "gemma2", weights, {"general.architecture": kind})
     with pytest.raises(ModelLoadError, match=rf"'{kind}' is not served: it(s layers)? .*"):
-        open_weights(path)
-
-
-def test_a_gemma_3_that_embeds_is_refused(tmp_path: Path) -> None:
-    """EmbeddingGemma calls itself a Gemma 3."""
-    path = write(tmp_path / "hf", "gemma3-small", {"use_bidirectional_attention": True})
-    with pytest.raises(ModelLoadError, match="use_bidirectional_attention is True"):
         open_weights(path)

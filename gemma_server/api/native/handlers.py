@@ -17,7 +17,7 @@ from gemma_server.api.schemas import as_list
 from gemma_server.api.timing import Stages, timed
 from gemma_server.engine.request import FinishReason, Request
 from gemma_server.errors import InvalidRequest
-from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.model import GenerativeModel
 from gemma_server.serving.models import Models
 
 DEPTHS = ("queue", "device")  # how far an echo goes beyond the transport
@@ -129,7 +129,9 @@ def _whole(body: PromptBody, job: Job) -> PromptAnswer:
     }
 
 
-def _requests(body: PromptBody, steps: int, loaded: LoadedModel, stages: Stages) -> list[Request]:
+def _requests(
+    body: PromptBody, steps: int, loaded: GenerativeModel, stages: Stages
+) -> list[Request]:
     """Encode all prompts; an error names the prompt at fault."""
     requests = []
     for index, text in enumerate(body.prompts):

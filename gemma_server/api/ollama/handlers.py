@@ -39,7 +39,7 @@ from gemma_server.api.tools import declared
 from gemma_server.api.truncation import Truncation
 from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest
-from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.model import GenerativeModel, LoadedModel
 from gemma_server.serving.models import Models
 from gemma_server.text.chat import Message
 from gemma_server.text.turn_stream import Reading
@@ -164,7 +164,7 @@ def running(body: None, models: Models, caller: Caller) -> RunningTags:
 
 def show(body: ShowBody, models: Models, caller: Caller) -> Description:
     """Describe a model."""
-    return _show(caller.hold(models.resolve(body.model)))
+    return _show(caller.hold(models.resolve_any(body.model)))
 
 
 def version(body: None, models: Models, caller: Caller) -> Version:
@@ -172,7 +172,7 @@ def version(body: None, models: Models, caller: Caller) -> Version:
     return {"version": _OLLAMA_VERSION}
 
 
-def _room(body: OllamaBody, loaded: LoadedModel) -> tuple[int, Truncation]:
+def _room(body: OllamaBody, loaded: GenerativeModel) -> tuple[int, Truncation]:
     steps = body.options.steps(loaded.engine.context_length, loaded.max_steps)
     return steps, Truncation.of(loaded, steps, truncate=body.truncate)
 
@@ -182,7 +182,7 @@ def _job(
     ids: list[int],
     steps: int,
     truncation: Truncation,
-    loaded: LoadedModel,
+    loaded: GenerativeModel,
     models: Models,
     caller: Caller,
     reading: Reading | None,
@@ -194,7 +194,7 @@ def _job(
     return Job(loaded, [request], stops, models.metrics, caller, truncation, reading=reading)
 
 
-def _thinks(body: OllamaBody, loaded: LoadedModel) -> bool:
+def _thinks(body: OllamaBody, loaded: GenerativeModel) -> bool:
     """Whether the model is to think: as in Ollama, one that can does, unless told not to."""
     if body.think:
         require_thinking(loaded, "think")
@@ -202,7 +202,7 @@ def _thinks(body: OllamaBody, loaded: LoadedModel) -> bool:
 
 
 def _encode(
-    body: GenerateBody, loaded: LoadedModel, truncation: Truncation, stages: Stages
+    body: GenerateBody, loaded: GenerativeModel, truncation: Truncation, stages: Stages
 ) -> list[int]:
     """The prompt's ids: raw, or as a turn after the ids of `context`."""
     with timed(stages, "tokenize"), prompt_in("prompt"):
@@ -229,7 +229,7 @@ def _check_raw(body: GenerateBody) -> None:
             raise InvalidRequest(f"{name}: a raw prompt is all that the model gets", param=name)
 
 
-def _ended(context: list[int], loaded: LoadedModel) -> list[int]:
+def _ended(context: list[int], loaded: GenerativeModel) -> list[int]:
     """An earlier answer's `context`, with the model's turn closed."""
     check_tokens(context, loaded.tokenizer.vocab_size, "context")
     return [*context, *loaded.chat.ids_after_answer()]
@@ -257,7 +257,7 @@ def _running(loaded: LoadedModel) -> RunningTag:
         "size": loaded.weight_bytes,
         "expires_at": _NEVER,
         "size_vram": 0 if loaded.device == "CPU" else loaded.weight_bytes,
-        "context_length": loaded.engine.context_length,
+        "context_length": loaded.context_length,
     }
 
 
@@ -295,12 +295,14 @@ def _show(loaded: LoadedModel) -> Description:
             f"{info.family}.context_length": info.trained_context,
         },
         "capabilities": _capabilities(loaded),
-        "template": _TEMPLATE,
+        "template": _TEMPLATE if isinstance(loaded, GenerativeModel) else "",
         "modified_at": rfc3339(datetime.fromtimestamp(loaded.ready_at, UTC)),
     }
 
 
 def _capabilities(loaded: LoadedModel) -> list[str]:
+    if not isinstance(loaded, GenerativeModel):
+        return ["embedding"]
     tools = ["tools"] if loaded.chat.takes_tools else []
     thinking = ["thinking"] if loaded.chat.takes_thinking else []
     return ["completion", *tools, *thinking]

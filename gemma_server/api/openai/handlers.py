@@ -44,7 +44,7 @@ from gemma_server.api.tools import declared
 from gemma_server.api.truncation import Truncation
 from gemma_server.engine.request import MAX_BANS, Request
 from gemma_server.errors import InvalidRequest
-from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.model import GenerativeModel, LoadedModel
 from gemma_server.serving.models import Models
 from gemma_server.text.turn_stream import Reading
 
@@ -121,15 +121,18 @@ def list_models(body: None, models: Models, caller: Caller) -> ModelCards:
 
 def one_model(body: None, models: Models, caller: Caller) -> ModelCard:
     """The model of the name in the path."""
-    return _card(caller.hold(models.resolve(caller.params["name"])))
+    return _card(caller.hold(models.resolve_any(caller.params["name"])))
 
 
 def tokenize(body: TokenizeBody, models: Models, caller: Caller) -> TokenIds:
     """The ids of a text's tokens."""
-    loaded = caller.hold(models.resolve(body.model))
+    loaded = caller.hold(models.resolve_any(body.model))
     with timed(caller.stages, "tokenize"):
-        ids = _text_ids(loaded, body) if body.messages is None else _chat_ids(loaded, body)
-    return {"tokens": ids, "count": len(ids), "max_model_len": loaded.engine.context_length}
+        if body.messages is None:
+            ids = _text_ids(loaded, body)
+        else:
+            ids = _chat_ids(caller.hold(models.resolve(body.model)), body)
+    return {"tokens": ids, "count": len(ids), "max_model_len": loaded.context_length}
 
 
 def _text_ids(loaded: LoadedModel, body: TokenizeBody) -> list[int]:
@@ -139,7 +142,7 @@ def _text_ids(loaded: LoadedModel, body: TokenizeBody) -> list[int]:
     return ids[0 if body.add_special_tokens else 1 :]
 
 
-def _chat_ids(loaded: LoadedModel, body: TokenizeBody) -> list[int]:
+def _chat_ids(loaded: GenerativeModel, body: TokenizeBody) -> list[int]:
     """As a chat has them, however long."""
     messages = plain_messages(loaded, body.messages or [])
     thinks = _thinks(body.chat_template_kwargs, None, loaded)
@@ -148,12 +151,12 @@ def _chat_ids(loaded: LoadedModel, body: TokenizeBody) -> list[int]:
         return heavy.run(size_of(messages, wanted), lambda: wanted.encode(loaded.chat, messages))
 
 
-def _wanted(body: ChatCompletionBody, loaded: LoadedModel) -> Wanted:
+def _wanted(body: ChatCompletionBody, loaded: GenerativeModel) -> Wanted:
     thinks = _thinks(body.chat_template_kwargs, body.reasoning_effort, loaded)
     return Wanted(declared(loaded, body.usable_tools), thinks, body.goes_on)
 
 
-def _thinks(options: TemplateOptions, effort: Effort | None, loaded: LoadedModel) -> bool:
+def _thinks(options: TemplateOptions, effort: Effort | None, loaded: GenerativeModel) -> bool:
     """Whether the model is to think. An effort is advice, which a model that cannot ignores."""
     if options.thinks is None:
         return effort not in (None, "none", "minimal") and loaded.chat.takes_thinking
@@ -164,7 +167,7 @@ def _thinks(options: TemplateOptions, effort: Effort | None, loaded: LoadedModel
 
 def detokenize(body: DetokenizeBody, models: Models, caller: Caller) -> TokensText:
     """The text of tokens."""
-    loaded = caller.hold(models.resolve(body.model))
+    loaded = caller.hold(models.resolve_any(body.model))
     check_tokens(body.tokens, loaded.tokenizer.vocab_size, "tokens")
     return {"prompt": loaded.tokenizer.decode(body.tokens)}
 
@@ -173,7 +176,7 @@ def _requests(
     body: ChatCompletionBody | CompletionBody,
     prompts: list[list[int]],
     steps: int,
-    loaded: LoadedModel,
+    loaded: GenerativeModel,
 ) -> list[Request]:
     """`n` answers to each prompt, each with a seed of its own."""
     if len(prompts) * body.n > MAX_PROMPTS:
@@ -206,7 +209,7 @@ def _requests(
 
 
 def _encode(
-    body: CompletionBody, loaded: LoadedModel, truncation: Truncation, stages: Stages
+    body: CompletionBody, loaded: GenerativeModel, truncation: Truncation, stages: Stages
 ) -> list[list[int]]:
     """The ids of each prompt; an error names the prompt at fault."""
     encoded = []
@@ -229,7 +232,7 @@ def _card(loaded: LoadedModel) -> ModelCard:
         "object": "model",
         "created": int(loaded.ready_at),
         "owned_by": "google",
-        "max_model_len": loaded.engine.context_length,
+        "max_model_len": loaded.context_length,
     }
 
 

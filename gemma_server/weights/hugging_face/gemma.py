@@ -5,7 +5,7 @@ Names and numbers: huggingface/transformers, `models/gemma*/configuration_*.py` 
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,18 +13,25 @@ from typing import Any
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
-from gemma_server.model.presets import RELEASED, Preset, Shape
+from gemma_server.model.presets import EMBEDDERS, RELEASED, Preset, Shape
 from gemma_server.weights.architecture import (
     config_of,
     count_layers,
     not_served,
     preset_of_family,
+    warn_without_dense,
 )
 from gemma_server.weights.files import INCOMPLETE, PICKLED, PICKLED_WEIGHTS, read_json
 from gemma_server.weights.gemma4 import dead_tensors
 from gemma_server.weights.hugging_face import declared, gemma4
 from gemma_server.weights.hugging_face.container import INDEX, SafetensorsDir, StoredTensor
+from gemma_server.weights.hugging_face.embedding2 import (
+    HEAD,
+    embedding2_config,
+    gemma4_s_name,
+)
 from gemma_server.weights.hugging_face.gemma4 import gemma4_config
+from gemma_server.weights.hugging_face.sentence_transformers import WEIGHT, dense_layers
 from gemma_server.weights.numbers import Numbers
 from gemma_server.weights.source import EMBEDDING, Rows, plus_one
 
@@ -53,8 +60,11 @@ _FAMILIES = {
     **{"gemma": "gemma", "gemma2": "gemma2", "vaultgemma": "vaultgemma"},
     **dict.fromkeys(("gemma3", "gemma3_text"), "gemma3"),
     **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), "gemma4"),
+    **dict.fromkeys(("embedding_gemma2", "embedding_gemma2_text"), "embedding2"),
 }
-_WITH_TEXT_CONFIG = ("gemma3", "gemma4", "gemma4_unified")
+_WITH_TEXT_CONFIG = ("gemma3", "gemma4", "gemma4_unified", "embedding_gemma2")
+_MakeConfig = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], GemmaConfig]
+_CONFIGS: Mapping[str, _MakeConfig] = {"gemma4": gemma4_config, "embedding2": embedding2_config}
 _TANH_GELU = (None, "gelu_pytorch_tanh")
 # The defaults of transformers, for a model of no released size.
 _DEFAULT_WINDOW, _DEFAULT_HEAD_DIM, _DEFAULT_QUERY_SCALAR = 4096, 256, 256
@@ -77,12 +87,21 @@ class HuggingFaceWeights:
         prefix = _prefix(self._files)
         text = [name for name in self._files.tensors if not _BESIDE.search(name)]
         self._files.require_floats(text)
-        self._tensors = {name.removeprefix(prefix): name for name in text}
+        family = _FAMILIES[model["model_type"]]
+        to_ours = gemma4_s_name if family == "embedding2" else str
+        self._tensors = {to_ours(name.removeprefix(prefix)): name for name in text}
         if len(self._tensors) < len(text):
             raise ModelLoadError(f"{path}: it has tensors both with {prefix} before and without")
-        self._is_gemma4 = _FAMILIES[model["model_type"]] == "gemma4"
-        make_config = gemma4_config if self._is_gemma4 else _config
+        self._is_gemma4 = family in _CONFIGS
+        make_config = _CONFIGS.get(family, _config)
         self.config = make_config(path / "config.json", model, self._shapes())
+        self._dense = dense_layers(path) if self.config.bidirectional else []
+        if self._dense:
+            if self._is_gemma4:
+                raise ModelLoadError(f"{path}: dense layers beside an EmbeddingGemma 2")
+            widths = (files.tensors[WEIGHT].shape[0] for files in self._dense)
+            self.config = replace(self.config, dense=tuple(widths))
+        warn_without_dense(str(path), self.config)
         if self._is_gemma4:
             for dead in dead_tensors(self.config, gemma4.NAMES):
                 self._tensors.pop(dead, None)
@@ -90,17 +109,23 @@ class HuggingFaceWeights:
         self.suppressed_ids = declared.ids(path, "suppress_tokens")
         self.sampling = declared.sampling(path)
         self.chat_template = declared.chat_template(path)
+        self._outside = {**_OUTSIDE_LAYERS, **gemma4.OUTSIDE_LAYERS}
+        if family == "embedding2":
+            self._outside["dense_0/kernel"] = HEAD
         self._in_layers = _GEMMA1_LAYERS if model["model_type"] == "gemma" else _IN_LAYERS
 
     @property
     def tensors(self) -> Collection[str]:
-        return self._tensors.values()
+        return [*self._tensors.values(), *map(_dense_name, range(len(self._dense)))]
 
     @property
     def stored(self) -> Mapping[str, int]:
-        return self._files.stored(self._tensors.values())
+        stored = self._files.stored(self._tensors.values())
+        return sum((files.stored(files.tensors) for files in self._dense), stored)
 
     def rows(self, leaf: str) -> Sequence[Rows]:
+        if leaf.startswith("dense_") and leaf not in self._outside:
+            return [self._rows_of_dense(int(leaf.removeprefix("dense_").partition("/")[0]))]
         parts = [self._rows_of(self._tensors[name]) for name in self._stored_names(leaf)]
         if self._is_gemma4 or not leaf.endswith("/scale"):
             return parts
@@ -114,10 +139,13 @@ class HuggingFaceWeights:
             return Rows(name, shape, copy)
         return Rows(name, (shape[0] * shape[1], shape[2]), lambda out: copy(out.reshape(shape)))
 
+    def _rows_of_dense(self, index: int) -> Rows:
+        files = self._dense[index]
+        return Rows(_dense_name(index), files.tensors[WEIGHT].shape, partial(files.copy, WEIGHT))
+
     def _stored_names(self, leaf: str) -> list[str]:
-        outside = {**_OUTSIDE_LAYERS, **gemma4.OUTSIDE_LAYERS}
-        if leaf in outside:
-            return [outside[leaf]]
+        if leaf in self._outside:
+            return [self._outside[leaf]]
         layer, _, rest = leaf.partition("/")
         at = f"layers.{layer.removeprefix('layer_')}"
         if rest in gemma4.IN_LAYERS:
@@ -130,6 +158,11 @@ class HuggingFaceWeights:
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
         found: dict[str, StoredTensor] = self._files.tensors
         return {name: found[stored].shape for name, stored in self._tensors.items()}
+
+
+def _dense_name(index: int) -> str:
+    """For a person: all of these tensors have one name, in folders of their own."""
+    return f"the dense layer {index}"
 
 
 def _refuse_what_is_no_model(path: Path) -> None:
@@ -172,6 +205,8 @@ def _refuse_what_changes_the_numbers(path: Path, found: Mapping[str, Any]) -> No
         value = found.get(name, usual)
         if name == "use_bidirectional_attention" and value == "vision":
             continue  # the tokens of an image, of which there are none
+        if name == "use_bidirectional_attention" and _embeds(found):
+            continue
         if value != usual and value is not None:
             raise ModelLoadError(f"{path}: {name} is {str(value)[:100]}: not supported")
     # Gemma 1's files say "gelu" in hidden_act, and its tanh form is meant.
@@ -179,6 +214,12 @@ def _refuse_what_changes_the_numbers(path: Path, found: Mapping[str, Any]) -> No
     for name, activations in known.items():
         if found.get(name) not in activations:
             raise ModelLoadError(f"{path}: {name} is {str(found[name])[:100]}: not supported")
+
+
+def _embeds(model: Mapping[str, Any]) -> bool:
+    """Whether this is EmbeddingGemma: a Gemma 3 that looks both ways."""
+    kind, both_ways = model.get("model_type"), model.get("use_bidirectional_attention")
+    return kind == "gemma3_text" and both_ways is True
 
 
 def _prefix(files: SafetensorsDir) -> str:
@@ -194,9 +235,10 @@ def _config(path: Path, model: Mapping[str, Any], shapes: Mapping[str, Any]) -> 
     """The architecture: sizes from the tensors, checked against config.json; the rest from that."""
     number = Numbers(model, str(path))
     family = _FAMILIES[model["model_type"]]
-    row = preset_of_family(str(path), family, _shape(path, number, shapes))
+    shape = replace(_shape(path, number, shapes), bidirectional=_embeds(model))
+    row = preset_of_family(str(path), family, shape)
     scale = row.query_scale
-    if row.name not in {released.name for released in RELEASED}:
+    if row.name not in {released.name for released in (*RELEASED, *EMBEDDERS)}:
         scale = scale if family == "gemma" else _DEFAULT_QUERY_SCALAR**-0.5
         row = replace(row, window=row.window and _DEFAULT_WINDOW)
     if family == "vaultgemma":  # every other layer, where no file says it
@@ -207,13 +249,20 @@ def _config(path: Path, model: Mapping[str, Any], shapes: Mapping[str, Any]) -> 
         row,
         context_length=number.whole("max_position_embeddings", row.context_length),
         query_scale=scale,
-        window=row.window and number.whole("sliding_window", row.window),
+        window=row.window and _window(number, row),
         attention_softcap=number.real_or_none("attn_logit_softcapping", row.attention_softcap),
         final_softcap=number.real_or_none("final_logit_softcapping", row.final_softcap),
         norm_eps=number.real("rms_norm_eps", row.norm_eps),
     )
     preset = _with_local_layers(number, model, preset)
     return config_of(str(path), _with_rope(path, model, preset))
+
+
+def _window(number: Numbers, row: Preset) -> int | None:
+    """Of a model that looks both ways the file has what its window spans on both sides."""
+    if row.bidirectional:
+        return number.whole("sliding_window", 512) // 2 + 1
+    return number.whole("sliding_window", row.window)
 
 
 def _shape(path: Path, number: Numbers, shapes: Mapping[str, Any]) -> Shape:
