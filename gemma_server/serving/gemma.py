@@ -96,6 +96,7 @@ def _load(
         weight_bytes=runner.weight_bytes,
         token_bytes=runner.token_bytes,
         max_steps=settings.max_steps,
+        sampling=checkpoint.sampling,
         info=_info(checkpoint),
     )
 

@@ -22,6 +22,7 @@ from gemma_server.settings import Settings, variable_name
 from gemma_server.text.chat_template import ChatTemplate, GemmaTemplate
 from gemma_server.text.gemma4_template import Gemma4Template
 from gemma_server.web.app import make_app
+from gemma_server.weights.sampling_defaults import SamplingDefaults
 from testing.answers import parse_metrics
 from testing.chats import SayingRunner, gemma4_tokenizer
 from testing.waiting import wait_until
@@ -99,6 +100,7 @@ def serve() -> Iterator[Serve]:
         fail_at: int | None = None,
         loading: bool = False,
         gemma4: bool = False,
+        sampling: SamplingDefaults = SamplingDefaults(),  # noqa: B008  # it never changes
         **settings: Any,
     ) -> App:
         runner = WatchedRunner(slots, step_s=step_s, fail_at=fail_at)
@@ -115,7 +117,7 @@ def serve() -> Iterator[Serve]:
                 tokenizer = gemma4_tokenizer()
                 chat = Gemma4Template(tokenizer, opens_thought=False)
             fixed = ("fake", tokenizer, "none", 0.0, CompileCounter())
-            model.ready(GenerativeModel(*fixed, chat, engine, max_steps=limit))
+            model.ready(GenerativeModel(*fixed, chat, engine, sampling=sampling, max_steps=limit))
         models = Models(model)
         client = make_app(models, own).test_client()
         made.append(App(client, model, models, engine, runner, deaths))

@@ -187,10 +187,10 @@ def _job(
     caller: Caller,
     reading: Reading | None,
 ) -> Job:
-    options, stop_ids = body.options, loaded.tokenizer.stop_ids
-    wanted = body.wanted_logprobs
-    request = Request(tuple(ids), steps, options.sampling(), stop_ids, top_logprobs=wanted)
-    stops = as_list(options.stop)
+    how = body.options.sampling(loaded.sampling)
+    stop_ids, wanted = loaded.tokenizer.stop_ids, body.wanted_logprobs
+    request = Request(tuple(ids), steps, how, stop_ids, top_logprobs=wanted)
+    stops = as_list(body.options.stop)
     return Job(loaded, [request], stops, models.metrics, caller, truncation, reading=reading)
 
 

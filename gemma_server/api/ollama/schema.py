@@ -20,6 +20,7 @@ from gemma_server.api.schemas import (
     TopK,
     TopLogprobs,
     TopPOrZero,
+    first_of,
     penalty_window,
     seed_of,
     temperature_and_top_p,
@@ -28,6 +29,7 @@ from gemma_server.api.schemas import (
 from gemma_server.api.tools import Tools
 from gemma_server.engine.request import SamplingParams
 from gemma_server.errors import InvalidRequest
+from gemma_server.weights.sampling_defaults import SamplingDefaults
 
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**64), WHOLE]
 
@@ -45,9 +47,9 @@ class Options(ForeignBody):
 
     num_predict: Integer = -1
     num_ctx: Integer = 0
-    temperature: Temperature = 0.8
-    top_k: TopK = 40
-    top_p: TopPOrZero = 0.9
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopPOrZero | None = None
     min_p: MinP = 0.0
     seed: Integer = -1  # which is random
     stop: Stops = Field([])
@@ -56,12 +58,16 @@ class Options(ForeignBody):
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
 
-    def sampling(self) -> SamplingParams:
-        """How to choose each token."""
-        temperature, top_p = temperature_and_top_p(self.temperature, self.top_p)
+    def sampling(self, model_s: SamplingDefaults) -> SamplingParams:
+        """How to choose each token. What a model's files recommend goes before Ollama's defaults,
+        as the parameters of its own models do."""
+        temperature, top_p = temperature_and_top_p(
+            first_of(self.temperature, model_s.temperature, 0.8),
+            first_of(self.top_p, model_s.top_p, 0.9),
+        )
         return SamplingParams(
             temperature=temperature,
-            top_k=self.top_k,
+            top_k=first_of(self.top_k, model_s.top_k, 40),
             top_p=top_p,
             min_p=self.min_p,
             seed=seed_of(None if self.seed == -1 else self.seed, 0),

@@ -197,7 +197,7 @@ def _requests(
         Request(
             tuple(ids),
             steps,
-            body.sampling(seed_of(body.seed, index), bias),
+            body.sampling(seed_of(body.seed, index), bias, loaded.sampling),
             stops,
             body.min_tokens,
             body.wanted_logprobs,

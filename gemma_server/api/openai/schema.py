@@ -30,6 +30,7 @@ from gemma_server.api.schemas import (
     TopLogprobs,
     TopPOrZero,
     check_tokens,
+    first_of,
     penalty_window,
     temperature_and_top_p,
     within,
@@ -37,6 +38,7 @@ from gemma_server.api.schemas import (
 from gemma_server.api.tools import Tools, ToolSpec
 from gemma_server.engine.request import MAX_BIAS, SamplingParams
 from gemma_server.errors import InvalidRequest
+from gemma_server.weights.sampling_defaults import SamplingDefaults
 
 _MAX_TOKENS = 1 << 30  # more than any context
 _MAX_IDS = 1 << 17
@@ -137,9 +139,9 @@ class OpenAIBody(ForeignBody, ModelBody):
     """What chats and completions share."""
 
     max_tokens: MaxTokens | None = None
-    temperature: Temperature = 1.0
-    top_p: TopPOrZero = 1.0
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] = 0
+    temperature: Temperature | None = None
+    top_p: TopPOrZero | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] | None = None
     min_p: MinP = 0.0
     n: Annotated[int, Field(ge=1, le=MAX_PROMPTS), WHOLE] = 1
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64), WHOLE] | None = None
@@ -181,13 +183,18 @@ class OpenAIBody(ForeignBody, ModelBody):
         check_tokens([int(key) for key in self.logit_bias], vocab_size, "logit_bias")
         return tuple((int(key), value) for key, value in self.logit_bias.items())
 
-    def sampling(self, seed: int, bias: tuple[tuple[int, float], ...]) -> SamplingParams:
+    def sampling(
+        self, seed: int, bias: tuple[tuple[int, float], ...], model_s: SamplingDefaults
+    ) -> SamplingParams:
         """How to choose each token."""
-        temperature, top_p = temperature_and_top_p(self.temperature, self.top_p)
+        temperature, top_p = temperature_and_top_p(
+            first_of(self.temperature, model_s.temperature, 1.0),
+            first_of(self.top_p, model_s.top_p, 1.0),
+        )
         last_n = self.repeat_last_n
         return SamplingParams(
             temperature=temperature,
-            top_k=max(0, self.top_k),
+            top_k=max(0, first_of(self.top_k, model_s.top_k, 0)),
             top_p=top_p,
             min_p=self.min_p,
             seed=seed,
