@@ -11,6 +11,8 @@
         │   ├── ChatRefused
         │   └── ContextLengthExceeded
         ├── BatchTooLarge          more prompts at once than can ever be taken   400
+        ├── GrammarRefused         answers cannot be kept to this                400
+        ├── ConstraintFailed       an answer could not go on as it has to be     400
         ├── ModelNotFound          another model was asked for                   404
         ├── WrongKind              the model does something else                 400
         ├── Overloaded             the queue is full, or another limit is met    429
@@ -111,6 +113,25 @@ class BatchTooLarge(RequestError):
         super().__init__(f"{requests} prompts at once, and at most {limit} can be taken")
         self.requests = requests
         self.limit = limit
+
+
+class GrammarRefused(RequestError):
+    """Answers cannot be kept to this: `reason`, at `where` within it."""
+
+    code = "invalid_value"
+
+    def __init__(self, reason: str, where: str = "") -> None:
+        super().__init__(f"{where}: {reason}" if where else reason)
+        self.reason, self.where = reason, where
+
+
+class ConstraintFailed(RequestError):
+    """An answer cannot go on as the request wants it."""
+
+    code = "constraint_failed"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the answer cannot go on as it has to be: {reason}")
 
 
 class ModelNotFound(RequestError):

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from gemma_server.engine.fake import FakeRunner
-from gemma_server.engine.request import SamplingParams, Token
+from gemma_server.engine.request import SamplingParams
 from gemma_server.text.chat import Message, Tool, ToolCall
 from gemma_server.text.family import GEMMA4
 from gemma_server.text.sentencepiece_model import PieceType, model_from_pieces
@@ -16,6 +16,7 @@ _BASE = ("<pad>", "<eos>", "<bos>", "<unk>")
 MARKERS = {
     piece: index for index, piece in enumerate(GEMMA4.markers, start=len(_BASE))
 }  # ids by names
+_FIRST_BYTE = len(_BASE) + len(MARKERS)
 
 
 @cache
@@ -32,29 +33,31 @@ class SayingRunner(FakeRunner):
     """Says a turn, in which control tokens are spelled; another one after a tool's response.
     Without a turn it repeats the prompt, as its base does."""
 
+    @property
+    def first_byte(self) -> int:  # type: ignore[override]  # the base has only one vocabulary
+        """The id of byte 0."""
+        return _FIRST_BYTE if self.says else super().first_byte
+
     def __init__(self, slots: int, *, says: str = "", then: str = "", **options: Any) -> None:
         super().__init__(slots, **options)
         self.says, self.then = says, then
 
-    def _sample(self, slot: int, sampling: SamplingParams, top: int | None) -> Token:
-        token = super()._sample(slot, sampling, top)
+    def _wish(self, slot: int, sampling: SamplingParams) -> int:
         length = self._prompt_length[slot]
         has_response = MARKERS["<|tool_response>"] in self._cached[slot][:length]
         turn = self.then if has_response and self.then else self.says
         if not turn:
-            return token
+            return super()._wish(slot, sampling)
         tokenizer = gemma4_tokenizer()
         said = dict(enumerate(tokenizer.encode(turn)[1:]))
-        self._last[slot] = said.get(len(self._cached[slot]) - length, tokenizer.eos_id)
-        return Token(self._last[slot], token.logprobs)
+        return said.get(len(self._cached[slot]) - length, tokenizer.eos_id)
 
 
 def shown(ids: Iterable[int]) -> str:
     """The ids as text, control tokens by their names."""
     tokenizer = gemma4_tokenizer()
-    first_byte = len(_BASE) + len(MARKERS)
     parts = (
-        tokenizer.piece(index).encode() if index < first_byte else tokenizer.piece_bytes(index)
+        tokenizer.piece(index).encode() if index < _FIRST_BYTE else tokenizer.piece_bytes(index)
         for index in ids
     )
     return b"".join(parts).decode()

@@ -11,7 +11,7 @@ from gemma_server.errors import InvalidRequest
 
 MAX_BODY_BYTES = 1 << 20
 _MANY_FIELDS = 64  # more than any schema has
-_TYPE_NAMES = frozenset({"str", "int", "float", "bool"})
+_TYPE_NAMES = frozenset({"str", "int", "float", "bool", "NamedTool"})
 
 Schema = TypeVar("Schema", bound=BaseModel)
 

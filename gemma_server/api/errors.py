@@ -9,9 +9,11 @@ from typing_extensions import TypedDict
 
 from gemma_server.errors import (
     BatchTooLarge,
+    ConstraintFailed,
     ContextLengthExceeded,
     DeadlineExceeded,
     GenerationFailed,
+    GrammarRefused,
     InvalidRequest,
     ModelNotFound,
     NotReady,
@@ -27,6 +29,8 @@ _STATUS: tuple[tuple[type[RequestError], int, str], ...] = (
     (InvalidRequest, 400, "invalid_request_error"),
     (PromptRefused, 400, "invalid_request_error"),
     (BatchTooLarge, 400, "invalid_request_error"),
+    (GrammarRefused, 400, "invalid_request_error"),
+    (ConstraintFailed, 400, "invalid_request_error"),
     (ModelNotFound, 404, "not_found_error"),
     (WrongKind, 400, "invalid_request_error"),
     (Overloaded, 429, "rate_limit_error"),

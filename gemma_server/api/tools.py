@@ -59,6 +59,23 @@ class CallSpec(BaseModel):
     function: CalledSpec
 
 
+class NamedFunction(BaseModel):
+    """A function by name."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: ToolName
+
+
+class NamedTool(BaseModel):
+    """The tool that has to be called."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
 Tools = Annotated[Items[ToolSpec], Field(max_length=MAX_TOOLS)]
 Calls = Annotated[Items[CallSpec], Field(max_length=MAX_CALLS)]
 
@@ -132,12 +149,6 @@ def new_call_id() -> str:
 
 def _tool(where: str, spec: ToolSpec) -> Tool:
     function = spec.function
-    if function.strict:
-        raise InvalidRequest(
-            f"{where}.strict: this server does not enforce schemas; leave it out",
-            param=f"{where}.strict",
-            code="unsupported_field",
-        )
     schema = {"type": "object", **(function.parameters or {})}
     _check_depth(f"{where}.parameters", schema)
     if not isinstance(schema.get("properties", {}), dict):

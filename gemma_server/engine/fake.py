@@ -2,7 +2,8 @@
 
 Its tokenizer has one token per byte. After "<bos>hello" it samples h, e, l, l, o, <eos>. With a
 temperature above 0 and an odd seed, letters come in the other case, so that a test can see sampling
-options arrive. What it samples has probability 1/2, and the next likeliest ids 1/4, 1/8, ... It
+options arrive. Of a mask it takes what ends the answer or a part of it, unless its own token is in
+it. What it samples has probability 1/2, and the next likeliest ids 1/4, 1/8, ... It
 ignores penalties and bias, and while <eos> is banned it samples dots. Like a real cache it knows
 only what was put into a slot, and it refuses plans that no real device could run.
 """
@@ -38,6 +39,8 @@ def fake_tokenizer() -> Tokenizer:
 class FakeRunner:
     """Repeats each slot's prompt. A step takes `step_s` seconds; plan number `fail_at`, counted
     from 1, raises."""
+
+    first_byte = len(_SPECIAL)  # the id of byte 0
 
     def __init__(self, slots: int, *, step_s: float = 0.0, fail_at: int | None = None) -> None:
         self.step_s = step_s
@@ -82,7 +85,7 @@ class FakeRunner:
             return None
         self._prompt_length[chunk.slot] = len(cached)
         self._banned_until[chunk.slot] = len(cached) + (_EOS in chunk.banned) * chunk.min_tokens
-        return self._sample(chunk.slot, chunk.sampling, chunk.top_logprobs)
+        return self._sample(chunk.slot, chunk.sampling, chunk.top_logprobs, chunk.mask)
 
     def _decode(self, row: Row) -> tuple[Token, ...]:
         cached = self._cached[row.slot]
@@ -91,10 +94,28 @@ class FakeRunner:
         sampled = []
         for _ in range(row.steps):
             cached.append(self._last[row.slot])
-            sampled.append(self._sample(row.slot, row.sampling, row.top_logprobs))
+            sampled.append(self._sample(row.slot, row.sampling, row.top_logprobs, row.mask))
         return tuple(sampled)
 
-    def _sample(self, slot: int, sampling: SamplingParams, top: int | None) -> Token:
+    def _sample(
+        self, slot: int, sampling: SamplingParams, top: int | None, mask: bytes | None
+    ) -> Token:
+        token = self._wish(slot, sampling)
+        if mask is not None:
+            token = self._allowed(token, mask)
+        self._last[slot] = token
+        return Token(token, None if top is None else _logprobs(token, top))
+
+    def _allowed(self, token: int, mask: bytes) -> int:
+        """The token, or another one that the mask allows."""
+        allowed = {index for index in range(8 * len(mask)) if mask[index // 8] >> (index % 8) & 1}
+        if not allowed:
+            raise AssertionError("the mask allows nothing")
+        wishes = (token, _EOS, *(self.first_byte + byte for byte in b'"}]0,:'))
+        return next((wish for wish in wishes if wish in allowed), min(allowed))
+
+    def _wish(self, slot: int, sampling: SamplingParams) -> int:
+        """What it samples where it may."""
         length = self._prompt_length[slot]
         source = 1 + len(self._cached[slot]) - length  # 0 is <bos>
         token = self._cached[slot][source] if source < length else _EOS
@@ -102,8 +123,7 @@ class FakeRunner:
             token = _swap_case(token)
         if token == _EOS and len(self._cached[slot]) < self._banned_until[slot]:
             token = _DOT
-        self._last[slot] = token
-        return Token(token, None if top is None else _logprobs(token, top))
+        return token
 
 
 class FakeStep:

@@ -23,7 +23,7 @@ class Chunk:
     That chunk holds the sampling options of the whole answer: no id of `banned` is sampled before
     `min_tokens` others, and each token comes with the logprobs of the `top_logprobs` likeliest
     (None: no logprobs). `scored` are the prompt's ids that follow each token, if their logprobs
-    are wanted.
+    are wanted. The first token is one of those in `mask`, if there is one.
     """
 
     sequence: int
@@ -35,6 +35,7 @@ class Chunk:
     banned: tuple[int, ...] = ()
     min_tokens: int = 0
     scored: tuple[int, ...] = ()
+    mask: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Row:
     fed at the next position.
 
     The device has the sampling options from the prompt's last chunk; here they only choose a
-    program. `banned` says whether some ids are still banned.
+    program. `banned` says whether some ids are still banned. With a `mask` one token is sampled,
+    and it is one of those in it.
     """
 
     sequence: int
@@ -53,6 +55,7 @@ class Row:
     top_logprobs: int | None = None
     banned: bool = False
     steps: int = 1
+    mask: bytes | None = None
 
 
 @dataclass(frozen=True)

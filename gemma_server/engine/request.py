@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gemma_server.engine.constraint import Constraint
 from gemma_server.errors import RequestError
 
 FinishReason = Literal["stop", "length"]
@@ -63,6 +64,7 @@ class Request:
     min_tokens: int = 0
     top_logprobs: int | None = None  # 0 ... MAX_TOP_LOGPROBS; None: no logprobs at all
     prompt_logprobs: bool = False  # needs top_logprobs
+    constraint: Constraint | None = None  # of its own, since it goes along with the answer
 
     def __post_init__(self) -> None:
         """Raises ValueError for what a slot has no room for; the caller has to prevent it."""
@@ -74,6 +76,8 @@ class Request:
             raise ValueError(f"at most {MAX_TOP_LOGPROBS} logprobs a token")
         if self.prompt_logprobs and self.top_logprobs is None:
             raise ValueError("prompt_logprobs needs top_logprobs")
+        if self.constraint is not None and self.min_tokens > 0:
+            raise ValueError("what a constraint ends, min_tokens cannot hold back")
 
 
 @dataclass(frozen=True)

@@ -276,8 +276,22 @@ class Scheduler:
             self._end(slot, sequence, Finished("stop", sequence.confirmed, token))
         else:
             sequence.handle.deliver(token)
-            if sequence.confirmed == sequence.longest:
-                self._end(slot, sequence, Finished("length", sequence.confirmed))
+            self._go_on(slot, sequence, token)
+
+    def _go_on(self, slot: int, sequence: Sequence, token: Token) -> None:
+        """End the sequence if this was its last token."""
+        constraint = sequence.request.constraint
+        if constraint is not None:
+            try:
+                constraint.take(token.id)
+            except RequestError as error:
+                self._end(slot, sequence, Failed(error))
+                return
+            if constraint.is_complete:
+                self._end(slot, sequence, Finished("stop", sequence.confirmed))
+                return
+        if sequence.confirmed == sequence.longest:
+            self._end(slot, sequence, Finished("length", sequence.confirmed))
 
     def _end(self, slot: int, sequence: Sequence, event: Event) -> None:
         self._slots[slot] = None

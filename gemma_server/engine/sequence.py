@@ -36,7 +36,10 @@ class Sequence:
 
     @property
     def decoding(self) -> bool:
-        """Its first token is scheduled, and fewer than `longest` tokens are."""
+        """Its first token is scheduled, and fewer than `longest` tokens are. What may follow a
+        token under a constraint is known only when the token is."""
+        if self.request.constraint is not None and self.in_flight > 0:
+            return False
         return 0 < self._scheduled < self.longest
 
     @property
@@ -71,14 +74,22 @@ class Sequence:
             tuple(request.stop_ids) if request.min_tokens > 0 else (),
             request.min_tokens,
             scored,
+            self._mask,
         )
 
     def next_row(self, slot: int, steps: int) -> Row:
-        """Schedule `steps` more tokens of the answer."""
+        """Schedule `steps` more tokens of the answer; under a constraint, one."""
         request = self.request
+        steps = steps if request.constraint is None else 1
         banned = bool(request.stop_ids) and self._scheduled < request.min_tokens
         position, self.in_flight = self.position, self.in_flight + steps
-        return Row(self.id, slot, position, request.sampling, request.top_logprobs, banned, steps)
+        how, top = request.sampling, request.top_logprobs
+        return Row(self.id, slot, position, how, top, banned, steps, self._mask)
+
+    @property
+    def _mask(self) -> bytes | None:
+        constraint = self.request.constraint
+        return None if constraint is None else constraint.mask
 
     def confirm(self) -> None:
         """One of the tokens in flight is known, and wanted."""

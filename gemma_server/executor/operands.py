@@ -16,11 +16,11 @@ from gemma_server.engine.request import MAX_BANS, MAX_BIAS, SamplingParams
 from gemma_server.model.penalties import Penalties
 from gemma_server.model.sampling import Sampling
 
-ROW_WORDS = 3  # slot, position, steps
+ROW_WORDS = 4  # slot, position, steps, whether the slot's mask applies
 COPY_WORDS = 3  # source, target, length
 _ALWAYS = np.iinfo(np.int32).max
 _TABLE = MAX_BIAS + MAX_BANS
-_CHUNK = 5  # words of a chunk before its parameters and tokens
+_CHUNK = 6  # words of a chunk before its parameters and tokens
 
 # A slot's parameters as the host writes them.
 _PARAMS = np.dtype(
@@ -87,9 +87,22 @@ def unpack_params(packed: jax.Array) -> SlotParams:
 
 
 def pack_rows(rows: Sequence[Row], count: int, beyond: tuple[int, int]) -> npt.NDArray[np.int32]:
-    """Slot, position and steps of each row, then of padding up to `count`: [count, ROW_WORDS]."""
-    filled = [(row.slot, row.position, row.steps) for row in rows]
-    return np.array(filled + [(*beyond, 0)] * (count - len(rows)), np.int32)
+    """Slot, position, steps and masking of each row, then of padding up to `count`:
+    [count, ROW_WORDS]."""
+    filled = [(row.slot, row.position, row.steps, row.mask is not None) for row in rows]
+    return np.array(filled + [(*beyond, 0, 0)] * (count - len(rows)), np.int32)
+
+
+def pack_masks(
+    masks: Sequence[tuple[int, bytes]], count: int, words: int, beyond: int
+) -> npt.NDArray[np.int32]:
+    """The slot and the mask of each, then of padding up to `count`: [count, 1 + words]."""
+    packed = np.zeros((count, 1 + words), np.int32)
+    packed[:, 0] = beyond
+    for line, (slot, mask) in zip(packed, masks, strict=False):
+        line[0] = slot
+        line[1:] = np.frombuffer(mask, np.int32, words)
+    return packed
 
 
 def pack_copy(copy: Copy) -> npt.NDArray[np.int32]:
@@ -105,6 +118,7 @@ class ChunkOperand(NamedTuple):
     filled: jax.Array  # [] i32: how many of the tokens are not padding
     sample: jax.Array  # [] bool
     score: jax.Array  # [] bool
+    masked: jax.Array  # [] bool: the slot's mask applies
     params: jax.Array  # [PARAM_WORDS] i32
     tokens: jax.Array  # [T] i32
     scored: jax.Array  # [T] i32: the id that follows each token
@@ -115,17 +129,18 @@ def pack_chunk(chunk: Chunk, size: int) -> npt.NDArray[np.int32]:
     ids = np.zeros((2, size), np.int32)
     ids[0, : len(chunk.token_ids)] = chunk.token_ids
     ids[1, : len(chunk.scored)] = chunk.scored
-    sample, score = chunk.sampling is not None, bool(chunk.scored)
-    head = [chunk.slot, chunk.offset, len(chunk.token_ids), sample, score]
+    sample, score, masked = chunk.sampling is not None, bool(chunk.scored), chunk.mask is not None
+    head = [chunk.slot, chunk.offset, len(chunk.token_ids), sample, score, masked]
     return np.concatenate([np.array(head, np.int32), pack_params(chunk), ids.ravel()])
 
 
 def unpack_chunk(words: jax.Array) -> ChunkOperand:
     """What `pack_chunk` was given, in a program."""
-    slot, offset, filled, sample, score = words[:_CHUNK]
+    slot, offset, filled, sample, score, masked = words[:_CHUNK]
     params, ids = words[_CHUNK:][:PARAM_WORDS], words[_CHUNK + PARAM_WORDS :]
     tokens, scored = ids.reshape(2, -1)
-    return ChunkOperand(slot, offset, filled, sample != 0, score != 0, params, tokens, scored)
+    flags = sample != 0, score != 0, masked != 0
+    return ChunkOperand(slot, offset, filled, *flags, params, tokens, scored)
 
 
 def chunk_words(size: int) -> int:

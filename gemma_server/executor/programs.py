@@ -21,6 +21,7 @@ from gemma_server.executor.variants import (
     least_of,
 )
 from gemma_server.model.config import GemmaConfig
+from gemma_server.model.masks import mask_words
 from gemma_server.model.numerics import Numerics
 from gemma_server.model.transformer import Params, Transformer, abstract_params
 
@@ -90,6 +91,9 @@ class Programs:
             body = partial(self._steps.decode, steps=steps, variant=variant)
             yield Job(("decode", rows, steps, str(variant)), body, _i32(rows, ROW_WORDS))
         yield Job(("copy",), self._steps.copy, _i32(COPY_WORDS), reads_weights=False)
+        for rows in self.row_counts:
+            shape = _i32(rows, 1 + self.mask_words)
+            yield Job(("mask", rows), self._steps.mask, shape, reads_weights=False)
 
     @property
     def prefill_variants(self) -> tuple[ProgramVariant, ...]:
@@ -127,6 +131,15 @@ class Programs:
     def decode(self, rows: int, steps: int, needed: ProgramVariant) -> Any:
         """The program that samples `steps` tokens in each of `rows` rows and covers `needed`."""
         return self._compiled["decode", rows, steps, str(least_of(self.decode_variants, needed))]
+
+    @property
+    def mask_words(self) -> int:
+        """How many words a mask has."""
+        return mask_words(self.config.vocab)
+
+    def mask(self, rows: int) -> Any:
+        """The program that sets the masks of so many slots."""
+        return self._compiled["mask", rows]
 
     @property
     def copy(self) -> Any:

@@ -1,5 +1,6 @@
 """Executes plans: picks their programs, uploads their operands, keeps the state."""
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from gemma_server.engine.plan import Chunk, Copy, Plan, Row
 from gemma_server.engine.request import SamplingParams
 from gemma_server.executor.compile_counter import CompileCounter
-from gemma_server.executor.operands import pack_chunk, pack_copy, pack_rows
+from gemma_server.executor.operands import pack_chunk, pack_copy, pack_masks, pack_rows
 from gemma_server.executor.programs import Programs
 from gemma_server.executor.results import PendingTokens
 from gemma_server.executor.variants import ProgramVariant, needed_by
@@ -44,6 +45,8 @@ class JaxRunner:
             rows = (Row(0, 0, 0, how, steps=steps),) * count
             np.asarray(self._decode(rows, steps, variant))
         self._copy(Copy(0, 0, 1))
+        for count in programs.row_counts:
+            self._mask([(0, bytes(4 * programs.mask_words))] * count)
 
     @property
     def weight_bytes(self) -> int:
@@ -57,11 +60,14 @@ class JaxRunner:
         return sum(int(leaf.nbytes) for leaf in jax.tree.leaves(self._state.cache)) // positions
 
     def dispatch(self, plan: Plan) -> PendingTokens:
-        """Start the plan's copies, its prefill chunk and its decode rows, in this order."""
+        """Start the plan's copies, masks, prefill chunk and decode rows, in this order."""
         with self._counter.blamed():
             for copy in plan.copies:
                 self._copy(copy)
             chunk, rows = plan.prefill, plan.decode
+            parts: tuple[Chunk | Row, ...] = rows if chunk is None else (chunk, *rows)
+            if masks := [(part.slot, part.mask) for part in parts if part.mask is not None]:
+                self._mask(masks)
             prefill = self._prefill(chunk, needed_by((chunk,))) if chunk is not None else None
             decode = self._decode(rows, plan.steps, needed_by(rows)) if rows else None
             return PendingTokens(plan, prefill, decode)
@@ -72,6 +78,12 @@ class JaxRunner:
 
     def _copy(self, copy: Copy) -> None:
         self._state = self._programs.copy(self._state, pack_copy(copy))
+
+    def _mask(self, masks: Sequence[tuple[int, bytes]]) -> None:
+        programs = self._programs
+        count = next(count for count in programs.row_counts if count >= len(masks))
+        words = pack_masks(masks, count, programs.mask_words, beyond=programs.slots)
+        self._state = programs.mask(count)(self._state, words)
 
     def _prefill(self, chunk: Chunk, needed: ProgramVariant) -> jax.Array:
         size = next(size for size in self._programs.chunks if size >= len(chunk.token_ids))

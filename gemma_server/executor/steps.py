@@ -11,6 +11,7 @@ from gemma_server.executor.operands import SlotParams, pack_params, unpack_chunk
 from gemma_server.executor.variants import ProgramVariant
 from gemma_server.model.cache import Cache, copy_slot, empty_cache
 from gemma_server.model.logprobs import score_words, scored, unscored
+from gemma_server.model.masks import Masks, mask_words
 from gemma_server.model.sampling import Adjusted, Choose, always, never, sample
 from gemma_server.model.transformer import Params, Transformer
 
@@ -24,6 +25,7 @@ class State(NamedTuple):
     cache: Cache
     tokens: jax.Array  # [slots, S] i32: the ids of prompt and answer by position
     params: jax.Array  # [slots + 1, words] i32; padding rows read the last, never written
+    masks: jax.Array  # [slots, words] i32: which tokens each slot may sample next
 
 
 class Steps:
@@ -40,6 +42,7 @@ class Steps:
             empty_cache(config, self.slots, self.length, numerics.dtype),
             jnp.zeros((self.slots, self.length), jnp.int32),
             jnp.tile(default, (self.slots + 1, 1)),
+            jnp.zeros((self.slots, mask_words(config.vocab)), jnp.int32),
         )
 
     def copy(self, state: State, words: jax.Array) -> State:
@@ -51,7 +54,13 @@ class Steps:
             tuple(copy_slot(layer, source, target, length) for layer in state.cache),
             state.tokens.at[target].set(text),
             state.params,
+            state.masks,
         )
+
+    def mask(self, state: State, words: jax.Array) -> State:
+        """Set the masks of some slots: [B, 1 + words] i32."""
+        slots, masks = words[:, 0], words[:, 1:]
+        return state._replace(masks=state.masks.at[slots].set(masks, mode="drop"))
 
     def prefill(
         self, params: Params, state: State, words: jax.Array, *, variant: ProgramVariant
@@ -72,8 +81,9 @@ class Steps:
 
         def sampled_next() -> jax.Array:
             hidden = self._apply("finish", params, last, behind[None] - 1, cache, slots)
+            masks = self._masks(state, slots, chunk.masked[None])
             texts = tokens, slots
-            return self._sample(params, hidden[0], slot_params, behind, texts, variant)
+            return self._sample(params, hidden[0], slot_params, behind, texts, masks, variant)
 
         def scored_prompt() -> jax.Array:
             hidden = self._apply("finish", params, stream, at[None], cache, slots)
@@ -89,6 +99,7 @@ class Steps:
             cache,
             tokens.at[slots, behind].set(sampled[:, 0], mode="drop"),
             state.params.at[chunk.slot].set(chunk.params),
+            state.masks,
         )
         return state, jnp.concatenate([sampled, prompt])
 
@@ -102,13 +113,14 @@ class Steps:
         variant: ProgramVariant,
     ) -> tuple[State, jax.Array]:
         """Feed each row's last token at its position and sample the next, as many times as the
-        row asks: rows [B, 3] i32 -> [steps, B, words] i32.
+        row asks: rows [B, 4] i32 -> [steps, B, words] i32.
 
         Padding rows have a slot and a position past the end, where all writes are dropped. A row
         that has reached the cache's end or has had its steps gets such a position too.
         """
-        slots, positions, wanted = rows[:, 0], rows[:, 1], rows[:, 2]
+        slots, positions, wanted, masked = rows.T
         slot_params = unpack_params(state.params[slots])
+        masks = self._masks(state, slots, masked != 0)
 
         def step(
             carry: tuple[Cache, jax.Array], index: jax.Array | int
@@ -121,7 +133,7 @@ class Steps:
             text = fed[:, None], at[:, None]
             hidden, cache = self._apply("__call__", params, *text, cache, slots)
             texts = tokens, slots
-            sampled = self._sample(params, hidden[:, 0], slot_params, at + 1, texts, variant)
+            sampled = self._sample(params, hidden[:, 0], slot_params, at + 1, texts, masks, variant)
             return (cache, tokens.at[slots, at + 1].set(sampled[:, 0], mode="drop")), sampled
 
         carry = state.cache, state.tokens
@@ -130,7 +142,10 @@ class Steps:
             sampled = one[None]
         else:
             carry, sampled = jax.lax.scan(step, carry, jnp.arange(steps))
-        return State(*carry, state.params), sampled
+        return State(*carry, state.params, state.masks), sampled
+
+    def _masks(self, state: State, slots: jax.Array, active: jax.Array) -> Masks:
+        return Masks(active, lambda: state.masks.at[slots].get(mode="clip"))
 
     def _choose(self, able: bool) -> Choose:
         """How a program does what only some rows need: by condition, always or never."""
@@ -145,6 +160,7 @@ class Steps:
         slot_params: SlotParams,
         positions: jax.Array,
         texts: tuple[jax.Array, jax.Array],
+        masks: Masks,
         variant: ProgramVariant,
     ) -> jax.Array:
         """Sample the tokens at positions [B] from hidden [B, D]: [B, words] i32.
@@ -156,6 +172,7 @@ class Steps:
         adjusted = Adjusted(
             logits,
             slot_params.penalties,
+            masks,
             lambda: tokens.at[slots].get(mode="clip"),
             self._choose(variant.penalties),
         )

@@ -11,7 +11,7 @@ class ProgramVariant:
     """A program's abilities beyond the argmax of the model's logits; each costs time."""
 
     sampling: bool = False  # temperature, top-k, top-p, min-p
-    penalties: bool = False  # also bias and bans: all that changes logits before the argmax
+    penalties: bool = False  # bias, bans and masks too: all that changes logits before the argmax
     logprobs: bool = False  # of what is sampled
     scoring: bool = False  # logprobs of the prompt
 
@@ -53,7 +53,7 @@ def _needed_by_one(part: Chunk | Row) -> ProgramVariant:
         return ProgramVariant(scoring=scoring)
     return ProgramVariant(
         sampling=sampling.temperature > 0,
-        penalties=sampling.adjusts or bool(part.banned),
+        penalties=sampling.adjusts or bool(part.banned) or part.mask is not None,
         logprobs=part.top_logprobs is not None,
         scoring=scoring,
     )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gemma_server.model.masks import Masks
 from gemma_server.model.penalties import Penalties
 
 NOT_FINITE = -1  # instead of a token id, where a row's logits hold NaN or infinity
@@ -47,15 +48,23 @@ class Adjusted(NamedTuple):
 
     logits: jax.Array  # [B, V] f32
     penalties: Penalties
+    masks: Masks
     texts: Callable[[], jax.Array]  # [B, S] i32: each row's ids so far, gathered only if needed
     choose: Choose = jax.lax.cond
 
+    def active(self, positions: jax.Array) -> jax.Array:
+        """Whether a row changes the logits for the token at positions [B]: [B] bool."""
+        return self.penalties.active(positions) | self.masks.active
+
     def apply(self, positions: jax.Array) -> jax.Array:
         """The logits that the tokens at positions [B] are sampled from: [B, V]."""
-        return self.choose(
+        changed = self.choose(
             jnp.any(self.penalties.active(positions)),
             lambda: self.penalties.apply(self.logits, self.texts(), positions),
             lambda: self.logits,
+        )
+        return self.choose(
+            jnp.any(self.masks.active), lambda: self.masks.apply(changed), lambda: changed
         )
 
 
@@ -64,13 +73,13 @@ def sample(
 ) -> jax.Array:
     """Sample one id per row for positions [B] -> [B] i32.
 
-    Temperature, top-k, top-p and min-p apply in that order, after bias and penalties. The noise
-    depends on (seed, position) alone, so neither the other rows nor the batching of the text can
-    change a row's token. Greedy rows take the exact argmax of the adjusted logits. `choose` and
+    Temperature, top-k, top-p and min-p apply in that order, after bias, penalties and masks. The
+    noise depends on (seed, position) alone, so neither the other rows nor the batching of the text
+    can change a row's token. Greedy rows take the exact argmax of the adjusted logits. `choose` and
     `given.choose` skip work that no row needs: everything but the argmax when all rows are greedy
     and change nothing, and the search for the top when none has top-k or top-p.
     """
-    random, changed = how.temperature > 0.0, given.penalties.active(positions)
+    random, changed = how.temperature > 0.0, given.active(positions)
     # Outside of the condition, where XLA:CPU runs it on several threads. A condition's result is
     # copied: the adjusted logits never leave theirs (benchmarks/LOG.md).
     plain = jnp.argmax(given.logits, axis=-1)

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 from typing_extensions import TypedDict
@@ -13,6 +14,7 @@ from gemma_server.engine.stats import EngineStats
 from gemma_server.errors import ContextLengthExceeded, NotReady
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.text.chat_template import ChatTemplate
+from gemma_server.text.constraint import Grammars
 from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.weights.sampling_defaults import SamplingDefaults
 
@@ -113,6 +115,12 @@ class GenerativeModel(LoadedModel):
     chat: ChatTemplate
     engine: Engine
     sampling: SamplingDefaults = field(default=SamplingDefaults(), kw_only=True)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What keeps answers to a form."""
+        return Grammars(self.tokenizer)
+
     token_bytes: int = field(default=0, kw_only=True)  # of cache on the device, for each token
     max_steps: int | None = field(default=None, kw_only=True)  # that a request may ask for
 

@@ -61,7 +61,9 @@ class TurnStream:
         self._thought = _Thought()
         self._call = _Call(tokenizer)
         self._has_called = False
-        self._continue(prompt)
+        if reading and is_in_thought(tokenizer, prompt):
+            is_named = prompt[-1] != self._tags.thought.begin
+            self._part, self._thought = _Part.THOUGHT, _Thought(is_named=is_named)
 
     @property
     def in_content(self) -> bool:
@@ -102,16 +104,6 @@ class TurnStream:
         said = self._turn_to(_Part.CONTENT)
         return said._replace(text=said.text + self._content.close())
 
-    def _continue(self, prompt: Sequence[int]) -> None:
-        """Begin in a thought if the prompt ends in one."""
-        begin, end = self._tags.thought
-        for after, token_id in enumerate(reversed(prompt)):
-            if token_id in (end, self._tokenizer.start_of_turn_id):
-                return
-            if token_id == begin:
-                self._part, self._thought = _Part.THOUGHT, _Thought(is_named=after > 0)
-                return
-
     def _add(self, token_id: int) -> Said:
         if self._part is _Part.THOUGHT:
             return Said(thought=self._thought.push(self._tokenizer.piece_bytes(token_id)))
@@ -141,6 +133,14 @@ class TurnStream:
         self._has_called = True
         self._content.trim()
         return Said(calls=(call,))
+
+
+def is_in_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
+    """Whether a prompt ends in a thought of the model's."""
+    begin, end = tokenizer.tags.thought
+    marks = (begin, end, tokenizer.start_of_turn_id)
+    last = next((token_id for token_id in reversed(prompt) if token_id in marks), None)
+    return last is not None and last == begin
 
 
 class _Thought:

@@ -61,19 +61,28 @@ def _adjustment(rows: int, entries: int = 4, **columns: Any) -> Any:
 def _compiled() -> Any:
     import jax
 
+    from gemma_server.model.masks import Masks
     from gemma_server.model.sampling import Adjusted, sample
 
-    def draw(logits: Any, how: Any, adjustment: Any, texts: Any, positions: Any) -> Any:
-        return sample(Adjusted(logits, adjustment, lambda: texts), how, positions)
+    def draw(logits: Any, how: Any, adjustment: Any, texts: Any, masks: Any, at: Any) -> Any:
+        active, words = masks
+        adjusted = Adjusted(logits, adjustment, Masks(active, lambda: words), lambda: texts)
+        return sample(adjusted, how, at)
 
     return jax.jit(draw)
 
 
 def _draw(
-    logits: Any, how: Any, position: Any = 7, adjustment: Any = None, texts: Any = None
+    logits: Any,
+    how: Any,
+    position: Any = 7,
+    adjustment: Any = None,
+    texts: Any = None,
+    allowed: Any = None,
 ) -> Any:
-    """Each row's draw. Rows are filled up to few sizes, each a program, with greedy ones."""
-    rows = len(logits)
+    """Each row's draw. Rows are filled up to few sizes, each a program, with greedy ones. Of the
+    rows that `allowed` has, those with a True have a mask."""
+    rows, vocab = np.shape(logits)
     filling = next(size for size in (FEW, SOME, rows) if size >= rows) - rows
     positions = np.broadcast_to(np.asarray(position, np.int32), (rows,))
     adjustment = _adjustment(rows) if adjustment is None else adjustment
@@ -83,9 +92,17 @@ def _draw(
         _joined(how, _sampling(filling, temperature=0.0)),
         _joined(adjustment, _adjustment(filling)),
         np.pad(texts.astype(np.int32), ((0, filling), (0, 0))),
+        _masks(np.zeros((rows, vocab), bool) if allowed is None else allowed, filling),
         np.pad(positions, (0, filling)),
     )
     return np.asarray(drawn)[:rows]
+
+
+def _masks(allowed: Any, filling: int) -> Any:
+    """Which rows have a mask, and the words of these."""
+    bits = np.pad(allowed, ((0, filling), (0, -allowed.shape[1] % 32)))
+    packed = np.packbits(bits, axis=1, bitorder="little")
+    return bits.any(axis=1), packed.view(np.int32)
 
 
 def _joined(some: Any, others: Any) -> Any:
@@ -321,3 +338,45 @@ def test_a_ban_does_not_make_a_row_count_as_not_finite() -> None:
         [_logits()], _sampling(1, temperature=1.0), 6, _adjustment(1, bias=[[(3, -np.inf, 9)]])
     )
     assert drawn >= 0
+
+
+def _allowed(rows: int, masked: Any, share: float) -> Any:
+    """Masks with about this share of the tokens, at least one, for the rows that are masked."""
+    rng = np.random.default_rng(1)
+    allowed = rng.random((rows, VOCAB)) < share
+    allowed[:, rng.integers(VOCAB)] = True
+    return allowed & masked[:, None]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5])
+def test_a_masked_row_takes_what_it_may_and_others_are_as_they_were(share: float) -> None:
+    rows = 500
+    logits, masked = np.tile(_logits(), (rows, 1)), np.arange(rows) % 2 == 0
+    how = {"temperature": np.where(np.arange(rows) % 3 == 0, 0.0, 1.0), "top_k": 5, "top_p": 0.9}
+    allowed = _allowed(rows, masked, share)
+    drawn, free = (_draw(logits, _sampling(rows, **how), allowed=a) for a in (allowed, None))
+    assert allowed[masked, drawn[masked]].all()
+    assert (drawn[~masked] == free[~masked]).all()
+    greedy = masked & (how["temperature"] == 0)
+    assert (drawn[greedy] == np.where(allowed, logits, -np.inf).argmax(axis=1)[greedy]).all()
+
+
+def test_a_mask_leaves_a_draw_that_it_allows() -> None:
+    """Without filters the race's winner wins among the allowed too."""
+    rows = 500
+    logits, everything = np.tile(_logits(), (rows, 1)), np.ones(rows, bool)
+    allowed = _allowed(rows, everything, 0.5)
+    drawn, free = (_draw(logits, _sampling(rows), allowed=a) for a in (allowed, None))
+    may = allowed[np.arange(rows), free]
+    assert (drawn[may] == free[may]).all()
+    assert allowed[np.arange(rows), drawn].all()
+    assert 0 < may.sum() < rows
+
+
+def test_a_bias_does_not_open_a_mask() -> None:
+    logits = np.tile(_logits(), (2, 1))
+    allowed = np.zeros((2, VOCAB), bool)
+    allowed[:, [3, 4]] = True
+    adjustment = _adjustment(2, bias=[[(7, 100.0, 99)], [(4, 100.0, 99)]])
+    drawn = _draw(logits, _sampling(2, temperature=0.0), adjustment=adjustment, allowed=allowed)
+    assert drawn.tolist() == [3 if logits[0, 3] > logits[0, 4] else 4, 4]

@@ -152,9 +152,8 @@ def test_what_a_chat_cannot_be_is_refused_by_name(
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_constraints_that_others_know_are_never_ignored(app: App, path: str) -> None:
     wanted: dict[str, Any] = {
-        "guided_choice": ["a", "b"],
-        "structured_outputs": {"choice": ["a"]},
-        "grammar": "root ::= x",
+        "guided_whitespace_pattern": " ",
+        "structural_tag": {},
         "bad_words": ["x"],
         "prompt_logprobs": 0,
         "use_beam_search": True,

@@ -204,15 +204,13 @@ def _tool(**function: Any) -> list[dict[str, Any]]:
     [
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": _tool(name="no spaces")}, "tools[0].function.name"),
-        ({"tools": _tool(strict=True)}, "tools[0].function.strict"),
         ({"tools": _tool(parameters=DEEP)}, "tools[0].function.parameters"),
         (
             {"tools": _tool(parameters={"properties": []})},
             "tools[0].function.parameters.properties",
         ),
         ({"tools": [LOOK] * 129}, "tools"),
-        ({"tools": [LOOK], "tool_choice": "required"}, "tool_choice"),
-        ({"tools": [LOOK], "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"tools": [LOOK], "tool_choice": {"type": "function"}}, "tool_choice.function"),
         ({"chat_template_kwargs": {"documents": 1}}, "chat_template_kwargs.documents"),
         ({"reasoning_effort": "very"}, "reasoning_effort"),
         ({"messages": [USER, {"role": "tool", "content": "x"}]}, "messages[1]"),

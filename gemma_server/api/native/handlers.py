@@ -6,6 +6,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from gemma_server.api.caller import Caller
+from gemma_server.api.constraints import Form
 from gemma_server.api.errors import prompt_in
 from gemma_server.api.generation import Piece
 from gemma_server.api.job import Job, Usage
@@ -133,12 +134,13 @@ def _requests(
     body: PromptBody, steps: int, loaded: GenerativeModel, stages: Stages
 ) -> list[Request]:
     """Encode all prompts; an error names the prompt at fault."""
-    requests = []
+    requests, form = [], Form(body.asked)
     for index, text in enumerate(body.prompts):
         param = "prompt" if isinstance(body.prompt, str) else f"prompt[{index}]"
         with timed(stages, "tokenize"), prompt_in(param):
             ids = encode_prompt(loaded, text)
-        requests.append(body.request(ids, steps, loaded.tokenizer.stop_ids))
+        [constraint] = form.start(loaded, ids, 1)
+        requests.append(body.request(ids, steps, loaded.tokenizer.stop_ids, constraint))
     return requests
 
 

@@ -4,6 +4,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gemma_server.api.constraints import (
+    Asked,
+    Choices,
+    Schema,
+    all_asked,
+    only_one,
+    refuse_beside,
+)
 from gemma_server.api.schemas import (
     MAX_PROMPTS,
     WHOLE,
@@ -16,9 +24,11 @@ from gemma_server.api.schemas import (
     TopK,
     TopLogprobs,
     TopP,
+    as_list,
     seed_of,
     within,
 )
+from gemma_server.engine.constraint import Constraint
 from gemma_server.engine.request import Request, SamplingParams
 
 
@@ -36,12 +46,35 @@ class PromptBody(ModelBody):
     seed: Annotated[int, Field(ge=0, lt=2**64), WHOLE] | None = None
     stop: Stops = Field([])
     ignore_eos: bool = False
+    response_schema: Schema | None = None
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
     stream: bool = False
 
     @property
     def prompts(self) -> list[str]:
         """The prompts, one or several."""
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def asked(self) -> Asked | None:
+        """What the answer has to be.
+
+        Raises:
+            InvalidRequest: it has to be several things, or does not go with other fields.
+        """
+        found = all_asked(
+            schemas={"response_schema": self.response_schema},
+            regexes={"regex": self.regex},
+            choices={"choice": self.choice},
+            grammars={"grammar": self.grammar},
+        )
+        asked = only_one(found)
+        if asked is not None:
+            given = {"stop": bool(as_list(self.stop)), "ignore_eos": self.ignore_eos}
+            refuse_beside(asked.param, given)
+        return asked
 
     def steps(self, limit: int) -> int:
         """The most tokens to generate: what was asked for, or the default within the limit.
@@ -53,7 +86,13 @@ class PromptBody(ModelBody):
             return min(self.sampling_steps, limit)
         return within(self.sampling_steps, limit, "sampling_steps")
 
-    def request(self, token_ids: list[int], steps: int, stop_ids: frozenset[int]) -> Request:
+    def request(
+        self,
+        token_ids: list[int],
+        steps: int,
+        stop_ids: frozenset[int],
+        constraint: Constraint | None,
+    ) -> Request:
         """The engine's request for one encoded prompt."""
         options = SamplingParams(
             temperature=self.temperature,
@@ -63,7 +102,7 @@ class PromptBody(ModelBody):
             seed=seed_of(self.seed, 0),
         )
         stops = frozenset[int]() if self.ignore_eos else stop_ids
-        return Request(tuple(token_ids), steps, options, stops)
+        return Request(tuple(token_ids), steps, options, stops, constraint=constraint)
 
 
 class EchoBody(BaseModel):

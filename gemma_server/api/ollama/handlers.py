@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from gemma_server.api import heavy
 from gemma_server.api.caller import Caller
 from gemma_server.api.chat import Wanted, encode_messages, require_thinking
+from gemma_server.api.constraints import Form
 from gemma_server.api.errors import OLLAMA, prompt_in
 from gemma_server.api.generation import Piece
 from gemma_server.api.job import Job
@@ -123,7 +124,8 @@ def generate(body: GenerateBody, models: Models, caller: Caller) -> Generated | 
     steps, truncation = _room(body, loaded)
     ids = _encode(body, loaded, truncation, caller.stages)
     reading = None if body.raw else Reading()
-    job = _job(body, ids, steps, truncation, loaded, models, caller, reading)
+    wanted = Form(body.asked, thinks=not body.raw and _thinks(body, loaded))
+    job = _job(body, ids, steps, truncation, loaded, models, caller, reading, wanted)
     form = GenerateForm(body, loaded, None if body.raw else ids)
     if body.stream:
         return Stream(job, LineForm(form))
@@ -144,7 +146,8 @@ def chat(body: ChatBody, models: Models, caller: Caller) -> Chatted | Answer | S
     wanted = Wanted(declared(loaded, body.tools), _thinks(body, loaded), goes_on)
     ids = encode_messages(loaded, body.messages, wanted, truncation, caller.stages)
     reading = Reading(calls=bool(body.tools))
-    job = _job(body, ids, steps, truncation, loaded, models, caller, reading)
+    answer = Form(body.asked, wanted.tools, thinks=wanted.thinks)
+    job = _job(body, ids, steps, truncation, loaded, models, caller, reading, answer)
     form = ChatForm(body, loaded)
     if body.stream:
         return Stream(job, LineForm(form))
@@ -186,10 +189,12 @@ def _job(
     models: Models,
     caller: Caller,
     reading: Reading | None,
+    form: Form,
 ) -> Job:
     how = body.options.sampling(loaded.sampling)
     stop_ids, wanted = loaded.tokenizer.stop_ids, body.wanted_logprobs
-    request = Request(tuple(ids), steps, how, stop_ids, top_logprobs=wanted)
+    [constraint] = form.start(loaded, ids, 1)
+    request = Request(tuple(ids), steps, how, stop_ids, top_logprobs=wanted, constraint=constraint)
     stops = as_list(body.options.stop)
     return Job(loaded, [request], stops, models.metrics, caller, truncation, reading=reading)
 

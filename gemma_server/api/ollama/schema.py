@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from gemma_server.api.chat import Messages
+from gemma_server.api.constraints import Asked, Schema, refuse_beside, schema_asked
 from gemma_server.api.schemas import (
     WHOLE,
     ForeignBody,
@@ -20,6 +21,7 @@ from gemma_server.api.schemas import (
     TopK,
     TopLogprobs,
     TopPOrZero,
+    as_list,
     first_of,
     penalty_window,
     seed_of,
@@ -29,6 +31,7 @@ from gemma_server.api.schemas import (
 from gemma_server.api.tools import Tools
 from gemma_server.engine.request import SamplingParams
 from gemma_server.errors import InvalidRequest
+from gemma_server.text.grammar import ANY_OBJECT
 from gemma_server.weights.sampling_defaults import SamplingDefaults
 
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**64), WHOLE]
@@ -99,7 +102,6 @@ class OllamaBody(ForeignBody, ModelBody):
     """What /api/generate and /api/chat share."""
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "format": ("",),
         "shift": (False,),
         "suffix": ("",),
         "images": ([],),
@@ -108,6 +110,7 @@ class OllamaBody(ForeignBody, ModelBody):
     }
 
     model: Annotated[str, Field(min_length=1)]
+    format: Schema | str | None = None
     think: bool | Literal["low", "medium", "high", "max"] | None = None
     stream: bool = True
     options: Options = Options()
@@ -115,6 +118,22 @@ class OllamaBody(ForeignBody, ModelBody):
     logprobs: bool = False
     top_logprobs: TopLogprobs = 0
     keep_alive: Any = None  # the model stays loaded anyway
+
+    @property
+    def asked(self) -> Asked | None:
+        """What the answer has to be.
+
+        Raises:
+            InvalidRequest: the format is unknown, or does not go with other fields.
+        """
+        if self.format in (None, ""):
+            return None
+        if isinstance(self.format, str) and self.format != "json":
+            message = f'format: invalid format {self.format[:40]!r}; "json" or a JSON schema'
+            raise InvalidRequest(message, param="format")
+        refuse_beside("format", {"options.stop": bool(as_list(self.options.stop))})
+        schema = ANY_OBJECT if self.format == "json" else self.format
+        return schema_asked("format", schema)
 
     @property
     def wanted_logprobs(self) -> int | None:

@@ -17,6 +17,7 @@ from gemma_server.api.chat import (
     require_thinking,
     size_of,
 )
+from gemma_server.api.constraints import Form
 from gemma_server.api.errors import prompt_in
 from gemma_server.api.job import Job
 from gemma_server.api.openai.answers import (
@@ -87,7 +88,7 @@ def chat(body: ChatCompletionBody, models: Models, caller: Caller) -> ChatComple
     truncation = Truncation.of(loaded, steps, truncate=body.truncate)
     wanted = _wanted(body, loaded)
     ids = encode_messages(loaded, body.messages, wanted, truncation, caller.stages)
-    requests = _requests(body, [ids], steps, loaded)
+    requests = _requests(body, [ids], steps, loaded, _form(body, wanted))
     stops = as_list(body.stop)
     reading = Reading(calls=bool(wanted.tools), only_one=not body.parallel_tool_calls)
     job = Job(loaded, requests, stops, models.metrics, caller, truncation, body.user, reading)
@@ -104,7 +105,7 @@ def completions(body: CompletionBody, models: Models, caller: Caller) -> TextCom
     steps = body.steps(loaded.engine.context_length, loaded.max_steps)
     truncation = Truncation.of(loaded, steps, truncate=body.truncate)
     prompts = _encode(body, loaded, truncation, caller.stages)
-    requests = _requests(body, prompts, steps, loaded)
+    requests = _requests(body, prompts, steps, loaded, Form(body.asked))
     stops = as_list(body.stop)
     job = Job(loaded, requests, stops, models.metrics, caller, truncation, body.user)
     form = TextForm(loaded, prompts, body)
@@ -153,7 +154,7 @@ def _chat_ids(loaded: GenerativeModel, body: TokenizeBody) -> list[int]:
 
 def _wanted(body: ChatCompletionBody, loaded: GenerativeModel) -> Wanted:
     thinks = _thinks(body.chat_template_kwargs, body.reasoning_effort, loaded)
-    return Wanted(declared(loaded, body.usable_tools), thinks, body.goes_on)
+    return Wanted(declared(loaded, body.shown_tools), thinks, body.goes_on)
 
 
 def _thinks(options: TemplateOptions, effort: Effort | None, loaded: GenerativeModel) -> bool:
@@ -177,6 +178,7 @@ def _requests(
     prompts: list[list[int]],
     steps: int,
     loaded: GenerativeModel,
+    form: Form,
 ) -> list[Request]:
     """`n` answers to each prompt, each with a seed of its own."""
     if len(prompts) * body.n > MAX_PROMPTS:
@@ -192,6 +194,8 @@ def _requests(
     if body.min_tokens > 0 and len(stops) > MAX_BANS:
         message = f"min_tokens goes with at most {MAX_BANS} stop tokens"
         raise InvalidRequest(message, param="min_tokens")
+    if form.is_any:
+        body.refuse_other_ends(form.name)
     bias = body.bias(vocab_size)
     return [
         Request(
@@ -202,10 +206,23 @@ def _requests(
             body.min_tokens,
             body.wanted_logprobs,
             prompt_logprobs=body.scores_prompt,
+            constraint=constraint,
         )
         for ids in prompts
-        for index in range(body.n)
+        for index, constraint in enumerate(form.start(loaded, ids, body.n))
     ]
+
+
+def _form(body: ChatCompletionBody, wanted: Wanted) -> Form:
+    """What the answers to a chat have to be."""
+    return Form(
+        body.asked,
+        body.usable(wanted.tools),
+        must_call=body.must_call,
+        only_one_call=not body.parallel_tool_calls,
+        checks_calls=body.checks_calls,
+        thinks=wanted.thinks,
+    )
 
 
 def _encode(

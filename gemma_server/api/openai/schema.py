@@ -1,7 +1,7 @@
 """What OpenAI's routes accept; extensions have vLLM's names."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -9,11 +9,20 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    field_validator,
     model_validator,
 )
 
 from gemma_server.api.chat import ChatMessage
+from gemma_server.api.constraints import (
+    Asked,
+    Choices,
+    ResponseFormat,
+    Schema,
+    StructuredOutputs,
+    all_asked,
+    only_one,
+    refuse_beside,
+)
 from gemma_server.api.schemas import (
     MAX_PROMPTS,
     WHOLE,
@@ -29,15 +38,17 @@ from gemma_server.api.schemas import (
     Temperature,
     TopLogprobs,
     TopPOrZero,
+    as_list,
     check_tokens,
     first_of,
     penalty_window,
     temperature_and_top_p,
     within,
 )
-from gemma_server.api.tools import Tools, ToolSpec
+from gemma_server.api.tools import NamedTool, Tools, ToolSpec
 from gemma_server.engine.request import MAX_BIAS, SamplingParams
 from gemma_server.errors import InvalidRequest
+from gemma_server.text.chat import Tool
 from gemma_server.weights.sampling_defaults import SamplingDefaults
 
 _MAX_TOKENS = 1 << 30  # more than any context
@@ -51,13 +62,11 @@ TokenIds = Annotated[Items[int], Field(min_length=1, max_length=_MAX_IDS)]
 _OFF: tuple[Any, ...] = (0, False, "", [], {})
 _FOREIGN: Mapping[str, tuple[Any, ...]] = {
     # what the text has to be
-    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), ()),
-    **dict.fromkeys(("structured_outputs", "structural_tag", "json_schema", "regex", "ebnf"), ()),
-    **dict.fromkeys(("grammar", "grammar_triggers", "bad_words", "bad_words_ids"), _OFF),
+    **dict.fromkeys(("structural_tag", "ebnf", "guided_whitespace_pattern"), ()),
+    **dict.fromkeys(("grammar_triggers", "bad_words", "bad_words_ids"), _OFF),
     **dict.fromkeys(("allowed_token_ids", "force_words_ids", "suppress_tokens"), _OFF),
     **dict.fromkeys(("begin_suppress_tokens", "custom_token_bans", "ban_eos_token"), _OFF),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "sequence_bias"), ()),
-    "response_format": ({"type": "text"},),
     "prediction": (),
     # how it is drawn
     **dict.fromkeys(("typical_p", "tfs", "tfs_z", "length_penalty", "repeat_penalty"), (1,)),
@@ -160,6 +169,15 @@ class OpenAIBody(ForeignBody, ModelBody):
         BeforeValidator(_few_biases),
     ] = Field({})
     user: str | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | str | None = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
+    json_schema: Schema | str | None = None
+    regex: str | None = None
+    grammar: str | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
 
@@ -169,6 +187,40 @@ class OpenAIBody(ForeignBody, ModelBody):
             name = "stream_options"
             raise InvalidRequest(f"{name}: they go with a stream alone", param=name)
         return self
+
+    @property
+    def asked(self) -> Asked | None:
+        """What the answer has to be.
+
+        Raises:
+            InvalidRequest: it has to be several things, or does not go with other fields.
+        """
+        formats = {
+            "response_format": self.response_format,
+            "structured_outputs": self.structured_outputs,
+        }
+        found = [each for name, how in formats.items() if how for each in how.asked(name)]
+        found += all_asked(
+            schemas={"guided_json": self.guided_json, "json_schema": self.json_schema},
+            regexes={"guided_regex": self.guided_regex, "regex": self.regex},
+            choices={"guided_choice": self.guided_choice},
+            grammars={"guided_grammar": self.guided_grammar, "grammar": self.grammar or None},
+        )
+        return only_one(found)
+
+    def refuse_other_ends(self, what: str) -> None:
+        """Refuse what would end an answer before it is whole, or keep it from ending.
+
+        Raises:
+            InvalidRequest: naming the field that does not go with `what`.
+        """
+        given = {
+            "stop": bool(as_list(self.stop)),
+            "stop_token_ids": bool(self.stop_token_ids),
+            "ignore_eos": self.ignore_eos,
+            "min_tokens": self.min_tokens > 0,
+        }
+        refuse_beside(what, given)
 
     def bias(self, vocab_size: int) -> tuple[tuple[int, float], ...]:
         """The tokens whose logits are changed, and by how much.
@@ -238,7 +290,7 @@ class ChatCompletionBody(OpenAIBody):
 
     messages: Annotated[Items[ChatMessage], Field(min_length=1, max_length=4096)]
     tools: Tools = Field([])
-    tool_choice: str | dict[str, Any] = "auto"
+    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
     parallel_tool_calls: bool = True
     chat_template_kwargs: TemplateOptions = TemplateOptions()
     reasoning_effort: Effort | None = None
@@ -259,19 +311,35 @@ class ChatCompletionBody(OpenAIBody):
         _check_end(self.messages, self.continue_final_message, self.add_generation_prompt)
         return self.continue_final_message
 
-    @field_validator("tool_choice")
-    @classmethod
-    def _not_forced(cls, choice: str | dict[str, Any]) -> str | dict[str, Any]:
-        if choice not in ("none", "auto"):
-            name = "tool_choice"
-            message = f"{name}: this server forces no calls; none and auto are possible"
-            raise InvalidRequest(message, param=name, code="unsupported_field")
-        return choice
+    @property
+    def shown_tools(self) -> list[ToolSpec]:
+        """The tools that the model is told of."""
+        return [] if self.tool_choice == "none" else self.tools
+
+    def usable(self, tools: Sequence[Tool]) -> Sequence[Tool]:
+        """Those of the tools that the model may call.
+
+        Raises:
+            InvalidRequest: it must call one that there is not.
+        """
+        choice = self.tool_choice
+        if isinstance(choice, str):
+            named = list(tools)
+        else:
+            named = [tool for tool in tools if tool.name == choice.function.name]
+        if self.must_call and not named:
+            raise InvalidRequest("tool_choice: there is no such tool", param="tool_choice")
+        return named
 
     @property
-    def usable_tools(self) -> list[ToolSpec]:
-        """The tools that the model may call."""
-        return [] if self.tool_choice == "none" else self.tools
+    def must_call(self) -> bool:
+        """Whether the model has to call a tool."""
+        return self.tool_choice not in ("none", "auto")
+
+    @property
+    def checks_calls(self) -> bool:
+        """Whether arguments have to fit the schema of a tool that is strict."""
+        return any(tool.function.strict for tool in self.tools)
 
     @property
     def wanted_logprobs(self) -> int | None:

@@ -1,0 +1,252 @@
+"""What clients ask an answer to be, under the names of four servers."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gemma_server.api import heavy
+from gemma_server.api.schemas import Items
+from gemma_server.engine.constraint import Constraint
+from gemma_server.errors import GrammarRefused, InvalidRequest
+from gemma_server.serving.model import GenerativeModel
+from gemma_server.text import grammar
+from gemma_server.text.chat import Tool
+from gemma_server.text.constraint import InTurn
+from gemma_server.text.turn_stream import is_in_thought
+
+MAX_CHOICES = 1024
+Choices = Annotated[Items[str], Field(min_length=1, max_length=MAX_CHOICES)]
+Schema = dict[str, Any] | bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A constraint that a client asks for, by the field `param`."""
+
+    param: str
+    write: Callable[[], str]  # the grammar
+    size: int  # characters, about
+
+    @cached_property
+    def grammar(self) -> str:
+        """The grammar.
+
+        Raises:
+            InvalidRequest: answers cannot be kept to it; the text says where it is at fault.
+        """
+        with blamed_on(self.param):
+            return heavy.run(self.size, self.write)
+
+
+class JsonSchemaFormat(BaseModel):
+    """A schema by name. It is enforced whether or not it is `strict`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Annotated[str, Field(max_length=256)] = ""
+    description: str | None = None
+    json_schema: Schema | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """OpenAI's `response_format`; llama.cpp's clients put the schema beside the type."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+    bare_schema: Schema | None = Field(None, alias="schema")
+
+    def asked(self, param: str) -> list[Asked]:
+        """The constraint, unless any text will do.
+
+        Raises:
+            InvalidRequest: there is no schema where one has to be.
+        """
+        if self.type == "text":
+            return []
+        named = self.json_schema
+        found = self.bare_schema if named is None else named.json_schema
+        if found is not None:
+            return [schema_asked(param, found)]
+        if self.type == "json_schema":
+            where = f"{param}.json_schema.schema"
+            raise InvalidRequest(f"{where}: is missing", param=where)
+        return [schema_asked(param, grammar.ANY_OBJECT)]
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's `structured_outputs`, of which one is given."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    json_: Schema | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+    def asked(self, param: str) -> list[Asked]:
+        """The constraints."""
+        return all_asked(
+            schemas={
+                f"{param}.json": self.json_,
+                f"{param}.json_object": grammar.ANY_OBJECT if self.json_object else None,
+            },
+            regexes={f"{param}.regex": self.regex},
+            choices={f"{param}.choice": self.choice},
+            grammars={f"{param}.grammar": self.grammar},
+        )
+
+
+class blamed_on:  # it reads as a function
+    """Names the field whose grammar is refused within."""
+
+    def __init__(self, param: str) -> None:
+        self._param = param
+
+    def __enter__(self) -> None:
+        """Nothing to do."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Raises InvalidRequest in place of GrammarRefused."""
+        if isinstance(error, GrammarRefused):
+            where = f"{self._param}: {error.where}: " if error.where else f"{self._param}: "
+            raise InvalidRequest(f"{where}{error.reason}"[:1000], param=self._param) from None
+
+
+def all_asked(
+    *,
+    schemas: dict[str, Any],
+    regexes: dict[str, str | None],
+    choices: dict[str, list[str] | None],
+    grammars: dict[str, str | None],
+) -> list[Asked]:
+    """The constraints of all fields that are given."""
+    found = [schema_asked(param, value) for param, value in schemas.items() if value is not None]
+    for param, pattern in regexes.items():
+        if pattern is not None:
+            found.append(_text_asked(param, grammar.of_regex, pattern))
+    for param, texts in choices.items():
+        if texts is not None:
+            size = sum(map(len, texts))
+            found.append(Asked(param, partial(grammar.of_choice, texts), size))
+    for param, text in grammars.items():
+        if text is not None:
+            found.append(_text_asked(param, grammar.of_grammar, text))
+    return found
+
+
+def schema_asked(param: str, schema: Any) -> Asked:
+    """JSON of this schema, which some clients send as JSON in a string.
+
+    Raises:
+        InvalidRequest: the string is no JSON.
+    """
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"{param}: no JSON: {error}"[:300], param=param) from None
+    return Asked(param, partial(grammar.of_schema, schema), len(str(schema)))
+
+
+def _text_asked(param: str, write: Callable[[str], str], text: str) -> Asked:
+    return Asked(param, partial(write, text), len(text))
+
+
+def only_one(asked: Iterable[Asked]) -> Asked | None:
+    """The constraint, if there is one.
+
+    Raises:
+        InvalidRequest: there are several.
+    """
+    found = list(asked)
+    if len(found) > 1:
+        names = " and ".join(each.param for each in found)
+        raise InvalidRequest(f"{names}: an answer has one form", param=found[1].param)
+    return found[0] if found else None
+
+
+def refuse_beside(what: str, given: dict[str, bool]) -> None:
+    """Refuse the fields that are given, which do not go with `what`.
+
+    Raises:
+        InvalidRequest: naming the first.
+    """
+    for name, is_given in given.items():
+        if is_given:
+            raise InvalidRequest(f"{name}: does not go with {what}", param=name)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the answers to one request have to be."""
+
+    asked: Asked | None = None
+    tools: Sequence[Tool] = ()  # that may be called
+    must_call: bool = False
+    only_one_call: bool = False
+    checks_calls: bool = False  # the arguments have to fit the schemas
+    thinks: bool = False
+
+    @property
+    def is_any(self) -> bool:
+        """Whether there is anything that the answers have to be."""
+        return self.asked is not None or self.must_call or self.checks_calls
+
+    @property
+    def name(self) -> str:
+        """The field that says it."""
+        if self.asked is not None:
+            return self.asked.param
+        return "tool_choice" if self.must_call else "a strict tool"
+
+    def start(
+        self, loaded: GenerativeModel, prompt: Sequence[int], count: int
+    ) -> list[Constraint | None]:
+        """A constraint for each of `count` answers to a prompt.
+
+        Raises:
+            InvalidRequest: answers cannot be kept to what is asked.
+        """
+        text = None if self.asked is None else self.asked.grammar
+        call = self._call_grammar(loaded)
+        if text is None and call is None:
+            return [None] * count
+        with blamed_on("tools" if self.asked is None else self.asked.param):
+            return [self._one(loaded, prompt, text, call) for _ in range(count)]
+
+    def _one(
+        self, loaded: GenerativeModel, prompt: Sequence[int], text: str | None, call: str | None
+    ) -> Constraint:
+        content = None if text is None else loaded.grammars.start(text)
+        if content is not None and call is None and not self.thinks:
+            return content
+        return InTurn(
+            loaded.tokenizer,
+            content,
+            None if call is None else loaded.grammars.start(call),
+            must_call=self.must_call,
+            only_one_call=self.only_one_call,
+            may_think=self.thinks,
+            in_thought=self.thinks and is_in_thought(loaded.tokenizer, prompt),
+        )
+
+    def _call_grammar(self, loaded: GenerativeModel) -> str | None:
+        """What a call has to be, where that matters."""
+        end = loaded.tokenizer.tags.call.end
+        matters = self.must_call or self.checks_calls or self.asked is not None
+        if not (self.tools and matters) or end is None:
+            return None
+        size = sum(len(str(tool)) for tool in self.tools)
+        try:
+            return heavy.run(size, lambda: grammar.of_call(self.tools, end))
+        except GrammarRefused as error:
+            message = f"{error.where}: {error.reason}"[:1000]
+            raise InvalidRequest(message, param=error.where or "tools") from None

@@ -1,0 +1,26 @@
+"""What the engine asks of a constraint on an answer."""
+
+from typing import Protocol
+
+
+class Constraint(Protocol):
+    """What one answer may be. It has the tokens so far, and says which may follow."""
+
+    @property
+    def mask(self) -> bytes | None:
+        """A bit for each token that may follow, id 0 in the lowest of the first byte; None if all
+        may. Some bit is set."""
+        ...
+
+    @property
+    def is_complete(self) -> bool:
+        """No token may follow but those that end an answer."""
+        ...
+
+    def take(self, token: int) -> None:
+        """Go on with this token.
+
+        Raises:
+            RequestError: nothing may follow it.
+        """
+        ...

@@ -1,0 +1,228 @@
+"""Keeps answers to a grammar, token by token, with llguidance."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from enum import Enum, auto
+from typing import Any
+
+from gemma_server.errors import ConstraintFailed, GrammarRefused
+from gemma_server.text.tokenizer import Tokenizer
+
+_MOST_KEPT = 32  # grammars
+# A grammar of a stranger: its automaton has so many states at most, of 1 to 3 KB each.
+_MOST_STATES = 10_000
+
+
+class Grammars:
+    """Starts answers in grammars over one vocabulary, and keeps the grammars used last.
+
+    Two hundred thousand tokens make a trie of a hundred megabytes, in a second: only the first
+    constrained request pays for it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()  # one grammar is compiled at a time
+        self._trie: Any = None
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+
+    def start(self, grammar: str) -> "Matcher":
+        """An answer of this grammar.
+
+        Raises:
+            GrammarRefused: it is too complex, or no text is in it.
+        """
+        with self._lock:
+            matcher = self._kept.get(grammar)
+            if matcher is None:
+                matcher = self._kept[grammar] = self._compiled(grammar)
+            self._kept.move_to_end(grammar)
+            while len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
+            return Matcher(matcher.deep_copy())
+
+    def _compiled(self, grammar: str) -> Any:
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(max_lexer_states=_MOST_STATES, verbose_errors=False)
+        if self._trie is None:
+            self._trie = _trie_of(self._tokenizer)
+        matcher = LLMatcher(self._trie, grammar, log_level=0, limits=limits)
+        matcher.compute_bitmask()  # what is too complex mostly shows here
+        if matcher.is_error():
+            raise GrammarRefused(_reason(matcher))
+        return matcher
+
+
+class Matcher:
+    """What may follow in one answer. Implements the engine's `Constraint`."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+        self.is_complete = False
+        self.mask: bytes = self._next_mask()
+
+    def copy(self) -> "Matcher":
+        """Another answer that has come as far."""
+        return Matcher(self._matcher.deep_copy())
+
+    def take(self, token: int) -> None:
+        """Go on with this token.
+
+        Raises:
+            ConstraintFailed: the grammar has become too complex, or does not have it.
+        """
+        if not self._matcher.consume_token(token):
+            raise ConstraintFailed(_reason(self._matcher))
+        self.is_complete = self._matcher.is_stopped()
+        if not self.is_complete:
+            self.mask = self._next_mask()
+
+    def _next_mask(self) -> bytes:
+        mask: bytes = self._matcher.compute_bitmask()
+        if self._matcher.is_error() or not any(mask):
+            raise ConstraintFailed(_reason(self._matcher) or "no token may follow")
+        return mask
+
+
+class InTurn:
+    """Constraints on what the model says in a turn, and on its calls; none on what it thinks.
+    Implements the engine's `Constraint`.
+
+    `content` is what it says; None: anything. `call` is what may stand between the tags of a call,
+    with the closing one; None: no call. `must_call`: it may say nothing else. `may_think`: a
+    thought may come first. `in_thought`: one has begun.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        content: Matcher | None,
+        call: Matcher | None = None,
+        *,
+        must_call: bool = False,
+        only_one_call: bool = False,
+        may_think: bool = False,
+        in_thought: bool = False,
+    ) -> None:
+        self._tokenizer, self._tags = tokenizer, tokenizer.tags
+        self._content, self._any_call = content, call
+        self._must_call, self._only_one_call = must_call, only_one_call
+        self._may_think = may_think and not in_thought
+        self._call: Matcher | None = None
+        self._part = _Part.THOUGHT if in_thought else _Part.START
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing more may be said."""
+        if self._part is _Part.CALLED:
+            return self._only_one_call
+        said = self._part in (_Part.START, _Part.CONTENT)
+        return said and self._content is not None and self._content.is_complete
+
+    @property
+    def mask(self) -> bytes | None:
+        """What may follow, tags included."""
+        match self._part:
+            case _Part.THOUGHT:
+                return _without(self._all, self._tokenizer.stop_ids)
+            case _Part.CALL:
+                assert self._call is not None
+                return self._call.mask
+            case _Part.CALLED:
+                return _with(self._none, {*self._tokenizer.stop_ids, self._tags.call.begin})
+            case _Part.CONTENT:
+                return None if self._content is None else self._content.mask
+        if self._content is None and not self._must_call:
+            return None
+        openings = {self._tags.call.begin} if self._any_call else set()
+        openings |= {self._tags.thought.begin} if self._may_think else set()
+        return _with(self._none if self._content is None else self._content.mask, openings)
+
+    def take(self, token: int) -> None:
+        """Go on with this token.
+
+        Raises:
+            ConstraintFailed: see `Matcher.take`.
+        """
+        tags, part = self._tags, self._part
+        if part is _Part.CALL:
+            assert self._call is not None
+            self._call.take(token)
+            self._part = _Part.CALLED if self._call.is_complete else part
+        elif token == tags.call.begin and self._any_call is not None:
+            self._part, self._call = _Part.CALL, self._any_call.copy()
+        elif part is _Part.THOUGHT:
+            self._part = _Part.START if token == tags.thought.end else part
+        elif part is _Part.START and self._may_think and token == tags.thought.begin:
+            self._part, self._may_think = _Part.THOUGHT, False
+        else:
+            self._part = _Part.CONTENT
+            if self._content is not None:
+                self._content.take(token)
+
+    @property
+    def _none(self) -> bytes:
+        return bytes(-(-self._tokenizer.vocab_size // 32) * 4)
+
+    @property
+    def _all(self) -> bytes:
+        return b"\xff" * len(self._none)
+
+
+class _Part(Enum):
+    START = auto()
+    THOUGHT = auto()
+    CONTENT = auto()
+    CALL = auto()
+    CALLED = auto()  # at least once
+
+
+def _with(mask: bytes, ids: Iterable[int | None]) -> bytes:
+    """The mask with these tokens."""
+    bits = bytearray(mask)
+    for index in ids:
+        if index is not None:
+            bits[index // 8] |= 1 << index % 8
+    return bytes(bits)
+
+
+def _without(mask: bytes, ids: Iterable[int]) -> bytes:
+    """The mask without these tokens."""
+    bits = bytearray(mask)
+    for index in ids:
+        bits[index // 8] &= ~(1 << index % 8)
+    return bytes(bits)
+
+
+class _Vocabulary:
+    """The tokenizer as llguidance wants it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id, self.bos_token_id = tokenizer.eos_id, tokenizer.bos_id
+        self.tokens = list(map(tokenizer.piece_bytes, range(tokenizer.vocab_size)))
+        self.special_token_ids = [index for index, data in enumerate(self.tokens) if not data]
+        for index in self.special_token_ids:  # their names; llguidance marks them as no text
+            self.tokens[index] = tokenizer.piece(index).encode()
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """How the text is mostly written."""
+        if isinstance(text, bytes):
+            text = text.decode()
+        return self._tokenizer.encode_literal(text)
+
+
+def _trie_of(tokenizer: Tokenizer) -> Any:
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    ends = sorted(tokenizer.stop_ids)
+    wrapped = TokenizerWrapper(_Vocabulary(tokenizer))
+    return LLTokenizer(wrapped, n_vocab=tokenizer.vocab_size, eos_token=ends)
+
+
+def _reason(matcher: Any) -> str:
+    """The first line of the fault, without what only tells where in Rust it is."""
+    text: str = matcher.get_error()
+    return text.splitlines()[0].removesuffix("<non-verbose/>")[:300] if text else ""

@@ -1,0 +1,228 @@
+"""Grammars as llguidance takes them, made from what clients ask for.
+
+What llguidance knows of JSON Schema: guidance-ai/llguidance, `docs/json_schema.md`.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gemma_server.errors import GrammarRefused
+from gemma_server.text.chat import Tool
+
+ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+_MOST_CHARACTERS, _DEEPEST = 1 << 16, 32
+# Neither free, since small models loop in it, nor none, which they are not used to.
+_WHITE_SPACE: Any = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,8}"}
+_OWN_OPTIONS = "x-guidance"  # in which a client could change the above
+# Words that ask for nothing with these values; llguidance refuses them with any.
+_HARMLESS: Mapping[str, Any] = {
+    **{"uniqueItems": False, "minContains": 0, "unevaluatedProperties": True},
+    **{"unevaluatedItems": True, "dependentRequired": {}, "dependentSchemas": {}},
+}
+# Formats that JSON Schema defines: others are remarks, which it says to ignore.
+_FORMATS = frozenset(
+    {
+        *("date-time", "time", "date", "duration", "email", "idn-email", "hostname"),
+        *("idn-hostname", "ipv4", "ipv6", "uuid", "uri", "uri-reference", "iri"),
+        *("iri-reference", "uri-template", "json-pointer", "relative-json-pointer", "regex"),
+    }
+)
+# What has another meaning in Lark: strings, patterns, remarks.
+_LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|(?://|#)[^\n]*')
+_ONE, _LIST, _BY_NAME = "one", "list", "by name"
+# Where the schemas within a schema are.
+_INNER: Mapping[str, str] = {
+    **dict.fromkeys(("items", "additionalProperties", "additionalItems", "not", "if"), _ONE),
+    **dict.fromkeys(("then", "else", "contains", "propertyNames"), _ONE),
+    **dict.fromkeys(("unevaluatedProperties", "unevaluatedItems"), _ONE),
+    **dict.fromkeys(("anyOf", "oneOf", "allOf", "prefixItems"), _LIST),
+    **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), _BY_NAME),
+}
+
+Path = tuple[str | int, ...]  # from the root of a schema
+
+
+def of_schema(schema: Any) -> str:
+    """Texts that are JSON of this schema, their keys in its order.
+
+    Raises:
+        GrammarRefused: the schema is too large, or it is not one that can be kept to.
+    """
+    from llguidance import LLMatcher
+
+    _check_size(schema)
+    found = None
+    try:
+        plain = {} if schema is True else _plain(schema, ())
+        grammar: str = LLMatcher.grammar_from_json_schema(json.dumps(plain), overrides=_WHITE_SPACE)
+        reason = LLMatcher.validate_grammar(grammar)
+        if not reason:
+            return grammar
+        found = _fault(plain, plain, ())
+    except ValueError as error:
+        reason = str(error)
+    raise GrammarRefused(reason, "" if found is None else _spelled(found))
+
+
+def of_regex(pattern: str) -> str:
+    """Texts that the pattern, in the syntax of Rust's `regex`, matches as a whole.
+
+    Raises:
+        GrammarRefused: it is none.
+    """
+    from llguidance import LLMatcher
+
+    _check_length(pattern)
+    return _checked(LLMatcher.grammar_from_regex(pattern))
+
+
+def of_choice(choices: list[str]) -> str:
+    """One of these texts.
+
+    Raises:
+        GrammarRefused: they are too long together.
+    """
+    from llguidance import LLMatcher
+
+    _check_length("".join(choices))
+    lines = " | ".join(json.dumps(choice) for choice in choices)
+    return _checked(LLMatcher.grammar_from_lark(f"start: {lines}"))
+
+
+def of_grammar(text: str) -> str:
+    """Texts of a context-free grammar, in llguidance's Lark or llama.cpp's GBNF.
+
+    Raises:
+        GrammarRefused: it is none, or names control tokens.
+    """
+    from llguidance import grammar_from
+
+    _check_length(text)
+    try:
+        grammar = grammar_from("grammar", text)
+    except (ValueError, RecursionError) as error:
+        raise GrammarRefused(str(error)) from None
+    if "<" in _LITERALS.sub("", grammar):
+        raise GrammarRefused("it names a control token, which no text can have")
+    return _checked(grammar)
+
+
+def of_call(tools: Sequence[Tool], end: int) -> str:
+    """What follows the tag that begins a call of one of the tools, with the closing tag `end`. The
+    arguments are JSON of the tool's schema, which `notation` reads too.
+
+    Raises:
+        GrammarRefused: see `of_schema`; `where` begins with the tool's place.
+    """
+    from llguidance import LLMatcher
+
+    lines = []
+    for index, tool in enumerate(tools):
+        try:
+            of_schema(tool.parameters)
+        except GrammarRefused as error:
+            where = f"tools[{index}].function.parameters{error.where.removeprefix('#')}"
+            raise GrammarRefused(error.reason, where) from None
+        schema = {**_plain(tool.parameters, ()), _OWN_OPTIONS: _WHITE_SPACE}
+        lines.append(f"tool_{index}: {json.dumps(f'call:{tool.name}')} %json {json.dumps(schema)}")
+    names = " | ".join(f"tool_{index}" for index in range(len(tools)))
+    lark = "\n".join((f"start: ({names}) <[{end}]>", *lines))
+    return _checked(LLMatcher.grammar_from_lark(lark))
+
+
+def _checked(grammar: str) -> str:
+    from llguidance import LLMatcher
+
+    reason = LLMatcher.validate_grammar(grammar)
+    if reason:
+        raise GrammarRefused(reason)
+    return grammar
+
+
+def _check_length(text: str) -> None:
+    if len(text) > _MOST_CHARACTERS:
+        raise GrammarRefused(f"it has {len(text):,} characters, and may have {_MOST_CHARACTERS:,}")
+
+
+def _check_size(schema: Any) -> None:
+    if not isinstance(schema, dict | bool):
+        raise GrammarRefused("it must be an object")
+    level: list[Any] = [schema]
+    for _ in range(2 * _DEEPEST):  # an object within "properties" is two levels
+        level = [inner for each in level for inner in _values(each)]
+        if not level:
+            _check_length(json.dumps(schema))
+            return
+    raise GrammarRefused(f"it is nested too deeply, by more than {_DEEPEST} schemas")
+
+
+def _values(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _plain(schema: Any, path: Path) -> Any:
+    """The schema without what asks for nothing.
+
+    Raises:
+        GrammarRefused: a word that llguidance would ignore asks for something.
+    """
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("nullable") is True:
+        where = _spelled((*path, "nullable"))
+        raise GrammarRefused('it is no word of JSON Schema; say "type": [..., "null"]', where)
+    plain = {
+        word: value
+        for word, value in schema.items()
+        if word != _OWN_OPTIONS and not (word in _HARMLESS and value == _HARMLESS[word])
+    }
+    if plain.get("format") not in _FORMATS:
+        plain.pop("format", None)
+    made = {word: _plain(inner, (*path, *word)) for word, inner in _inner(plain)}
+    for word, kind in _INNER.items():
+        value = plain.get(word)
+        if (word,) in made:
+            plain[word] = made[word,]
+        elif kind == _BY_NAME and isinstance(value, dict):
+            plain[word] = {name: made[word, name] for name in value}
+        elif kind != _BY_NAME and isinstance(value, list):
+            plain[word] = [made[word, place] for place in range(len(value))]
+    return plain
+
+
+def _inner(schema: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
+    """The schemas within a schema, and where they are."""
+    for word, kind in _INNER.items():
+        value = schema.get(word)
+        if kind == _BY_NAME and isinstance(value, dict):
+            yield from (((word, name), inner) for name, inner in value.items())
+        elif kind != _BY_NAME and isinstance(value, list):
+            yield from (((word, place), inner) for place, inner in enumerate(value))
+        elif kind == _ONE and isinstance(value, dict):
+            yield (word,), value
+
+
+def _fault(root: Any, schema: Any, path: Path) -> Path | None:
+    """The innermost schema that is refused by itself; None if this one is not."""
+    from llguidance import LLMatcher
+
+    if not isinstance(schema, dict):
+        return None
+    named = {name: root[name] for name in ("$defs", "definitions") if name in root}
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps({**named, **schema}))
+    except ValueError:
+        return path
+    if not LLMatcher.validate_grammar(grammar):
+        return None
+    inner = (_fault(root, each, (*path, *word)) for word, each in _inner(schema))
+    return next((found for found in inner if found is not None), path)
+
+
+def _spelled(path: Path) -> str:
+    """A JSON pointer (RFC 6901)."""
+    return "#" + "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
