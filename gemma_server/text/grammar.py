@@ -31,6 +31,24 @@ _FORMATS = frozenset(
 )
 # What has another meaning in Lark: strings, patterns, remarks.
 _LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|(?://|#)[^\n]*')
+# Formats as RFC 3339 and RFC 1123 have them, where llguidance's own patterns allow more: days that
+# a month has not, seconds that a minute has not, and labels whose Punycode has to be decoded.
+_LEAP_DAY = r"(?:\d\d(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29"
+_DATE = (
+    r"(?:\d{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)"
+    rf"|02-(?:0[1-9]|1\d|2[0-8]))|{_LEAP_DAY})"
+)
+_TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
+_LABEL = (  # of a host's name; it does not begin with xn--
+    r"(?:[A-WYZa-wyz0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+    r"|[Xx](?:[A-MO-Za-mo-z0-9](?:[A-Za-z0-9-]{0,60}[A-Za-z0-9])?)?)"
+)
+_EXACT_FORMATS = {
+    "date": f"^{_DATE}$",
+    "time": f"^{_TIME}$",
+    "date-time": f"^{_DATE}[Tt]{_TIME}$",
+    "hostname": rf"^{_LABEL}(?:\.{_LABEL}){{0,3}}$",
+}
 _ONE, _LIST, _BY_NAME = "one", "list", "by name"
 # Where the schemas within a schema are.
 _INNER: Mapping[str, str] = {
@@ -180,8 +198,11 @@ def _plain(schema: Any, path: Path) -> Any:
         for word, value in schema.items()
         if word != _OWN_OPTIONS and not (word in _HARMLESS and value == _HARMLESS[word])
     }
-    if plain.get("format") not in _FORMATS:
+    exact = _EXACT_FORMATS.get(str(plain.get("format")))
+    if exact is not None or plain.get("format") not in _FORMATS:
         plain.pop("format", None)
+    if exact is not None:
+        plain["allOf"] = [*plain.get("allOf", ()), {"pattern": exact}]
     made = {word: _plain(inner, (*path, *word)) for word, inner in _inner(plain)}
     for word, kind in _INNER.items():
         value = plain.get(word)
