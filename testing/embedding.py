@@ -15,13 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_server.model.config import GemmaConfig
+from gemma_server.text.sentencepiece_model import model_from_pieces
+from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.weights.hugging_face.gemma import HuggingFaceWeights
 from testing.gemma4 import write_gemma4_tokenizer_of
 from testing.hugging_face import GLOBAL_EVERY, hf_config, hf_tensors, write_directory
 from testing.oracle import gemma, gemma4
 from testing.oracle.embedding import pooled
 from testing.quality import GOLDENS
-from testing.tiny import load_params, write_tokenizer
+from testing.tiny import load_params, tiny_pieces, write_tokenizer
 
 NAMES = ("embedding", "embedding2")
 TOLERANCE = 1e-5  # of the numbers of an embedding, whose length is 1, in float32
@@ -61,6 +63,12 @@ def _weights(name: str) -> dict[str, Any]:
     if name == "embedding":
         return gemma.random_weights(FIRST, rng)
     return gemma4.random_weights(SECOND, rng)
+
+
+def tokenizer_of(name: str) -> Tokenizer:
+    """The tokenizer that its files have, for the first alone."""
+    assert name == "embedding"
+    return Tokenizer(model_from_pieces(*tiny_pieces(FIRST.vocab)))
 
 
 def oracle_embedding(name: str, ids: Sequence[int]) -> npt.NDArray[np.float64]:

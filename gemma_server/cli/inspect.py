@@ -34,7 +34,7 @@ def describe(checkpoint: Checkpoint) -> str:
             "context": _context(config),
             "tokenizer": _tokenizer(checkpoint),
             "weights take": _each_dtype(config.parameters, _WEIGHT_BYTES),
-            "cache takes": _cache(config),
+            **_kind(config),
         }
     )
 
@@ -45,6 +45,8 @@ def _context(config: GemmaConfig) -> str:
     if not windows:
         return text
     share = f"{len(windows)} of {len(config.layers)} layers are local"
+    if config.bidirectional:
+        return f"{text}; {share} and see {_each(windows)} tokens to each side, their own included"
     return f"{text}; {share} and see {_each(f'{window:,}' for window in windows)}"
 
 
@@ -62,6 +64,12 @@ def _tokenizer(checkpoint: Checkpoint) -> str:
     tokenizer = checkpoint.tokenizer
     stops = ", ".join(map(str, sorted(tokenizer.stop_ids)))
     return f"{checkpoint.tokenizer_from.name}, {tokenizer.vocab_size:,} pieces, ends at {stops}"
+
+
+def _kind(config: GemmaConfig) -> dict[str, str]:
+    if config.bidirectional:
+        return {"makes": f"embeddings of {config.embedding_width} numbers, no text"}
+    return {"cache takes": _cache(config)}
 
 
 def _cache(config: GemmaConfig) -> str:

@@ -51,7 +51,7 @@ def _caller(operation: Operation[Any], held: ExitStack, in_path: dict[str, str])
         g.request_id,
         held,
         disconnect_check(),
-        deadline() if operation.stream is not None else None,
+        deadline() if operation.has_deadline else None,
         g.stages,
         {**in_path, **request.args} if request.query_string else in_path,
         _note_job,
