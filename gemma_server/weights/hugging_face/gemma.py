@@ -103,9 +103,9 @@ class HuggingFaceWeights:
         make_config = _CONFIGS.get(family, _config)
         self.config = make_config(path / "config.json", model, self._shapes())
         self._dense = dense_layers(path) if self.config.bidirectional else []
-        if self._dense:
-            if self._is_gemma4:
-                raise ModelLoadError(f"{path}: dense layers beside an EmbeddingGemma 2")
+        if self._dense and self._is_gemma4:
+            raise ModelLoadError(f"{path}: dense layers beside an EmbeddingGemma 2")
+        if not self._is_gemma4:
             widths = (files.tensors[WEIGHT].shape[0] for files in self._dense)
             self.config = replace(self.config, dense=tuple(widths))
         warn_without_dense(str(path), self.config)
