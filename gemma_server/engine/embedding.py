@@ -65,7 +65,9 @@ class Texts:
         self.vectors: list[Vector] = [array("f")] * len(texts)
         self.error: RequestError | None = None
         self.cancelled = False
-        self._lines: dict[int, deque[int]] = {}  # by length, those that no step has had
+        # By length, those that no step has had, and their tokens.
+        self._lines: dict[int, deque[int]] = {}
+        self.tokens = sum(map(len, texts))
         for index in sorted(range(len(texts)), key=lambda index: len(texts[index])):
             length = next(length for length in lengths if length >= len(texts[index]))
             self._lines.setdefault(length, deque()).append(index)
@@ -89,10 +91,6 @@ class Texts:
             raise self.error.with_traceback(None)
         return True
 
-    def tokens(self) -> int:
-        """Tokens of the texts that no step has had."""
-        return sum(len(self.texts[index]) for line in self._lines.values() for index in line)
-
     def shortest(self) -> int:
         """The least padded length of its texts that are left."""
         return min(self._lines)
@@ -101,7 +99,9 @@ class Texts:
         """Take out texts of this padded length."""
         line = self._lines.get(length, deque())
         for _ in range(min(most, len(line))):
-            yield line.popleft()
+            index = line.popleft()
+            self.tokens -= len(self.texts[index])
+            yield index
         if not line:
             self._lines.pop(length, None)
 
@@ -192,9 +192,9 @@ class EmbeddingEngine(DeviceThread):
         request = Texts(texts, self._runner.lengths, deadline, caller)
         with self._changed:
             self._require_alive()
-            before = sum(waiting.tokens() for waiting in self._waiting)
-            self._refuse_when_full(before, request.tokens())
-            self._refuse_when_late(before + request.tokens(), deadline)
+            before = sum(waiting.tokens for waiting in self._waiting)
+            self._refuse_when_full(before, request.tokens)
+            self._refuse_when_late(before + request.tokens, deadline)
             self._waiting.append(request)
             self._changed.notify()
         return request

@@ -155,6 +155,7 @@ def test_a_module_whose_files_are_missing_or_others_is_refused(directory: Path) 
         ("rope_parameters", {"full_attention": 3}),
         ("hidden_activation", "silu"),
         ("attention_bias", True),
+        ("quantization_config", {}),
     ],
 )
 def test_a_second_s_config_of_other_sizes_or_kinds_is_refused(
