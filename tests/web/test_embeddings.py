@@ -15,6 +15,7 @@ from flask.testing import FlaskClient
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
+from gemma_server.api.document import write
 from gemma_server.api.embedding import as_base64, shortened
 from gemma_server.api.ollama.embeddings import EmbedBody
 from gemma_server.api.openai.embeddings import EmbeddingsBody
@@ -133,6 +134,15 @@ def test_what_may_be_embedded(embedding: Embedding, given: Any, ids: list[list[i
     assert [one["embedding"] for one in answer["data"]] == [fake_vector(i).tolist() for i in ids]
     assert [one["index"] for one in answer["data"]] == list(range(len(ids)))
     assert answer["usage"]["total_tokens"] == sum(map(len, ids))
+
+
+@hypothesis.given(
+    st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=60)
+    | st.dictionaries(st.text(), st.lists(st.integers() | st.text(), max_size=40))
+)
+def test_an_answer_written_in_pieces_is_what_the_encoder_would_have_written(document: Any) -> None:
+    encode = json.JSONEncoder(separators=(",", ":")).encode
+    assert write(document, encode) == encode(document)
 
 
 def test_base64_is_little_endian_float32(embedding: Embedding) -> None:
