@@ -57,6 +57,14 @@ def test_a_padded_batch_agrees_with_the_library(name: str) -> None:
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
 
 
+def test_a_text_in_three_parts_agrees_with_the_equations() -> None:
+    """What the middle part sees ends on both sides within the text."""
+    ids = np.random.default_rng(5).integers(4, 300, 700).tolist()
+    [found] = embed("embedding", [ids], 768)
+    expected = oracle_embedding("embedding", ids)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_padding_and_neighbours_do_not_matter(name: str) -> None:
     goldens = read_golden(name)
