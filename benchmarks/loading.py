@@ -159,6 +159,8 @@ def _oracle(config: Preset) -> OracleConfig:
 
 
 def _family(config: Preset) -> str:
+    if config.final_softcap and not config.post_norms:
+        return "vaultgemma"
     return "gemma3" if config.qk_norm else "gemma2" if config.post_norms else "gemma1"
 
 

@@ -107,7 +107,7 @@ def hf_tensors(oracle: OracleConfig, weights: Weights) -> Tensors:
 
 
 def _norms(oracle: OracleConfig, layer: Mapping[str, Mapping[str, Any]]) -> Tensors:
-    names = _NORMS if oracle.post_norms else _GEMMA1_NORMS
+    names = _GEMMA1_NORMS if oracle.final_softcap is None and not oracle.qk_norm else _NORMS
     return {theirs: layer[ours]["scale"] for ours, theirs in names.items() if ours in layer}
 
 
@@ -132,7 +132,12 @@ def hf_config(name: str, oracle: OracleConfig) -> dict[str, Any]:
         "use_cache": True,
         "vocab_size": oracle.vocab,
     }
-    of_family = {"gemma1": _gemma1_config, "gemma2": _gemma2_config, "gemma3": _gemma3_config}
+    of_family = {
+        "gemma1": _gemma1_config,
+        "gemma2": _gemma2_config,
+        "gemma3": _gemma3_config,
+        "vaultg": _vaultgemma_config,
+    }
     return common | of_family[name[:6]](oracle)
 
 
@@ -161,6 +166,24 @@ def _gemma2_config(oracle: OracleConfig) -> dict[str, Any]:
         "rope_theta": oracle.rope_bases[0],
         "sliding_window": oracle.windows[0],
         "transformers_version": "4.42.0.dev0",
+    }
+
+
+def _vaultgemma_config(oracle: OracleConfig) -> dict[str, Any]:
+    kinds = [
+        "full_attention" if window is None else "sliding_attention" for window in oracle.windows
+    ]
+    return {
+        "architectures": ["VaultGemmaForCausalLM"],
+        "attn_logit_softcapping": oracle.attention_softcap,
+        "final_logit_softcapping": oracle.final_softcap,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "layer_types": kinds,
+        "model_type": "vaultgemma",
+        "query_pre_attn_scalar": _query_scalar(oracle),
+        "rope_parameters": {"rope_theta": oracle.rope_bases[0], "rope_type": "default"},
+        "sliding_window": max(window or 0 for window in oracle.windows),
+        "transformers_version": "4.57.0",
     }
 
 

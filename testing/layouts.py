@@ -7,6 +7,7 @@ import numpy as np
 from testing.tiny import Weights
 
 Tree = dict[str, Any]
+_BARE = {"linear": 2, "gating_einsum": 3}  # their axes
 
 
 def nested(weights: Weights) -> Tree:
@@ -17,7 +18,9 @@ def nested(weights: Weights) -> Tree:
         node = tree
         for name in parents:
             node = node.setdefault(name, {})
-        node[last] = leaves["w"] if last in ("linear", "gating_einsum") else dict(leaves)
+        # Those of experts have an axis more, and are no bare leaves.
+        is_bare = last in _BARE and leaves["w"].ndim == _BARE[last]
+        node[last] = leaves["w"] if is_bare else dict(leaves)
     return tree
 
 
@@ -27,9 +30,10 @@ def stacked(weights: Weights, period: int) -> Tree:
     stacks: dict[tuple[str, str], dict[int, Any]] = {}
     for path, leaves in weights.items():
         if "/layer_" in path:
-            _, layer, rest = path.split("/", 2)
+            _, layer, *rest = path.split("/", 2)
             index = int(layer.removeprefix("layer_"))
-            target = f"transformer/stacked_layers/attention_type_{index % period}/{rest}"
+            place = f"transformer/stacked_layers/attention_type_{index % period}"
+            target = "/".join((place, *rest))
             for leaf, array in leaves.items():
                 stacks.setdefault((target, leaf), {})[index] = array
     for (target, leaf), arrays in stacks.items():

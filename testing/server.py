@@ -52,6 +52,27 @@ def serve_with_runner(runner: str, *flags: str) -> tuple[str, ...]:
     return ("-c", _PATCHED.format(runner=runner), *SERVE[2:], *flags)
 
 
+_GEMMA4 = """
+import functools, sys
+sys.path.append({root!r})
+import gemma_server.serving.loader as loader
+from gemma_server.text.gemma4_template import Gemma4Template
+from testing.chats import SayingRunner, gemma4_tokenizer
+loader.FakeRunner = functools.partial(SayingRunner, says={says!r}, then={then!r})
+loader.fake_tokenizer = gemma4_tokenizer
+loader.GemmaTemplate = functools.partial(Gemma4Template, opens_thought=False)
+from gemma_server.cli.main import main
+main()
+"""
+
+
+def serve_gemma4(says: str, then: str) -> tuple[str, ...]:
+    """Arguments for a server whose fake has Gemma 4's template and says this turn, in which control
+    tokens are spelled; and then, after a tool's response, another one."""
+    root = str(Path(__file__).parents[1])
+    return ("-c", _GEMMA4.format(root=root, says=says, then=then), *SERVE[2:])
+
+
 def serve_slowly(step_s: float, *flags: str) -> tuple[str, ...]:
     """Arguments for a server that takes `step_s` for each token."""
     return serve_with_runner(f"functools.partial(Real, step_s={step_s})", *flags)

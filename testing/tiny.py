@@ -40,6 +40,7 @@ _GGUF_MATRICES = {
     "down": "ffn_down",
 }
 
+GGUF_NAMES = [name for name in PRESETS if name != "vaultgemma"]  # llama.cpp has no such model
 Weights = dict[str, dict[str, npt.NDArray[np.float32]]]
 
 
@@ -71,8 +72,8 @@ def tiny_config(name: str, context_length: int = 512) -> GemmaConfig:
 def tiny_preset(name: str, context_length: int = 512) -> Preset:
     """The same architecture as the oracle's preset, in our words."""
     oracle = PRESETS[name]
-    is_global = [window is None for window in oracle.windows]
-    first_global = is_global.index(True)
+    local = tuple(window is not None for window in oracle.windows)
+    first_global = local.index(False)
     return Preset(
         name=name,
         layers=oracle.layers,
@@ -85,7 +86,8 @@ def tiny_preset(name: str, context_length: int = 512) -> Preset:
         context_length=context_length,
         query_scale=oracle.query_scale,
         global_every=first_global + 1,
-        window=oracle.windows[0],
+        local_layers=None if local[0] == any(local) else local,  # None: a period says it
+        window=max(window or 0 for window in oracle.windows) or None,
         attention_softcap=oracle.attention_softcap,
         final_softcap=oracle.final_softcap,
         qk_norm=oracle.qk_norm,

@@ -19,9 +19,11 @@ from gemma_server.engine.request import (
     Token,
 )
 from gemma_server.errors import DeadlineExceeded
+from gemma_server.text.chat import ToolCall
 from gemma_server.text.detokenizer import TextStream
 from gemma_server.text.stop_strings import StopStrings
 from gemma_server.text.tokenizer import Tokenizer
+from gemma_server.text.turn_stream import Reading, Said, TurnStream
 
 _LOOK_UP_S = 0.2  # how often a waiting handler checks whether its client has disconnected
 
@@ -37,14 +39,19 @@ class Piece:
     If the prompt's logprobs are wanted, they come before any text, in a piece of their own.
     """
 
-    text: str
+    text: str = ""
     tokens: tuple[Token, ...] = ()
     prompt: tuple[Logprobs, ...] = ()  # of all prompt tokens but the first
+    thought: str = ""
+    calls: tuple[ToolCall, ...] = ()
 
     @property
     def is_keepalive(self) -> bool:
         """It only says that nothing has come for `keepalive_s`."""
-        return not (self.text or self.tokens or self.prompt)
+        return self == _KEEPALIVE
+
+
+_KEEPALIVE = Piece()
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class Completion:
     """How a generation ended, and what it took."""
 
     text: str
+    thought: str
+    calls: tuple[ToolCall, ...]
     tokens: tuple[Token, ...]  # of the text: none after a stop string
     stop_token: Token | None  # the token that ended it, if one did; it has no text
     prompt_logprobs: tuple[Logprobs, ...]  # of all prompt tokens but the first, if wanted
@@ -73,13 +82,16 @@ class Generation:
         tokenizer: Tokenizer,
         handle: Handle,
         stops: StopStrings | None = None,
+        reading: Reading | None = None,
         *,
         disconnected: Callable[[], bool] = lambda: False,
         deadline: float | None = None,
         keepalive_s: float = math.inf,
     ) -> None:
         self._engine, self._handle = engine, handle
-        self._stream = TextStream(tokenizer.piece_bytes, stops, handle.request.min_tokens)
+        request = handle.request
+        content = TextStream(tokenizer.piece_bytes, stops, request.min_tokens)
+        self._stream = TurnStream(content, tokenizer, reading, request.token_ids)
         self._disconnected = disconnected
         self._deadline = deadline  # on the monotonic clock
         self._keepalive_s = keepalive_s  # after so many seconds without text, an empty piece
@@ -112,6 +124,8 @@ class Generation:
         assert self._ending is not None
         self._completion = Completion(
             "".join(piece.text for piece in shown),
+            "".join(piece.thought for piece in shown),
+            tuple(call for piece in shown for call in piece.calls),
             tuple(token for piece in shown for token in piece.tokens),
             self._ending.stop,
             tuple(self._prompt_logprobs),
@@ -141,33 +155,42 @@ class Generation:
         while True:
             event = self._next_event()
             if event is None:
-                yield Piece("")
+                yield _KEEPALIVE
                 continue
             if self._prompt_logprobs and not prompt_told:
                 prompt_told = True
-                yield Piece("", prompt=tuple(self._prompt_logprobs))
+                yield Piece(prompt=tuple(self._prompt_logprobs))
             if isinstance(event, Token):
                 tokens += 1
-                self._unshown.append((self._stream.decoded, event))
-                if text := self._stream.push(event.id):
-                    yield self._piece(text)
+                said = self._push(event)
+                if any(said):
+                    yield self._piece(said)
                 if self._stream.stopped:
                     self._ending = Finished("stop", tokens)
                     return
             else:
                 rest = self._piece(self._stream.close(), whole=not self._stream.stopped)
-                if rest.text or rest.tokens:
+                if not rest.is_keepalive:
                     yield rest
                 self._ending = Finished("stop", event.tokens) if self._stream.stopped else event
                 return
 
-    def _piece(self, text: str, *, whole: bool = False) -> Piece:
-        """The text with the tokens that begin in it; with `whole`, all that are left."""
-        self._shown += len(text)
+    def _push(self, token: Token) -> Said:
+        """What the token makes certain. Only those of the content are shown with its text."""
+        begin, was_content = self._stream.decoded, self._stream.in_content
+        said = self._stream.push(token.id)
+        if was_content and self._stream.in_content:
+            self._unshown.append((begin, token))
+        return said
+
+    def _piece(self, said: Said, *, whole: bool = False) -> Piece:
+        """What was said, with the tokens that begin in its text; with `whole`, all that are
+        left."""
+        self._shown += len(said.text)
         tokens = []
         while self._unshown and (whole or self._unshown[0][0] < self._shown):
             tokens.append(self._unshown.popleft()[1])
-        return Piece(text, tuple(tokens))
+        return Piece(said.text, tuple(tokens), thought=said.thought, calls=said.calls)
 
     def _next_event(self) -> Token | Finished | None:
         """The next event; None when none has come for as long as `keepalive_s`."""

@@ -18,6 +18,7 @@ from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import GenerativeModel
 from gemma_server.text.stop_strings import StopStrings
 from gemma_server.text.tokenizer import Tokenizer
+from gemma_server.text.turn_stream import Reading
 
 KEEPALIVE_S = 5.0  # between two keepalives of a stream without text
 
@@ -58,6 +59,7 @@ class Job:
         caller: Caller,
         truncation: Truncation | None = None,
         user: str | None = None,
+        reading: Reading | None = None,
     ) -> None:
         self._truncation = truncation
         self._metrics, self._compilations = metrics, loaded.compilations
@@ -72,6 +74,7 @@ class Job:
                 loaded.tokenizer,
                 handle,
                 strings,
+                reading,
                 disconnected=caller.disconnected,
                 deadline=caller.deadline,
                 keepalive_s=KEEPALIVE_S,

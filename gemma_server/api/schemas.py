@@ -30,6 +30,7 @@ def _whole(value: Any) -> Any:
 
 
 Item = TypeVar("Item")
+Number = TypeVar("Number", int, float)
 # Ends at the first wrong item, of which a hostile body has many.
 Items = Annotated[list[Item], Field(fail_fast=True)]
 # 100.0 is 100 in JSON, and some clients send it. Behind the bounds, or the document loses them.
@@ -112,6 +113,11 @@ def as_list(stop: str | list[str]) -> list[str]:
 def seed_of(seed: int | None, index: int) -> int:
     """The seed of the answer with this index to one prompt."""
     return random_seed() if seed is None else (seed + index) % 2**64
+
+
+def first_of(*values: Number | None) -> Number:
+    """The first that is given: the client's, the model's, or the dialect's, which always is."""
+    return next(value for value in values if value is not None)
 
 
 def temperature_and_top_p(temperature: float, top_p: float) -> tuple[float, float]:

@@ -58,7 +58,12 @@ def convert(
             tree = _tree(checkpoint, dtype, progress)
             at(f"writing {target}")
             _save(scratch / "tree", tree)
-            write_description(scratch / "tree", checkpoint.config, checkpoint.weights.stop_ids)
+            write_description(
+                scratch / "tree",
+                checkpoint.config,
+                checkpoint.weights.stop_ids,
+                checkpoint.sampling,
+            )
             (scratch / "tree" / "tokenizer.model").write_bytes(checkpoint.tokenizer_model)
             if checkpoint.weights.chat_template is not None:
                 (scratch / "tree" / CHAT_TEMPLATE).write_text(checkpoint.weights.chat_template)

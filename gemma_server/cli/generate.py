@@ -90,7 +90,7 @@ def command(
 def _encode(
     loaded: "GenerativeModel", prompt: str, chat: bool, system: str | None
 ) -> tuple[int, ...]:
-    from gemma_server.text.chat_template import Message
+    from gemma_server.text.chat import Message
 
     if not chat and system is None:
         return tuple(loaded.tokenizer.encode(prompt))

@@ -33,6 +33,7 @@ def describe(checkpoint: Checkpoint) -> str:
             "heads": _each(_heads(layer) for layer in config.layers),
             "context": _context(config),
             "tokenizer": _tokenizer(checkpoint),
+            **({} if config.bidirectional else {"sampling": _sampling(checkpoint)}),
             "weights take": _each_dtype(config.parameters, _WEIGHT_BYTES),
             **_kind(config),
         }
@@ -70,6 +71,13 @@ def _kind(config: GemmaConfig) -> dict[str, str]:
     if config.bidirectional:
         return {"makes": f"embeddings of {config.embedding_width} numbers, no text"}
     return {"cache takes": _cache(config)}
+
+
+def _sampling(checkpoint: Checkpoint) -> str:
+    """What the files recommend."""
+    stated = vars(checkpoint.sampling).items()
+    said = [f"{name.replace('_', '-')} {value:g}" for name, value in stated if value is not None]
+    return ", ".join(said) or "its files recommend nothing"
 
 
 def _cache(config: GemmaConfig) -> str:

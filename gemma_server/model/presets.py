@@ -1,8 +1,9 @@
 """A row of numbers for each released model, and the row that fits a checkpoint's shape.
 
 Sources: google-deepmind/gemma, `gemma/gm/nn/gemma4/_gemma4.py` (Gemma 4), `gemma/gm/nn/_gemma.py`
-(Gemma 2 and 3) and `gemma/transformer.py` at tag v2.0.8 (Gemma 1). Imports no jax, so that the
-weight readers may use it.
+(Gemma 2 and 3) and `gemma/transformer.py` at tag v2.0.8 (Gemma 1); VaultGemma's model card, whose
+1.04 billion parameters give the number of key and value heads. Imports no jax, so that the weight
+readers may use it.
 """
 
 from dataclasses import dataclass, replace
@@ -143,6 +144,15 @@ _GEMMA2: dict[str, object] = {
     "final_softcap": 30.0,
     "post_norms": True,
 }
+# All layers attend globally, to texts no longer than it was trained with. Its files may say
+# otherwise of a layer.
+_VAULT = {
+    **_GEMMA2,
+    "vocab": 256_000,
+    "context_length": 1024,
+    "global_every": 1,
+    "post_norms": False,
+}
 _GEMMA3: dict[str, object] = {
     "vocab": 262_144,
     "context_length": 131_072,
@@ -179,6 +189,7 @@ RELEASED: tuple[Preset, ...] = (
     _row("gemma-2-2b", (26, 2304, 8, 4, 256, 9216), **_GEMMA2),
     _row("gemma-2-9b", (42, 3584, 16, 8, 256, 14336), **_GEMMA2),
     _row("gemma-2-27b", (46, 4608, 32, 16, 128, 36864), **_GEMMA2, query_scale=144**-0.5),
+    _row("vaultgemma-1b", (26, 1152, 4, 4, 256, 6912), **_VAULT),
     _row("gemma-3-270m", (18, 640, 4, 1, 256, 2048), **_GEMMA3_SMALL),
     _row("gemma-3-1b", (26, 1152, 4, 1, 256, 6912), **_GEMMA3_SMALL),
     _row("gemma-3-4b", (34, 2560, 8, 4, 256, 10240), **_GEMMA3),
@@ -239,13 +250,16 @@ class Shape:
     bidirectional: bool = False
 
 
-def preset_for(shape: Shape) -> Preset:
+def preset_for(shape: Shape, *, capped: bool | None = None) -> Preset:
     """The released model of this shape or, for other sizes, the nearest family at that size.
 
     The family follows from the norms, which differ between generations: Gemma 3 has q/k norms,
     Gemma 4 a scale of each layer's output too, Gemma 2 has norms after the blocks but no q/k norms,
-    Gemma 1 has neither. An unknown size takes everything that no tensor shows (windows, caps, rope)
-    from its family's smallest model, but for Gemma 4, whose layers differ too much.
+    Gemma 1 has neither. Nor has VaultGemma: what tells it from Gemma 1 are the caps on its logits,
+    which no tensor shows. `capped` is what a file says of them.
+
+    An unknown size takes everything that no tensor shows (windows, caps, rope) from its family's
+    smallest model, but for Gemma 4, whose layers differ too much.
 
     Raises:
         ValueError: the norms of no generation, or sizes that do not fit together or are unknown.
@@ -256,6 +270,7 @@ def preset_for(shape: Shape) -> Preset:
         if row.bidirectional == shape.bidirectional
         and (row.qk_norm, row.post_norms, row.output_scale)
         == (shape.qk_norm, shape.post_norms, shape.output_scale)
+        and capped in (None, row.final_softcap is not None)
     ]
     sizes: dict[str, Any] = {
         "layers": shape.layers,

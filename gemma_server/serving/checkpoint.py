@@ -6,8 +6,9 @@ from pathlib import Path
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
-from gemma_server.text.chat_template import ChatTemplate, Gemma4Template, GemmaTemplate
+from gemma_server.text.chat_template import ChatTemplate, GemmaTemplate
 from gemma_server.text.family import GEMMA4
+from gemma_server.text.gemma4_template import Gemma4Template
 from gemma_server.text.jinja_template import JinjaTemplate, is_gemma_s
 from gemma_server.text.sentencepiece_model import model_from_pieces, without_last
 from gemma_server.text.tokenizer import Tokenizer
@@ -15,6 +16,7 @@ from gemma_server.text.tokenizer_json import model_from_json
 from gemma_server.weights.files import INCOMPLETE, read_file
 from gemma_server.weights.gguf.gemma import GgufWeights
 from gemma_server.weights.open import open_weights
+from gemma_server.weights.sampling_defaults import SamplingDefaults
 from gemma_server.weights.source import WeightSource, check
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,11 @@ class Checkpoint:
     chat: ChatTemplate
     tokenizer_model: bytes  # SentencePiece's serialised form
     tokenizer_from: Path
+
+    @property
+    def sampling(self) -> SamplingDefaults:
+        """How its files say that its answers are best sampled. Nothing applies it by itself."""
+        return self.weights.sampling
 
 
 def open_checkpoint(path: Path, tokenizer: Path | None = None) -> Checkpoint:

@@ -139,6 +139,7 @@ def _load_generative(start: _Start, on_death: OnDeath, wrap: Wrap) -> Generative
         engine=engine,
         token_bytes=runner.token_bytes,
         max_steps=settings.max_steps,
+        sampling=start.checkpoint.sampling,
         weight_bytes=runner.weight_bytes,
         **start.common(),
     )

@@ -15,6 +15,7 @@ from gemma_server.errors import ContextLengthExceeded, NotReady
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.text.chat_template import ChatTemplate
 from gemma_server.text.tokenizer import Tokenizer
+from gemma_server.weights.sampling_defaults import SamplingDefaults
 
 Status = Literal["loading", "ready", "stuck", "draining"]
 
@@ -112,6 +113,7 @@ class GenerativeModel(LoadedModel):
 
     chat: ChatTemplate
     engine: Engine
+    sampling: SamplingDefaults = field(default=SamplingDefaults(), kw_only=True)
     token_bytes: int = field(default=0, kw_only=True)  # of cache on the device, for each token
     max_steps: int | None = field(default=None, kw_only=True)  # that a request may ask for
 

@@ -25,6 +25,7 @@ class TextStream:
         self._stops = stops or None
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._ids_to_skip = min_tokens
+        self._trims = False
         self._state = 0  # of the automaton
         self._held = ""  # decoded, but perhaps the beginning of a stop string
         self.stopped = False  # a stop string was found; push no more
@@ -33,18 +34,33 @@ class TextStream:
     def push(self, token_id: int) -> str:
         """Take one id; return the text that is now certain, often "" while some is held back."""
         text = self._decoder.decode(self._piece_bytes(token_id))
+        if self._trims:
+            text = text.lstrip()
+            self._trims = not text
         if self._ids_to_skip > 0:
-            self._ids_to_skip -= 1
+            self.skip()
             self.decoded += len(text)
             return text
         return self._take(text)
 
+    def skip(self) -> None:
+        """Take an id that is no part of the text."""
+        self._ids_to_skip = max(0, self._ids_to_skip - 1)
+
+    def add(self, text: str) -> str:
+        """Take text that no id stands for; return as `push` does."""
+        return self._take(text)
+
+    def trim(self) -> None:
+        """Leave out the white space with which the text goes on."""
+        self._trims = True
+
     def close(self) -> str:
-        """The text still held back, once no id will follow; half a character becomes U+FFFD."""
+        """The text still held back, which does not go on; half a character becomes U+FFFD."""
         if self.stopped:
             return ""
         text = self._take(self._decoder.decode(b"", final=True))
-        text, self._held = text + self._held, ""
+        text, self._held, self._state = text + self._held, "", 0
         return text
 
     def _take(self, text: str) -> str:

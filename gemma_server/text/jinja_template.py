@@ -8,7 +8,8 @@ import contextlib
 import json
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -18,7 +19,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gemma_server.errors import ChatRefused, ModelLoadError
-from gemma_server.text.chat_template import ChatTemplate, Message, Role
+from gemma_server.text.chat import Message, Role, Tool, ToolCall
+from gemma_server.text.chat_template import ChatTemplate
 from gemma_server.text.tokenizer import Tokenizer
 
 _MOST_SOURCE, _MOST_RENDERED = 1 << 20, 1 << 24  # characters
@@ -47,7 +49,7 @@ class JinjaTemplate:
             ) from None
         except Exception as error:  # Python refuses some that jinja2 takes: loops nested too deeply
             raise ModelLoadError(f"its chat template: {_reason(error)}") from None
-        self._tokenizer = tokenizer
+        self._tokenizer, self._source = tokenizer, source
         self._bos, self._eos = map(tokenizer.piece, (tokenizer.bos_id, tokenizer.eos_id))
         self._markers: dict[str, int] = {}
         written = source + self._sample()  # it may put its markers together
@@ -59,7 +61,25 @@ class JinjaTemplate:
         longest_first = sorted(self._markers, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
-    def encode(self, messages: Sequence[Message], *, goes_on: bool = False) -> list[int]:
+    @property
+    def takes_tools(self) -> bool:
+        """Whether it writes tools in a way that answers are read in."""
+        return self._tokenizer.family.tags is not None and "tools" in self._source
+
+    @property
+    def takes_thinking(self) -> bool:
+        """Whether it asks the model to think, in a way that answers are read in."""
+        tags = self._tokenizer.family.tags
+        return tags is not None and tags.think is not None and "enable_thinking" in self._source
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        goes_on: bool = False,
+        tools: Sequence[Tool] = (),
+        thinks: bool = False,
+    ) -> list[int]:
         """`<bos>`, the messages, and the opening of the model's next turn.
 
         With `goes_on` the last message is the model's, and its turn stays open instead.
@@ -68,23 +88,28 @@ class JinjaTemplate:
             ChatRefused: the template cannot render these messages.
             InvalidText: a message is not valid Unicode.
         """
-        safe = [Message(message.role, self._broken(message.content)) for message in messages]
+        chat = {
+            "messages": self._broken(list(map(_message, messages))),
+            "tools": self._broken(list(map(_tool, tools))) or None,
+            "enable_thinking": thinks,
+        }
         if not goes_on:
-            return self._ids(self._render(safe, open_turn=True))
-        text, _ = self._around_the_end(safe)
+            return self._ids(self._render(chat, open_turn=True))
+        text, _ = self._around_the_end(chat)
         return self._ids(text)
 
     def ids_after_answer(self) -> list[int]:
         """What stands between an answer and the next turn."""
         said = [Message("user", "question"), Message("assistant", "answer")]
-        _, after = self._around_the_end(said)
+        _, after = self._around_the_end({"messages": list(map(_message, said))})
         return self._ids(after)[1:]
 
-    def _around_the_end(self, messages: Sequence[Message]) -> tuple[str, str]:
+    def _around_the_end(self, chat: Mapping[str, Any]) -> tuple[str, str]:
         """The text up to the end of the last message's content, and what follows it."""
-        *before, last = messages
-        marked = Message(last.role, last.content.rstrip() + _END)
-        text, found, after = self._render([*before, marked], open_turn=False).partition(_END)
+        *before, last = chat["messages"]
+        marked = {**last, "content": last["content"].rstrip() + _END}
+        chat = {**chat, "messages": [*before, marked]}
+        text, found, after = self._render(chat, open_turn=False).partition(_END)
         if not found:
             raise ChatRefused("it leaves out the message that goes on", None)
         return text, after
@@ -95,19 +120,18 @@ class JinjaTemplate:
         text = ""
         for chat in roles:
             with contextlib.suppress(ChatRefused):
-                text += self._render([Message(role, "") for role in chat], open_turn=True)
+                messages = [_message(Message(role, "")) for role in chat]
+                text += self._render({"messages": messages}, open_turn=True)
         return text
 
-    def _render(self, messages: Sequence[Message], *, open_turn: bool) -> str:
+    def _render(self, chat: Mapping[str, Any], *, open_turn: bool) -> str:
         parts, size = [], 0
         try:
             for part in self._template.generate(
-                messages=[vars(message) for message in messages],
+                {"tools": None, "documents": None, **chat},
                 add_generation_prompt=open_turn,
                 bos_token=self._bos,
                 eos_token=self._eos,
-                tools=None,
-                documents=None,
             ):
                 parts.append(part)
                 size += len(part)
@@ -117,10 +141,17 @@ class JinjaTemplate:
             raise ChatRefused(_reason(error), _line(error)) from None
         return "".join(parts)
 
-    def _broken(self, content: str) -> str:
-        """The content, its markers broken after their first character."""
-        content = content.replace(_BREAK, "\ufffd").replace(_END, "\ufffd")
-        return self._split.sub(lambda found: found[0][0] + _BREAK + found[0][1:], content)
+    def _broken(self, value: Any) -> Any:
+        """The JSON value, the markers in its texts broken after their first character."""
+        match value:
+            case str():
+                text = value.replace(_BREAK, "\ufffd").replace(_END, "\ufffd")
+                return self._split.sub(lambda found: found[0][0] + _BREAK + found[0][1:], text)
+            case list():
+                return [self._broken(item) for item in value]
+            case Mapping():
+                return {self._broken(key): self._broken(item) for key, item in value.items()}
+        return value
 
     def _ids(self, text: str) -> list[int]:
         """`<bos>`, once, and the ids of what was rendered."""
@@ -134,12 +165,63 @@ class JinjaTemplate:
         return ids
 
 
-# What Gemma's own templates of all generations write the same way as ours.
-_ALIKE: tuple[tuple[tuple[Role, str], ...], ...] = (
-    (("user", " one\n"),),
-    (("user", "one"), ("assistant", " two "), ("user", "three")),
+def _message(message: Message) -> dict[str, Any]:
+    """A message as templates take it: OpenAI's form, with the arguments of calls as objects."""
+    document: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.thought:
+        document["reasoning_content"] = message.thought
+    if message.calls:
+        document["tool_calls"] = list(map(_call, message.calls))
+    if message.answers is not None:
+        document |= {"tool_call_id": message.answers.id, "name": message.answers.name}
+    return document
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    return {"type": "function", "function": vars(tool)}
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A chat that Gemma's own templates write in one way."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    thinks: bool = False
+
+    def is_alike(self, template: ChatTemplate, other: ChatTemplate) -> bool:
+        """Whether both write it in the same way."""
+        wanted: Any = {"tools": self.tools, "thinks": self.thinks}
+        return template.encode(self.messages, **wanted) == other.encode(self.messages, **wanted)
+
+
+_USER = Message("user", " one\n")
+_SYSTEM = Message("system", " be brief ")
+_ALIKE = (
+    _Example((_USER,)),
+    _Example((_USER, Message("assistant", " two "), Message("user", "three"))),
 )
-_SYSTEM: tuple[tuple[Role, str], ...] = (("system", " be brief "), ("user", "one"))
+_OPENED = _Example((_SYSTEM, _USER))
+_LOOK = ToolCall("look", {"b": [1, None], "a": {"c": "d", "B": True}}, id="1")
+_FOUND = Message("tool", "5", answers=_LOOK)
+_PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "b": {"type": "array", "items": {"type": "number"}, "description": "e"},
+        "a": {"type": "object", "properties": {"c": {"type": "string", "enum": ["d"]}}},
+    },
+    "required": ["a"],
+}
+_ALIKE_WITH_TOOLS = (
+    _Example((_SYSTEM, _USER), (Tool("look", "Looks.", _PARAMETERS),), thinks=True),
+    _Example((_USER, Message("assistant", "", "Hm.", (_LOOK,)), _FOUND)),
+    _Example((_USER, Message("assistant", "", "", (_LOOK,))), thinks=True),
+)
 
 
 def is_gemma_s(template: JinjaTemplate, gemma: ChatTemplate) -> bool:
@@ -147,18 +229,16 @@ def is_gemma_s(template: JinjaTemplate, gemma: ChatTemplate) -> bool:
 
     The templates of Gemma 1 and 2 refuse the system's message, as ours does not.
     """
-
-    def is_alike(chat: tuple[tuple[Role, str], ...]) -> bool:
-        messages = [Message(role, content) for role, content in chat]
-        return template.encode(messages) == gemma.encode(messages)
-
+    if (template.takes_tools, template.takes_thinking) != (gemma.takes_tools, gemma.takes_thinking):
+        return False
+    examples = _ALIKE + (_ALIKE_WITH_TOOLS if gemma.takes_tools else ())
     try:
-        if not all(map(is_alike, _ALIKE)):
+        if not all(example.is_alike(template, gemma) for example in examples):
             return False
     except ChatRefused:
         return False
     try:
-        return is_alike(_SYSTEM)
+        return _OPENED.is_alike(template, gemma)
     except ChatRefused:
         return True
 

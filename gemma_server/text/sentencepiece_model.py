@@ -119,7 +119,6 @@ def model_from_pieces(
     if "<unk>" not in pieces:
         raise ModelLoadError("not a Gemma tokenizer: it has no piece <unk>")
     unknown = list(pieces).index("<unk>")
-    types = _types_with_newlines(pieces, types)
     model = model_pb.ModelProto()  # type: ignore[attr-defined]  # generated at run time
     trainer = model.trainer_spec
     trainer.model_type, trainer.byte_fallback, trainer.split_digits = _BPE, True, True
@@ -155,9 +154,9 @@ def scores_of(pieces: Sequence[str], merges: Sequence[Any]) -> list[float]:
     return [-float(ranks.get(piece, 0)) for piece in pieces]
 
 
-def _types_with_newlines(pieces: Sequence[str], types: Sequence[int]) -> list[int]:
-    """The types of the pieces where Gemma 4's text is first split at runs of newlines: these are
-    then never part of other pieces, and a whole run is looked up first."""
+def types_with_newlines(pieces: Sequence[str], types: Sequence[int]) -> list[int]:
+    """The types of the pieces where nothing says how Gemma 4's newlines merge: the longest run
+    first, and no run is part of another piece. In Google's own order of merges they do the same."""
     if family_with(set(pieces)) is not GEMMA4:
         return list(types)
     return [

@@ -2,13 +2,33 @@
 
 import re
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 import sentencepiece
 
 from gemma_server.errors import InvalidText, ModelLoadError
+from gemma_server.text.family import Tags
 from gemma_server.text.sentencepiece_model import PieceType, read_model
 
 _SPECIAL = (PieceType.CONTROL, PieceType.USER_DEFINED)
+
+
+class SpanIds(NamedTuple):
+    """The control tokens around a part of a turn; None where the vocabulary has none."""
+
+    begin: int | None = None
+    end: int | None = None
+
+
+class TagIds(NamedTuple):
+    """What marks the parts of an answer that are no text for the reader."""
+
+    call: SpanIds = SpanIds()
+    thought: SpanIds = SpanIds()
+    quote: int | None = None
+
+
+NO_TAGS = TagIds()
 
 
 class Tokenizer:
@@ -36,6 +56,7 @@ class Tokenizer:
         self.start_of_turn_id = self._id_of(family.start_of_turn)
         self.end_of_turn_id = self._id_of(family.end_of_turn)
         self._markers = {piece: self._id_of(piece) for piece in family.markers if self._has(piece)}
+        self.tags = self._tag_ids(family.tags)
         self._split = re.compile("(" + "|".join(map(re.escape, self._markers)) + ")")
         ends = {self.eos_id, *(self._markers[end] for end in family.ends if end in self._markers)}
         declared = {stop for stop in declared_stops if stop < self.vocab_size}
@@ -106,6 +127,13 @@ class Tokenizer:
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of the ids; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.piece_bytes, token_ids)).decode("utf-8", errors="replace")
+
+    def _tag_ids(self, tags: Tags | None) -> TagIds:
+        if tags is None:
+            return NO_TAGS
+        find = self._markers.get
+        thought = SpanIds(*map(find, tags.thought)) if tags.thought else SpanIds()
+        return TagIds(SpanIds(*map(find, tags.call)), thought, find(tags.quote))
 
     def _has(self, piece: str) -> bool:
         index: int = self._pieces.PieceToId(piece)

@@ -13,24 +13,34 @@ logger = logging.getLogger(__name__)
 # What tells the generations apart: norms on q and k, and after the blocks; a scale of the output.
 _NORMS_OF = {
     "gemma": (False, False, False),
+    "vaultgemma": (False, False, False),
     "gemma2": (False, True, False),
     "gemma3": (True, True, False),
     "gemma4": (True, True, True),
 }
-FAMILIES = tuple(_NORMS_OF)
+_CAPPED = {"gemma": False, "vaultgemma": True}  # the logits, where the norms tell nothing
 
 # Relatives of Gemma by transformers' model_type or llama.cpp's architecture, and why not.
-_NO_DECODER: Mapping[str, str] = {
-    **dict.fromkeys(("t5gemma", "t5gemma2"), "it has an encoder beside the decoder"),
-    **dict.fromkeys(("recurrent_gemma", "recurrentgemma"), "its layers are recurrent"),
-    **dict.fromkeys(("diffusion_gemma", "diffusiongemma"), "it does not write token by token"),
-    "paligemma": "it reads an image first",
-    "shieldgemma2": "it classifies images",
-    **dict.fromkeys(("gemma3n", "gemma3n_text"), "its layers are unlike those of other Gemmas"),
-    **dict.fromkeys(
-        ("gemma4_assistant", "gemma4_unified_assistant"), "it drafts for another model"
-    ),
-    "vaultgemma": "it is a Gemma 2 without some of its norms",
+_NOT_SERVED: Mapping[str, str] = {
+    name: why
+    for why, names in {
+        "it has an encoder beside the decoder": (
+            *("t5gemma", "t5_gemma_module", "t5gemma2", "t5gemma2_text", "t5gemma2_encoder"),
+            "t5gemma2_decoder",
+        ),
+        "its layers are recurrent": ("recurrent_gemma", "recurrentgemma"),
+        "it does not write token by token": (
+            *("diffusion_gemma", "diffusion_gemma_text", "diffusiongemma", "diffusion-gemma"),
+        ),
+        "it reads an image first": ("paligemma",),
+        "it classifies images": ("shieldgemma2",),
+        "its layers are unlike those of other Gemmas": ("gemma3n", "gemma3n_text"),
+        "it drafts for another model": (
+            *("gemma4_assistant", "gemma4_unified_assistant", "gemma4-assistant"),
+        ),
+        "llama.cpp has no such model; take its Hugging Face directory": ("vaultgemma",),
+    }.items()
+    for name in names
 }
 
 
@@ -38,7 +48,7 @@ def not_served(where: str, name: str, kind: object) -> ModelLoadError:
     """The error for a checkpoint of this kind, which the file states under this name."""
     why = "it is no Gemma"
     if isinstance(kind, str):
-        why = _NO_DECODER.get(kind, why)
+        why = _NOT_SERVED.get(kind, why)
     return ModelLoadError(f"{where}: {name} {str(kind)[:100]!r} is not served: {why}")
 
 
@@ -46,10 +56,14 @@ def family_of(config: GemmaConfig) -> str:
     """The generation whose norms these are; of models that embed texts, llama.cpp's name."""
     if config.bidirectional:
         return "gemma-embedding2" if config.output_scale else "gemma-embedding"
+    norms, capped = (
+        (config.qk_norm, config.post_norms, config.output_scale),
+        config.final_softcap is not None,
+    )
     return next(
         family
-        for family, norms in _NORMS_OF.items()
-        if norms == (config.qk_norm, config.post_norms, config.output_scale)
+        for family in _NORMS_OF
+        if _NORMS_OF[family] == norms and _CAPPED.get(family, capped) == capped
     )
 
 
@@ -74,7 +88,7 @@ def preset_of_family(where: str, family: str, shape: Shape) -> Preset:
     if (shape.qk_norm, shape.post_norms, shape.output_scale) != _NORMS_OF[family]:
         raise ModelLoadError(f"{where}: its norms are not those of {family}")
     try:
-        return preset_for(shape)
+        return preset_for(shape, capped=_CAPPED.get(family))
     except ValueError as error:
         raise ModelLoadError(f"{where}: {error}") from None
 

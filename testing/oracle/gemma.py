@@ -8,7 +8,7 @@ heads, H head dimension, F hidden width of the feed-forward layer, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -261,6 +261,13 @@ def _gemma2() -> OracleConfig:
     )  # fmt: skip
 
 
+def _vaultgemma() -> OracleConfig:
+    """VaultGemma: Gemma 2 without norms behind the blocks. In the released model no layer is local;
+    transformers' would heed what the file says of each.
+    """
+    return replace(_gemma2(), windows=(None, None, 8, None), post_norms=False)
+
+
 def _gemma3(kv_heads: int, factor: float) -> OracleConfig:
     """Gemma 3: five local layers to one global one (cut short after eight), query and key norms."""
     is_global = [i % 6 == 5 for i in range(8)]
@@ -279,4 +286,5 @@ PRESETS: dict[str, OracleConfig] = {
     "gemma2": _gemma2(),
     "gemma3": _gemma3(kv_heads=2, factor=8.0),
     "gemma3-small": _gemma3(kv_heads=1, factor=1.0),
+    "vaultgemma": _vaultgemma(),
 }

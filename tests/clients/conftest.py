@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from testing.embedding import write_embedding_hf
-from testing.server import SERVE, Server, serve_slowly
+from testing.server import SERVE, Server, serve_gemma4, serve_slowly
 
 
 @pytest.fixture(scope="package")
@@ -31,6 +31,15 @@ def embedding_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
     }
     args = ("-m", "gemma_server", "serve", "--port", "0", "--context-length", "64")
     yield from _serve(Server(tmp_path_factory.mktemp("embedding"), args, env))
+
+
+@pytest.fixture(scope="package")
+def tools_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that thinks, calls a tool twice, and then says what it saw."""
+    call = '<|tool_call>call:look{at:<|"|>a "wall"<|"|>}<tool_call|>'
+    says = f"<|channel>thought\nHm.\n<channel|>I look. {call}{call}<|tool_response>"
+    program = serve_gemma4(says, "<channel|>I saw it.<turn|>")
+    yield from _serve(Server(tmp_path_factory.mktemp("tools"), program))
 
 
 def _serve(server: Server) -> Iterator[Server]:

@@ -4,6 +4,7 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import httpx
 import ollama
@@ -167,3 +168,31 @@ def test_a_full_line_is_429(slow_server: Server, slow_client: ollama.Client) -> 
     assert caught.value.status_code == 429
     parts.close()  # type: ignore[attr-defined]
     asking.join()
+
+
+def look(at: str) -> str:
+    """What is there.
+
+    Args:
+        at: where
+    """
+    return f"{at}: bricks"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tools_are_called_and_answered(tools_server: Server, stream: bool) -> None:
+    messages: list[ollama.Message] = [ollama.Message(role="user", content="What is there?")]
+    with connect(tools_server) as client:
+        ask: Any = client.chat  # its type has a variant for each kind of stream
+        answer = ask("fake", messages, tools=[look], stream=stream)
+        parts = [part.message for part in (answer if stream else [answer])]
+        assert "".join(part.thinking or "" for part in parts) == "Hm."
+        assert "".join(part.content or "" for part in parts) == "I look. "
+        calls = [call for part in parts for call in part.tool_calls or ()]
+        assert [call.function.arguments for call in calls] == [{"at": 'a "wall"'}] * 2
+        messages.append(ollama.Message(role="assistant", tool_calls=calls))
+        messages += [
+            ollama.Message(role="tool", content=look(**call.function.arguments), tool_name="look")
+            for call in calls
+        ]
+        assert client.chat("fake", messages, tools=[look]).message.content == "I saw it."

@@ -1,8 +1,10 @@
 """The official OpenAI client for Python, unmodified, against a server process."""
 
+import json
 import math
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -206,7 +208,8 @@ def test_what_is_wrong_is_named(
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
@@ -291,3 +294,48 @@ def test_a_full_line_is_tried_again_until_there_is_room(slow_server: Server) -> 
 def _count(server: Server, status: int) -> float:
     metrics = server.metrics()
     return metrics.get(f'gemma_requests_total{{route="/v1/completions",status="{status}"}}', 0.0)
+
+
+def look(at: str) -> str:
+    """What is there."""
+    return f"{at}: bricks"
+
+
+LOOK: Any = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "parameters": {"type": "object", "properties": {"at": {"type": "string"}}},
+    },
+}
+
+
+def test_tools_are_called_and_answered(tools_server: Server) -> None:
+    ask: Any = {"model": "fake", "tools": [LOOK], "reasoning_effort": "high"}
+    messages: list[Any] = [{"role": "user", "content": "What is there?"}]
+    with connect(tools_server) as client:
+        [choice] = client.chat.completions.create(messages=messages, **ask).choices
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content == "I look. "
+        assert choice.message.reasoning_content == "Hm."  # not OpenAI's
+        messages.append(choice.message)
+        for call in choice.message.tool_calls or ():
+            assert call.type == "function"
+            content = look(**json.loads(call.function.arguments))
+            assert content == 'a "wall": bricks'
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": content})
+        assert len(messages) == 4
+        [choice] = client.chat.completions.create(messages=messages, **ask).choices
+    assert (choice.finish_reason, choice.message.content) == ("stop", "I saw it.")
+
+
+def test_the_stream_helper_gathers_calls(tools_server: Server) -> None:
+    messages: Any = [{"role": "user", "content": "What is there?"}]
+    with (
+        connect(tools_server) as client,
+        client.chat.completions.stream(model="fake", messages=messages, tools=[LOOK]) as stream,
+    ):
+        [choice] = stream.get_final_completion().choices
+    assert choice.finish_reason == "tool_calls"
+    arguments = [call.function.arguments for call in choice.message.tool_calls or ()]
+    assert [json.loads(each) for each in arguments] == [{"at": 'a "wall"'}] * 2

@@ -15,6 +15,7 @@ PUBLISHED_MILLIONS = {
     "gemma-2-2b": 590 + 2024,
     "gemma-2-9b": 918 + 8324,
     "gemma-2-27b": 1180 + 26047,
+    "vaultgemma-1b": 1040,  # its model card
     "gemma-3-270m": 168 + 100,
     "gemma-3-1b": 302 + 698,
     "gemma-3-4b": 675 + 3209,
@@ -44,6 +45,15 @@ def test_the_row_has_as_many_parameters_as_published(config: Preset) -> None:
 @pytest.mark.parametrize("config", RELEASED, ids=lambda config: config.name)
 def test_its_own_shape_finds_each_row(config: Preset) -> None:
     assert preset_for(_shape(config)) == config
+
+
+def test_the_caps_tell_vaultgemma_from_gemma_1() -> None:
+    """No tensor does, where the size is another than the released one's."""
+    [row] = [row for row in RELEASED if row.name == "vaultgemma-1b"]
+    other = replace(_shape(row), layers=3)
+    names = [preset_for(other, capped=capped).name for capped in (None, False, True)]
+    assert names == ["gemma-3x1152", "gemma-3x1152", "vaultgemma-3x1152"]
+    assert preset_for(_shape(row), capped=False).final_softcap is None
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ from gemma_server.model.transformer import Transformer
 from gemma_server.weights.gguf.gemma import GgufWeights
 from testing.forward import BLOCK, LENGTH, Model, text_of
 from testing.models import config_of, one_of_each, oracle_logits, params_of, read_golden
-from testing.oracle import gemma as oracle
 from testing.quality import FAMILY_TOLERANCE
-from testing.tiny import tiny_config, tiny_weights, write_gguf
+from testing.tiny import GGUF_NAMES, tiny_config, tiny_weights, write_gguf
 
 pytestmark = pytest.mark.slow
 
@@ -141,7 +140,7 @@ def _spoiled(cached: Any) -> Any:
     return spoiled
 
 
-@pytest.mark.parametrize("name", oracle.PRESETS)
+@pytest.mark.parametrize("name", GGUF_NAMES)
 def test_the_gguf_metadata_gives_the_architecture(name: str, tmp_path: Path) -> None:
     found = GgufWeights(write_gguf(tmp_path / "model.gguf", name, tiny_weights(name))).config
     wanted = tiny_config(name)

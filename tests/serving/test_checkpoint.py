@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from gemma_server.cli.main import main
 from gemma_server.errors import ModelLoadError
 from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
-from gemma_server.text.chat_template import GemmaTemplate, Message
+from gemma_server.text.chat import Message
+from gemma_server.text.chat_template import GemmaTemplate
 from gemma_server.text.sentencepiece_model import model_from_pieces
 from testing.hugging_face import write_hf
 from testing.oracle.gemma import PRESETS

@@ -7,7 +7,8 @@ import pytest
 
 from gemma_server.engine.fake import fake_tokenizer
 from gemma_server.errors import InvalidText
-from gemma_server.text.chat_template import GemmaTemplate, Message
+from gemma_server.text.chat import Message
+from gemma_server.text.chat_template import GemmaTemplate
 from testing.quality import GOLDENS
 
 TOKENIZER = fake_tokenizer()

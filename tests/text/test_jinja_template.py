@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from gemma_server.engine.fake import fake_pieces
 from gemma_server.errors import ChatRefused, InvalidText, ModelLoadError
-from gemma_server.text.chat_template import GemmaTemplate, Message, Role
+from gemma_server.text.chat import Message, Role
+from gemma_server.text.chat_template import GemmaTemplate
 from gemma_server.text.jinja_template import JinjaTemplate, is_gemma_s
 from gemma_server.text.sentencepiece_model import PieceType, model_from_pieces
 from gemma_server.text.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from gemma_server.engine.engine import Engine
-from gemma_server.engine.fake import FakeRunner, FakeStep, fake_tokenizer
+from gemma_server.engine.fake import FakeStep, fake_tokenizer
 from gemma_server.engine.plan import Plan
 from gemma_server.engine.request import Request, SamplingParams
 from gemma_server.engine.scheduler import Limits, Scheduler
@@ -19,13 +19,16 @@ from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.serving.model import GenerativeModel, ServedModel
 from gemma_server.serving.models import Models
 from gemma_server.settings import Settings, variable_name
-from gemma_server.text.chat_template import GemmaTemplate
+from gemma_server.text.chat_template import ChatTemplate, GemmaTemplate
+from gemma_server.text.gemma4_template import Gemma4Template
 from gemma_server.web.app import make_app
+from gemma_server.weights.sampling_defaults import SamplingDefaults
 from testing.answers import parse_metrics
+from testing.chats import SayingRunner, gemma4_tokenizer
 from testing.waiting import wait_until
 
 
-class WatchedRunner(FakeRunner):
+class WatchedRunner(SayingRunner):
     """A fake runner that remembers how it was asked to sample, and that tests can hold back."""
 
     def __init__(self, slots: int, *, step_s: float = 0.0, fail_at: int | None = None) -> None:
@@ -33,12 +36,14 @@ class WatchedRunner(FakeRunner):
         self.open = threading.Event()
         self.open.set()
         self.samplings: list[SamplingParams] = []
+        self.prompts: list[tuple[int, ...]] = []  # each the last chunk
 
     def dispatch(self, plan: Plan) -> FakeStep:
         """Wait until tests let steps through, then run the step."""
         self.open.wait()
         if plan.prefill is not None and plan.prefill.sampling is not None:
             self.samplings.append(plan.prefill.sampling)
+            self.prompts.append(tuple(plan.prefill.token_ids))
         return super().dispatch(plan)
 
 
@@ -91,12 +96,15 @@ def serve() -> Iterator[Serve]:
         context_length: int = 256,
         max_queue: int = 64,
         step_s: float = 0.0,
+        chunk: int = 32,
         fail_at: int | None = None,
         loading: bool = False,
+        gemma4: bool = False,
+        sampling: SamplingDefaults = SamplingDefaults(),  # noqa: B008  # it never changes
         **settings: Any,
     ) -> App:
         runner = WatchedRunner(slots, step_s=step_s, fail_at=fail_at)
-        limits = Limits(slots, context_length, 32, max_queue, max_queue_tokens=10_000)
+        limits = Limits(slots, context_length, chunk, max_queue, max_queue_tokens=10_000)
         deaths: list[BaseException] = []
         engine = Engine(runner, Scheduler(limits), deaths.append)
         engine.start()
@@ -104,9 +112,12 @@ def serve() -> Iterator[Serve]:
         model = ServedModel("fake")
         if not loading:
             tokenizer, limit = fake_tokenizer(), own.max_steps
+            chat: ChatTemplate = GemmaTemplate(tokenizer)
+            if gemma4:
+                tokenizer = gemma4_tokenizer()
+                chat = Gemma4Template(tokenizer, opens_thought=False)
             fixed = ("fake", tokenizer, "none", 0.0, CompileCounter())
-            chat = GemmaTemplate(tokenizer)
-            model.ready(GenerativeModel(*fixed, chat, engine, max_steps=limit))
+            model.ready(GenerativeModel(*fixed, chat, engine, sampling=sampling, max_steps=limit))
         models = Models(model)
         client = make_app(models, own).test_client()
         made.append(App(client, model, models, engine, runner, deaths))

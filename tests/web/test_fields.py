@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from gemma_server.engine.fake import fake_tokenizer
-from gemma_server.text.chat_template import GemmaTemplate, Message
+from gemma_server.text.chat import Message
+from gemma_server.text.chat_template import GemmaTemplate
+from gemma_server.weights.sampling_defaults import SamplingDefaults
 from testing.answers import assert_error, assert_error_form
 from tests.web.conftest import App, Serve
 from tests.web.dialects import ROUTES, ask, parts_of, text_of
@@ -20,16 +22,31 @@ def test_null_is_as_good_as_nothing(app: App) -> None:
     assert ask(app, "/api/generate", format=None, think=None, stream=None).status_code == 200
 
 
-def test_every_dialect_s_defaults_are_its_own(serve: Serve) -> None:
-    app = serve()
+@pytest.mark.parametrize(
+    ("model_s", "openai", "ollama"),
+    [
+        (SamplingDefaults(), (1.0, 0, 1.0), (0.8, 40, 0.9)),
+        (SamplingDefaults(0.7, 64, 0.95), (0.7, 64, 0.95), (0.7, 64, 0.95)),
+        (SamplingDefaults(top_k=64), (1.0, 64, 1.0), (0.8, 64, 0.9)),
+        (SamplingDefaults(0.0, 0), (0.0, 0, 1.0), (0.0, 0, 0.9)),
+    ],
+)
+def test_defaults_are_the_model_s_and_then_the_dialect_s(
+    serve: Serve, model_s: SamplingDefaults, openai: Any, ollama: Any
+) -> None:
+    app = serve(sampling=model_s)
     for path, body in ROUTES.items():
         fields = {
             key: value for key, value in body.items() if key not in ("temperature", "options")
         }
         app.post(json.dumps(fields).encode(), path)
     found = [(how.temperature, how.top_k, how.top_p) for how in app.runner.samplings]
-    openai, ollama = (1.0, 0, 1.0), (0.8, 40, 0.9)
     assert found == [(0.0, 0, 1.0), openai, openai, ollama, ollama]
+    given: dict[str, Any] = {"temperature": 0.5, "top_k": 3, "top_p": 0.25}
+    ask(app, "/v1/completions", **given)
+    ask(app, "/api/generate", options=given)
+    last = [(how.temperature, how.top_k, how.top_p) for how in app.runner.samplings[-2:]]
+    assert last == [(0.5, 3, 0.25)] * 2
 
 
 def test_penalties_and_bias_arrive(serve: Serve) -> None:

@@ -10,7 +10,8 @@ import pytest
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
 from gemma_server.serving.checkpoint import open_checkpoint
-from gemma_server.text.chat_template import Gemma4Template, Message
+from gemma_server.text.chat import Message
+from gemma_server.text.gemma4_template import Gemma4Template
 from gemma_server.text.jinja_template import JinjaTemplate
 from gemma_server.weights.gguf.gemma import GgufWeights
 from gemma_server.weights.hugging_face.gemma import HuggingFaceWeights
@@ -286,21 +287,3 @@ def test_llama_cpp_agrees_on_the_same_file(llama: tuple[str, Any]) -> None:
         found = {entry["id"]: entry["logprob"] for entry in first["top_logprobs"]}
         assert len(found) > 250
         assert max(abs(expected[index] - found[index]) for index in found) < 0.3
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("t5gemma2", "an encoder"),
-        ("recurrent_gemma", "recurrent"),
-        ("diffusion_gemma", "token by token"),
-        ("paligemma", "an image first"),
-        ("gemma3n", "unlike"),
-        ("gemma4_assistant", "drafts"),
-        ("llama", "it is no Gemma"),
-    ],
-)
-def test_relatives_are_refused_with_the_reason(tmp_path: Path, kind: str, reason: str) -> None:
-    path = write_gemma4_hf(tmp_path / "hf", "gemma4-kv", more={"model_type": kind})
-    with pytest.raises(ModelLoadError, match=reason):
-        open_weights(path)

@@ -21,6 +21,7 @@ from testing.hugging_face import EXTRA_ROWS, write_hf, write_hf_multimodal
 from testing.oracle.gemma import PRESETS
 from testing.quality import GOLDENS
 from testing.tiny import (
+    GGUF_NAMES,
     Weights,
     load_flat,
     tiny_config,
@@ -104,6 +105,7 @@ def test_the_text_part_of_a_model_that_sees_gives_the_same_bits(
         np.testing.assert_array_equal(array, expected[leaf], err_msg=leaf)
 
 
+@pytest.mark.parametrize("case", GGUF_NAMES, indirect=True)
 def test_gguf_gives_the_same_bits(case: Any, tmp_path: Path) -> None:
     name, weights, expected = case
     found = _tree(write_gguf(tmp_path / "model.gguf", name, weights), tiny_config(name))

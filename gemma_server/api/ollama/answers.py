@@ -1,16 +1,17 @@
 """The answers of Ollama's generating routes, whole and line by line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from gemma_server.api.generation import Piece
+from gemma_server.api.generation import Completion, Piece
 from gemma_server.api.job import Costs, Job
 from gemma_server.api.logprobs import TokenLogprob, entries
 from gemma_server.api.ollama.schema import OllamaBody
 from gemma_server.api.operation import Document
+from gemma_server.api.tools import new_call_id
 from gemma_server.engine.request import FinishReason, Token
 from gemma_server.serving.model import LoadedModel
 
@@ -54,13 +55,19 @@ class Idle(Head):
     done_reason: Literal["load"]
 
 
-class MoreText(More):
+class Thoughts(TypedDict, total=False):
+    """What the model thinks, if it does."""
+
+    thinking: str
+
+
+class MoreText(More, Thoughts):
     """A line of /api/generate."""
 
     response: str
 
 
-class GeneratedText(End):
+class GeneratedText(End, Thoughts):
     """The end of /api/generate, with the whole text if it was not streamed."""
 
     response: str
@@ -78,11 +85,27 @@ class IdleText(Idle):
     response: str
 
 
-class OllamaMessage(TypedDict):
+class CalledFunction(TypedDict):
+    """What the model calls, and which of the answer's calls it is."""
+
+    index: int
+    name: str
+    arguments: Mapping[str, Any]
+
+
+class OllamaCall(TypedDict):
+    """A call."""
+
+    id: str
+    function: CalledFunction
+
+
+class OllamaMessage(Thoughts):
     """What the model says."""
 
     role: Literal["assistant"]
     content: str
+    tool_calls: NotRequired[list[OllamaCall]]
 
 
 class MoreChat(More):
@@ -147,15 +170,17 @@ class GenerateForm(_Form):
         super().__init__(body, loaded)
         self._prompt_ids = prompt_ids
 
-    def more(self, text: str, tokens: Sequence[Token] = ()) -> MoreText:
+    def more(self, piece: Piece) -> MoreText:
         """More text, and more to come."""
-        return {**self._more(tokens), "response": text}
+        return {**self._more(piece.tokens), "response": piece.text, **_thoughts(piece)}
 
-    def last(
-        self, job: Job, text: str = "", tokens: Sequence[Token] = ()
-    ) -> GeneratedText | ContinuableText:
+    def last(self, job: Job, piece: Piece) -> GeneratedText | ContinuableText:
         """The end, with all of the text where nothing was streamed."""
-        answer: GeneratedText = {**self._end(job, tokens), "response": text}
+        answer: GeneratedText = {
+            **self._end(job, piece.tokens),
+            "response": piece.text,
+            **_thoughts(piece),
+        }
         if self._prompt_ids is None:
             return answer
         [completion] = job.completions
@@ -165,18 +190,45 @@ class GenerateForm(_Form):
 class ChatForm(_Form):
     """Answers of /api/chat."""
 
-    def more(self, text: str, tokens: Sequence[Token] = ()) -> MoreChat:
+    def __init__(self, body: OllamaBody, loaded: LoadedModel) -> None:
+        super().__init__(body, loaded)
+        self._called = 0  # calls so far
+
+    def more(self, piece: Piece) -> MoreChat:
         """More text, and more to come."""
-        return {**self._more(tokens), "message": spoken(text)}
+        first, self._called = self._called, self._called + len(piece.calls)
+        return {**self._more(piece.tokens), "message": spoken(piece, first)}
 
-    def last(self, job: Job, text: str = "", tokens: Sequence[Token] = ()) -> ChatEnd:
+    def last(self, job: Job, piece: Piece) -> ChatEnd:
         """The end, with all of the text where nothing was streamed."""
-        return {**self._end(job, tokens), "message": spoken(text)}
+        return {**self._end(job, piece.tokens), "message": spoken(piece)}
 
 
-def spoken(text: str) -> OllamaMessage:
-    """A message from the model."""
-    return {"role": "assistant", "content": text}
+def whole(completion: Completion) -> Piece:
+    """All of an answer in one piece."""
+    return Piece(
+        completion.text, completion.tokens, thought=completion.thought, calls=completion.calls
+    )
+
+
+def spoken(piece: Piece, first_call: int = 0) -> OllamaMessage:
+    """A message from the model, or a part of it."""
+    message: OllamaMessage = {"role": "assistant", "content": piece.text}
+    if piece.thought:
+        message["thinking"] = piece.thought
+    if piece.calls:
+        message["tool_calls"] = [
+            {
+                "id": new_call_id(),
+                "function": {"index": place, "name": call.name, "arguments": call.arguments},
+            }
+            for place, call in enumerate(piece.calls, start=first_call)
+        ]
+    return message
+
+
+def _thoughts(piece: Piece) -> Thoughts:
+    return {"thinking": piece.thought} if piece.thought else {}
 
 
 def head(name: str) -> Head:
@@ -197,12 +249,12 @@ class LineForm:
 
     def parts(self, index: int, piece: Piece) -> Iterator[Document]:
         """More text."""
-        yield self._form.more(piece.text, piece.tokens)
+        yield self._form.more(piece)
 
     def keepalive(self) -> Document:
         """A line with empty text, as JSON has no comments."""
-        return self._form.more("")
+        return self._form.more(Piece())
 
     def end(self, job: Job) -> Iterator[Document]:
         """The last object."""
-        yield self._form.last(job)
+        yield self._form.last(job, Piece())

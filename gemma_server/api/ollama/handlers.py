@@ -10,8 +10,9 @@ from typing_extensions import TypedDict
 
 from gemma_server.api import heavy
 from gemma_server.api.caller import Caller
-from gemma_server.api.chat import encode_messages
+from gemma_server.api.chat import Wanted, encode_messages, require_thinking
 from gemma_server.api.errors import OLLAMA, prompt_in
+from gemma_server.api.generation import Piece
 from gemma_server.api.job import Job
 from gemma_server.api.ollama.answers import (
     ChatForm,
@@ -27,18 +28,21 @@ from gemma_server.api.ollama.answers import (
     head,
     rfc3339,
     spoken,
+    whole,
 )
 from gemma_server.api.ollama.schema import ChatBody, GenerateBody, OllamaBody, ShowBody
 from gemma_server.api.operation import LINES, Answer, Operation, Stream, StreamType
 from gemma_server.api.prompts import encode_prompt
 from gemma_server.api.schemas import as_list, check_tokens
 from gemma_server.api.timing import Stages, timed
+from gemma_server.api.tools import declared
 from gemma_server.api.truncation import Truncation
 from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest
 from gemma_server.serving.model import GenerativeModel, LoadedModel
 from gemma_server.serving.models import Models
-from gemma_server.text.chat_template import Message
+from gemma_server.text.chat import Message
+from gemma_server.text.turn_stream import Reading
 
 # The version whose routes these are: clients check for the least they work with (clients/compat).
 _OLLAMA_VERSION = "0.17.4"
@@ -118,30 +122,34 @@ def generate(body: GenerateBody, models: Models, caller: Caller) -> Generated | 
         return _one_line(body, loads)
     steps, truncation = _room(body, loaded)
     ids = _encode(body, loaded, truncation, caller.stages)
-    job = _job(body, ids, steps, truncation, loaded, models, caller)
+    reading = None if body.raw else Reading()
+    job = _job(body, ids, steps, truncation, loaded, models, caller, reading)
     form = GenerateForm(body, loaded, None if body.raw else ids)
     if body.stream:
         return Stream(job, LineForm(form))
     [completion] = job.run()
-    return form.last(job, completion.text, completion.tokens)
+    return form.last(job, whole(completion))
 
 
 def chat(body: ChatBody, models: Models, caller: Caller) -> Chatted | Answer | Stream:
     """Answer a chat."""
     loaded = caller.hold(models.resolve(body.model))
     if not body.messages:
-        loads: IdleChat = {**_idle(body), "message": spoken("")}
+        loads: IdleChat = {**_idle(body), "message": spoken(Piece())}
         return _one_line(body, loads)
     steps, truncation = _room(body, loaded)
     # As in Ollama's template for Gemma 3: the model continues a last message of its own.
-    goes_on = body.messages[-1].role == "assistant"
-    ids = encode_messages(loaded, body.messages, truncation, caller.stages, goes_on=goes_on)
-    job = _job(body, ids, steps, truncation, loaded, models, caller)
+    last = body.messages[-1]
+    goes_on = last.role == "assistant" and not last.tool_calls
+    wanted = Wanted(declared(loaded, body.tools), _thinks(body, loaded), goes_on)
+    ids = encode_messages(loaded, body.messages, wanted, truncation, caller.stages)
+    reading = Reading(calls=bool(body.tools))
+    job = _job(body, ids, steps, truncation, loaded, models, caller, reading)
     form = ChatForm(body, loaded)
     if body.stream:
         return Stream(job, LineForm(form))
     [completion] = job.run()
-    return form.last(job, completion.text, completion.tokens)
+    return form.last(job, whole(completion))
 
 
 def tags(body: None, models: Models, caller: Caller) -> Tags:
@@ -177,11 +185,20 @@ def _job(
     loaded: GenerativeModel,
     models: Models,
     caller: Caller,
+    reading: Reading | None,
 ) -> Job:
-    options, stop_ids = body.options, loaded.tokenizer.stop_ids
-    wanted = body.wanted_logprobs
-    request = Request(tuple(ids), steps, options.sampling(), stop_ids, top_logprobs=wanted)
-    return Job(loaded, [request], as_list(options.stop), models.metrics, caller, truncation)
+    how = body.options.sampling(loaded.sampling)
+    stop_ids, wanted = loaded.tokenizer.stop_ids, body.wanted_logprobs
+    request = Request(tuple(ids), steps, how, stop_ids, top_logprobs=wanted)
+    stops = as_list(body.options.stop)
+    return Job(loaded, [request], stops, models.metrics, caller, truncation, reading=reading)
+
+
+def _thinks(body: OllamaBody, loaded: GenerativeModel) -> bool:
+    """Whether the model is to think: as in Ollama, one that can does, unless told not to."""
+    if body.think:
+        require_thinking(loaded, "think")
+    return loaded.chat.takes_thinking if body.think is None else body.think is not False
 
 
 def _encode(
@@ -197,7 +214,8 @@ def _encode(
             loaded.refuse_what_cannot_fit([body.system, body.prompt])
         messages = [*system, Message("user", body.prompt)]
         size = len(body.system) + len(body.prompt)
-        ids = heavy.run(size, lambda: loaded.chat.encode(messages))
+        thinks = _thinks(body, loaded)
+        ids = heavy.run(size, lambda: loaded.chat.encode(messages, thinks=thinks))
         if body.context:
             ids = [*_ended(body.context, loaded), *ids[1:]]
         ids = truncation.ids(ids)
@@ -268,7 +286,7 @@ def _details(loaded: LoadedModel) -> Details:
 
 
 def _show(loaded: LoadedModel) -> Description:
-    info, generates = loaded.info, isinstance(loaded, GenerativeModel)
+    info = loaded.info
     return {
         "details": _details(loaded),
         "model_info": {
@@ -276,10 +294,18 @@ def _show(loaded: LoadedModel) -> Description:
             "general.parameter_count": info.parameters,
             f"{info.family}.context_length": info.trained_context,
         },
-        "capabilities": ["completion" if generates else "embedding"],
-        "template": _TEMPLATE if generates else "",
+        "capabilities": _capabilities(loaded),
+        "template": _TEMPLATE if isinstance(loaded, GenerativeModel) else "",
         "modified_at": rfc3339(datetime.fromtimestamp(loaded.ready_at, UTC)),
     }
+
+
+def _capabilities(loaded: LoadedModel) -> list[str]:
+    if not isinstance(loaded, GenerativeModel):
+        return ["embedding"]
+    tools = ["tools"] if loaded.chat.takes_tools else []
+    thinking = ["thinking"] if loaded.chat.takes_thinking else []
+    return ["completion", *tools, *thinking]
 
 
 OPERATIONS: tuple[Operation[Any], ...] = (

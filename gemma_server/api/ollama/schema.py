@@ -1,7 +1,7 @@
 """What Ollama's routes accept, with Ollama's defaults (ollama/ollama, `api/types.go`)."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,13 +20,16 @@ from gemma_server.api.schemas import (
     TopK,
     TopLogprobs,
     TopPOrZero,
+    first_of,
     penalty_window,
     seed_of,
     temperature_and_top_p,
     within,
 )
+from gemma_server.api.tools import Tools
 from gemma_server.engine.request import SamplingParams
 from gemma_server.errors import InvalidRequest
+from gemma_server.weights.sampling_defaults import SamplingDefaults
 
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**64), WHOLE]
 
@@ -44,9 +47,9 @@ class Options(ForeignBody):
 
     num_predict: Integer = -1
     num_ctx: Integer = 0
-    temperature: Temperature = 0.8
-    top_k: TopK = 40
-    top_p: TopPOrZero = 0.9
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: TopPOrZero | None = None
     min_p: MinP = 0.0
     seed: Integer = -1  # which is random
     stop: Stops = Field([])
@@ -55,12 +58,16 @@ class Options(ForeignBody):
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
 
-    def sampling(self) -> SamplingParams:
-        """How to choose each token."""
-        temperature, top_p = temperature_and_top_p(self.temperature, self.top_p)
+    def sampling(self, model_s: SamplingDefaults) -> SamplingParams:
+        """How to choose each token. What a model's files recommend goes before Ollama's defaults,
+        as the parameters of its own models do."""
+        temperature, top_p = temperature_and_top_p(
+            first_of(self.temperature, model_s.temperature, 0.8),
+            first_of(self.top_p, model_s.top_p, 0.9),
+        )
         return SamplingParams(
             temperature=temperature,
-            top_k=self.top_k,
+            top_k=first_of(self.top_k, model_s.top_k, 40),
             top_p=top_p,
             min_p=self.min_p,
             seed=seed_of(None if self.seed == -1 else self.seed, 0),
@@ -93,8 +100,6 @@ class OllamaBody(ForeignBody, ModelBody):
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "format": ("",),
-        "tools": ([],),
-        "think": (False,),
         "shift": (False,),
         "suffix": ("",),
         "images": ([],),
@@ -103,6 +108,7 @@ class OllamaBody(ForeignBody, ModelBody):
     }
 
     model: Annotated[str, Field(min_length=1)]
+    think: bool | Literal["low", "medium", "high", "max"] | None = None
     stream: bool = True
     options: Options = Options()
     truncate: bool = False  # Ollama's default is true: it truncates without notice
@@ -119,6 +125,8 @@ class OllamaBody(ForeignBody, ModelBody):
 class GenerateBody(OllamaBody):
     """POST /api/generate."""
 
+    REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {**OllamaBody.REFUSED, "tools": ([],)}
+
     prompt: str = ""
     system: str = ""
     raw: bool = False
@@ -129,6 +137,7 @@ class ChatBody(OllamaBody):
     """POST /api/chat."""
 
     messages: Messages = Field([])
+    tools: Tools = Field([])
 
 
 class ShowBody(ForeignBody, ModelBody):

@@ -2,8 +2,9 @@
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -19,6 +20,7 @@ from gemma_server.api.logprobs import (
 )
 from gemma_server.api.openai.schema import CompletionBody, OpenAIBody
 from gemma_server.api.operation import Document
+from gemma_server.api.tools import CallDelta, CallDocument, call_document
 from gemma_server.engine.request import FinishReason, Logprobs, Token
 from gemma_server.serving.model import LoadedModel
 
@@ -48,18 +50,26 @@ class Head(TypedDict):
 
 
 class AssistantMessage(TypedDict):
-    """The whole text."""
+    """The whole text, null where the model only called tools; and what it thought, if it did."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[CallDocument]]
 
 
 class Delta(TypedDict, total=False):
-    """More text; the first has the role."""
+    """More text, thoughts or calls; the first has the role."""
 
     role: Literal["assistant"]
     content: str
+    reasoning_content: str
+    tool_calls: list[CallDelta]
+
+
+# A chat that ends in calls ends for their sake.
+ChatFinishReason = FinishReason | Literal["tool_calls"]
 
 
 class ChatLogprobs(TypedDict):
@@ -75,7 +85,7 @@ class ChatChoice(TypedDict):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
 
 
 class ChatChunkChoice(TypedDict):
@@ -84,7 +94,7 @@ class ChatChunkChoice(TypedDict):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
 
 
 class TextChoice(TypedDict):
@@ -157,15 +167,16 @@ class ChatForm:
         self._head = _head("chatcmpl", loaded)
         self._tokenizer = loaded.tokenizer
         self._with_logprobs = with_logprobs
+        self._called: Counter[int] = Counter()  # calls so far, by choice
 
     def answer(self, job: Job, n: int) -> ChatCompletion:
         """All of it."""
         choices: list[ChatChoice] = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": completion.text, "refusal": None},
+                "message": _message(completion),
                 "logprobs": self._logprobs(completion.tokens),
-                "finish_reason": completion.finish_reason,
+                "finish_reason": _finish_reason(completion),
             }
             for index, completion in enumerate(job.completions)
         ]
@@ -182,12 +193,23 @@ class ChatForm:
         return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
 
     def part(self, index: int, piece: Piece) -> ChatChunk:
-        """More text."""
-        return self._chunk(index, {"content": piece.text}, self._logprobs(piece.tokens), None)
+        """More text, thoughts or calls."""
+        delta: Delta = {}
+        if piece.thought:
+            delta["reasoning_content"] = piece.thought
+        if piece.calls:
+            first, self._called[index] = self._called[index], self._called[index] + len(piece.calls)
+            delta["tool_calls"] = [
+                {"index": place, **call_document(call)}
+                for place, call in enumerate(piece.calls, start=first)
+            ]
+        if piece.text or not delta:
+            delta["content"] = piece.text
+        return self._chunk(index, delta, self._logprobs(piece.tokens), None)
 
     def ending(self, index: int, completion: Completion) -> ChatChunk:
         """Why there is no more."""
-        return self._chunk(index, {}, None, completion.finish_reason)
+        return self._chunk(index, {}, None, _finish_reason(completion))
 
     def closing(self) -> ChatChunk:
         """What holds the usage."""
@@ -198,7 +220,7 @@ class ChatForm:
         index: int,
         delta: Delta,
         logprobs: ChatLogprobs | None,
-        finish_reason: FinishReason | None,
+        finish_reason: ChatFinishReason | None,
     ) -> ChatChunk:
         choice: ChatChunkChoice = {
             "index": index,
@@ -215,6 +237,23 @@ class ChatForm:
         if not self._with_logprobs:
             return None
         return {"content": entries(self._tokenizer, tokens), "refusal": None}
+
+
+def _message(completion: Completion) -> AssistantMessage:
+    calls = list(map(call_document, completion.calls))
+    content = None if calls and not completion.text else completion.text
+    message: AssistantMessage = {"role": "assistant", "content": content, "refusal": None}
+    if completion.thought:
+        message["reasoning_content"] = completion.thought
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _finish_reason(completion: Completion) -> ChatFinishReason:
+    if completion.calls and completion.finish_reason == "stop":
+        return "tool_calls"
+    return completion.finish_reason
 
 
 class TextForm:

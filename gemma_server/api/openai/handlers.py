@@ -10,7 +10,13 @@ from typing_extensions import TypedDict
 
 from gemma_server.api import heavy
 from gemma_server.api.caller import Caller
-from gemma_server.api.chat import encode_messages, plain_messages
+from gemma_server.api.chat import (
+    Wanted,
+    encode_messages,
+    plain_messages,
+    require_thinking,
+    size_of,
+)
 from gemma_server.api.errors import prompt_in
 from gemma_server.api.job import Job
 from gemma_server.api.openai.answers import (
@@ -26,17 +32,21 @@ from gemma_server.api.openai.schema import (
     ChatCompletionBody,
     CompletionBody,
     DetokenizeBody,
+    Effort,
+    TemplateOptions,
     TokenizeBody,
 )
 from gemma_server.api.operation import EVENTS, Operation, Stream, StreamType
 from gemma_server.api.prompts import encode_prompt
 from gemma_server.api.schemas import MAX_PROMPTS, as_list, check_tokens, seed_of
 from gemma_server.api.timing import Stages, timed
+from gemma_server.api.tools import declared
 from gemma_server.api.truncation import Truncation
 from gemma_server.engine.request import MAX_BANS, Request
 from gemma_server.errors import InvalidRequest
 from gemma_server.serving.model import GenerativeModel, LoadedModel
 from gemma_server.serving.models import Models
+from gemma_server.text.turn_stream import Reading
 
 
 class ModelCard(TypedDict):
@@ -75,11 +85,12 @@ def chat(body: ChatCompletionBody, models: Models, caller: Caller) -> ChatComple
     loaded = caller.hold(models.resolve(body.model))
     steps = body.steps(loaded.engine.context_length, loaded.max_steps)
     truncation = Truncation.of(loaded, steps, truncate=body.truncate)
-    goes_on = body.goes_on
-    ids = encode_messages(loaded, body.messages, truncation, caller.stages, goes_on=goes_on)
+    wanted = _wanted(body, loaded)
+    ids = encode_messages(loaded, body.messages, wanted, truncation, caller.stages)
     requests = _requests(body, [ids], steps, loaded)
     stops = as_list(body.stop)
-    job = Job(loaded, requests, stops, models.metrics, caller, truncation, body.user)
+    reading = Reading(calls=bool(wanted.tools), only_one=not body.parallel_tool_calls)
+    job = Job(loaded, requests, stops, models.metrics, caller, truncation, body.user, reading)
     form = ChatForm(loaded, with_logprobs=body.logprobs)
     if body.stream:
         return Stream(job, ChunkForm(form, body))
@@ -133,11 +144,25 @@ def _text_ids(loaded: LoadedModel, body: TokenizeBody) -> list[int]:
 
 def _chat_ids(loaded: GenerativeModel, body: TokenizeBody) -> list[int]:
     """As a chat has them, however long."""
-    messages = plain_messages(body.messages or [])
-    size = sum(len(message.content) for message in messages)
-    goes_on = body.continue_final_message
+    messages = plain_messages(loaded, body.messages or [])
+    thinks = _thinks(body.chat_template_kwargs, None, loaded)
+    wanted = Wanted(declared(loaded, body.tools), thinks, body.continue_final_message)
     with prompt_in("messages"):
-        return heavy.run(size, lambda: loaded.chat.encode(messages, goes_on=goes_on))
+        return heavy.run(size_of(messages, wanted), lambda: wanted.encode(loaded.chat, messages))
+
+
+def _wanted(body: ChatCompletionBody, loaded: GenerativeModel) -> Wanted:
+    thinks = _thinks(body.chat_template_kwargs, body.reasoning_effort, loaded)
+    return Wanted(declared(loaded, body.usable_tools), thinks, body.goes_on)
+
+
+def _thinks(options: TemplateOptions, effort: Effort | None, loaded: GenerativeModel) -> bool:
+    """Whether the model is to think. An effort is advice, which a model that cannot ignores."""
+    if options.thinks is None:
+        return effort not in (None, "none", "minimal") and loaded.chat.takes_thinking
+    if options.thinks:
+        require_thinking(loaded, "chat_template_kwargs")
+    return options.thinks
 
 
 def detokenize(body: DetokenizeBody, models: Models, caller: Caller) -> TokensText:
@@ -172,7 +197,7 @@ def _requests(
         Request(
             tuple(ids),
             steps,
-            body.sampling(seed_of(body.seed, index), bias),
+            body.sampling(seed_of(body.seed, index), bias, loaded.sampling),
             stops,
             body.min_tokens,
             body.wanted_logprobs,

@@ -2,9 +2,16 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from gemma_server.api.chat import ChatMessage
 from gemma_server.api.schemas import (
@@ -23,12 +30,15 @@ from gemma_server.api.schemas import (
     TopLogprobs,
     TopPOrZero,
     check_tokens,
+    first_of,
     penalty_window,
     temperature_and_top_p,
     within,
 )
+from gemma_server.api.tools import Tools, ToolSpec
 from gemma_server.engine.request import MAX_BIAS, SamplingParams
 from gemma_server.errors import InvalidRequest
+from gemma_server.weights.sampling_defaults import SamplingDefaults
 
 _MAX_TOKENS = 1 << 30  # more than any context
 _MAX_IDS = 1 << 17
@@ -99,7 +109,21 @@ def _few_biases(biases: Any) -> Any:
     return biases
 
 
-_NO_THINKING: tuple[Any, ...] = ({}, {"enable_thinking": False}, {"thinking": False})
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class TemplateOptions(BaseModel):
+    """What vLLM's clients tell the chat template. Other names, which it might know, are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+
+    @property
+    def thinks(self) -> bool | None:
+        """Whether the model is to think, if that is said."""
+        return self.thinking if self.enable_thinking is None else self.enable_thinking
 
 
 class StreamOptions(ForeignBody):
@@ -115,9 +139,9 @@ class OpenAIBody(ForeignBody, ModelBody):
     """What chats and completions share."""
 
     max_tokens: MaxTokens | None = None
-    temperature: Temperature = 1.0
-    top_p: TopPOrZero = 1.0
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] = 0
+    temperature: Temperature | None = None
+    top_p: TopPOrZero | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), WHOLE] | None = None
     min_p: MinP = 0.0
     n: Annotated[int, Field(ge=1, le=MAX_PROMPTS), WHOLE] = 1
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64), WHOLE] | None = None
@@ -159,13 +183,18 @@ class OpenAIBody(ForeignBody, ModelBody):
         check_tokens([int(key) for key in self.logit_bias], vocab_size, "logit_bias")
         return tuple((int(key), value) for key, value in self.logit_bias.items())
 
-    def sampling(self, seed: int, bias: tuple[tuple[int, float], ...]) -> SamplingParams:
+    def sampling(
+        self, seed: int, bias: tuple[tuple[int, float], ...], model_s: SamplingDefaults
+    ) -> SamplingParams:
         """How to choose each token."""
-        temperature, top_p = temperature_and_top_p(self.temperature, self.top_p)
+        temperature, top_p = temperature_and_top_p(
+            first_of(self.temperature, model_s.temperature, 1.0),
+            first_of(self.top_p, model_s.top_p, 1.0),
+        )
         last_n = self.repeat_last_n
         return SamplingParams(
             temperature=temperature,
-            top_k=max(0, self.top_k),
+            top_k=max(0, first_of(self.top_k, model_s.top_k, 0)),
             top_p=top_p,
             min_p=self.min_p,
             seed=seed,
@@ -192,20 +221,27 @@ class ChatCompletionBody(OpenAIBody):
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **_FOREIGN,
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
         "modalities": (["text"],),
         "audio": (),
         "web_search_options": (),
         "chat_template": ("",),
-        "chat_template_kwargs": _NO_THINKING,
         "documents": ([],),
         "echo": (False,),
+        # how thoughts and calls are told
+        **dict.fromkeys(("include_reasoning", "separate_reasoning", "stream_reasoning"), (True,)),
+        "reasoning_format": ("auto", "deepseek"),
+        "parse_tool_calls": (True,),
+        "thinking_token_budget": (),
     }
 
     messages: Annotated[Items[ChatMessage], Field(min_length=1, max_length=4096)]
+    tools: Tools = Field([])
+    tool_choice: str | dict[str, Any] = "auto"
+    parallel_tool_calls: bool = True
+    chat_template_kwargs: TemplateOptions = TemplateOptions()
+    reasoning_effort: Effort | None = None
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool = False
     top_logprobs: TopLogprobs = 0
@@ -222,6 +258,20 @@ class ChatCompletionBody(OpenAIBody):
         """
         _check_end(self.messages, self.continue_final_message, self.add_generation_prompt)
         return self.continue_final_message
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _not_forced(cls, choice: str | dict[str, Any]) -> str | dict[str, Any]:
+        if choice not in ("none", "auto"):
+            name = "tool_choice"
+            message = f"{name}: this server forces no calls; none and auto are possible"
+            raise InvalidRequest(message, param=name, code="unsupported_field")
+        return choice
+
+    @property
+    def usable_tools(self) -> list[ToolSpec]:
+        """The tools that the model may call."""
+        return [] if self.tool_choice == "none" else self.tools
 
     @property
     def wanted_logprobs(self) -> int | None:
@@ -315,9 +365,7 @@ class TokenizeBody(ForeignBody, ModelBody):
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "return_token_strs": (False,),
-        "tools": ([],),
         "chat_template": ("",),
-        "chat_template_kwargs": _NO_THINKING,
     }
 
     prompt: str | None = None
@@ -325,6 +373,8 @@ class TokenizeBody(ForeignBody, ModelBody):
     add_special_tokens: bool = True  # of a text; a chat's template has them
     continue_final_message: bool = False
     add_generation_prompt: bool | None = None
+    tools: Tools = Field([])
+    chat_template_kwargs: TemplateOptions = TemplateOptions()
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:

@@ -12,9 +12,8 @@ import numpy as np
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
 from gemma_server.model.presets import Preset, Shape
-from gemma_server.text.sentencepiece_model import PieceType, is_byte, scores_of
+from gemma_server.text.sentencepiece_model import PieceType, is_byte, scores_of, types_with_newlines
 from gemma_server.weights.architecture import (
-    FAMILIES,
     config_of,
     count_layers,
     not_served,
@@ -26,6 +25,7 @@ from gemma_server.weights.gguf import embedding2, gemma4
 from gemma_server.weights.gguf.blocks import EXACT_IN_BLOCKS
 from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.numbers import Numbers
+from gemma_server.weights.sampling_defaults import SamplingDefaults, read_sampling
 from gemma_server.weights.source import EMBEDDING, Rows
 
 _NOT_TEXT = ("v.", "mm.", "a.")  # prefixes of the vision tower, its projector, the audio tower
@@ -66,6 +66,7 @@ class GgufWeights:
         number = Numbers(self._file.metadata, str(path), "tokenizer.ggml.")
         self.stop_ids = frozenset[int]().union(*map(number.ids, _STOPS))
         self.suppressed_ids = number.ids("suppress_tokens")
+        self.sampling = _sampling(self._file)
         self.chat_template = _chat_template(self._file)
 
     @property
@@ -103,11 +104,12 @@ class GgufWeights:
         if types.max(initial=1) > _LAST_PIECE_TYPE:
             raise ModelLoadError(f"{self.path}: a tokenizer piece is of unknown type")
         # Ollama's converter takes the bytes for text.
-        types = [
+        kinds = [
             PieceType.BYTE if is_byte(piece) else kind
             for piece, kind in zip(pieces, types.tolist(), strict=True)
         ]
-        return pieces, scores.tolist(), types
+        merged = isinstance(merges, list)
+        return pieces, scores.tolist(), kinds if merged else types_with_newlines(pieces, kinds)
 
     def rows(self, leaf: str) -> Sequence[Rows]:
         names = self._stored_names(leaf)
@@ -159,6 +161,17 @@ class GgufWeights:
         return [f"blk.{block}.{name}.weight" for name in names]
 
 
+def _sampling(file: GgufFile) -> SamplingDefaults:
+    """From the keys of llama.cpp's converter, as the decimals that became these float32."""
+    number = Numbers(file.metadata, str(file.path), "general.sampling.")
+    found = read_sampling(number, "temp", "top_k", "top_p")
+    return SamplingDefaults(_short(found.temperature), found.top_k, _short(found.top_p))
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
 def _chat_template(file: GgufFile) -> str | None:
     key = "tokenizer.chat_template"
     template = file.metadata.get(key)
@@ -187,6 +200,7 @@ _IN_BLOCKS = {
     "post_feed_forward_norm/scale": ("post_ffw_norm",),
 }
 
+_FAMILIES = ("gemma", "gemma2", "gemma3", "gemma4")
 # llama.cpp's name, and that of Ollama's converter.
 _GLOBAL_BASE = ("rope.freq_base", "rope.global.freq_base")
 _LOCAL_BASE = ("rope.freq_base_swa", "rope.local.freq_base")
@@ -200,7 +214,7 @@ _SPAN = 512
 
 def _family(file: GgufFile) -> str:
     family = file.metadata.get("general.architecture")
-    known = (*FAMILIES, _EMBEDDING, embedding2.ARCHITECTURE)
+    known = (*_FAMILIES, _EMBEDDING, embedding2.ARCHITECTURE)
     if not isinstance(family, str) or family not in known:
         raise not_served(str(file.path), "architecture", family)
     return family

@@ -21,16 +21,9 @@ from gemma_server.weights.architecture import (
     preset_of_family,
     warn_without_dense,
 )
-from gemma_server.weights.files import (
-    CHAT_TEMPLATE,
-    INCOMPLETE,
-    PICKLED,
-    PICKLED_WEIGHTS,
-    read_json,
-    read_text,
-)
+from gemma_server.weights.files import INCOMPLETE, PICKLED, PICKLED_WEIGHTS, read_json
 from gemma_server.weights.gemma4 import dead_tensors
-from gemma_server.weights.hugging_face import gemma4
+from gemma_server.weights.hugging_face import declared, gemma4
 from gemma_server.weights.hugging_face.container import INDEX, SafetensorsDir, StoredTensor
 from gemma_server.weights.hugging_face.embedding2 import (
     HEAD,
@@ -64,7 +57,8 @@ _IN_LAYERS = {
 # Gemma 1 has one norm between attention and feed-forward, under the name of what it follows.
 _GEMMA1_LAYERS = {**_IN_LAYERS, "pre_feed_forward_norm/scale": ("post_attention_layernorm",)}
 _FAMILIES = {
-    **{"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "gemma3_text": "gemma3"},
+    **{"gemma": "gemma", "gemma2": "gemma2", "vaultgemma": "vaultgemma"},
+    **dict.fromkeys(("gemma3", "gemma3_text"), "gemma3"),
     **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), "gemma4"),
     **dict.fromkeys(("embedding_gemma2", "embedding_gemma2_text"), "embedding2"),
 }
@@ -72,7 +66,6 @@ _WITH_TEXT_CONFIG = ("gemma3", "gemma4", "gemma4_unified", "embedding_gemma2")
 _MakeConfig = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], GemmaConfig]
 _CONFIGS: Mapping[str, _MakeConfig] = {"gemma4": gemma4_config, "embedding2": embedding2_config}
 _TANH_GELU = (None, "gelu_pytorch_tanh")
-_MOST_CONFIG_BYTES = 16 << 20  # tokenizer_config.json lists thousands of unused tokens
 # The defaults of transformers, for a model of no released size.
 _DEFAULT_WINDOW, _DEFAULT_HEAD_DIM, _DEFAULT_QUERY_SCALAR = 4096, 256, 256
 
@@ -112,15 +105,14 @@ class HuggingFaceWeights:
         if self._is_gemma4:
             for dead in dead_tensors(self.config, gemma4.NAMES):
                 self._tensors.pop(dead, None)
-        self.stop_ids, self.suppressed_ids = (
-            _ids(path, "eos_token_id"),
-            _ids(path, "suppress_tokens"),
-        )
-        self.chat_template = _chat_template(path)
+        self.stop_ids = declared.ids(path, "eos_token_id")
+        self.suppressed_ids = declared.ids(path, "suppress_tokens")
+        self.sampling = declared.sampling(path)
+        self.chat_template = declared.chat_template(path)
         self._outside = {**_OUTSIDE_LAYERS, **gemma4.OUTSIDE_LAYERS}
         if family == "embedding2":
             self._outside["dense_0/kernel"] = HEAD
-        self._in_layers = _IN_LAYERS if self.config.post_norms else _GEMMA1_LAYERS
+        self._in_layers = _GEMMA1_LAYERS if model["model_type"] == "gemma" else _IN_LAYERS
 
     @property
     def tensors(self) -> Collection[str]:
@@ -171,34 +163,6 @@ class HuggingFaceWeights:
 def _dense_name(index: int) -> str:
     """For a person: all of these tensors have one name, in folders of their own."""
     return f"the dense layer {index}"
-
-
-def _ids(path: Path, name: str) -> frozenset[int]:
-    """These tokens wherever the files have them."""
-    found = []
-    for file in (path / "config.json", path / "generation_config.json"):
-        whole = read_json(file) if file.is_file() else {}
-        for part in (whole, whole.get("text_config")):
-            if isinstance(part, dict):
-                found.append(Numbers(part, str(file)).ids(name))
-    return frozenset[int]().union(*found)
-
-
-def _chat_template(path: Path) -> str | None:
-    """From whichever file this version of transformers kept it in; of several, the default."""
-    if (path / CHAT_TEMPLATE).is_file():
-        return read_text(path / CHAT_TEMPLATE)
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        file = path / name
-        found = read_json(file, _MOST_CONFIG_BYTES).get("chat_template") if file.is_file() else None
-        if isinstance(found, list):
-            named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
-            found = named[0].get("template") if named else None
-        if isinstance(found, str) and found:
-            return found
-        if found:
-            raise ModelLoadError(f"{file}: its chat_template is no text")
-    return None
 
 
 def _refuse_what_is_no_model(path: Path) -> None:
@@ -277,6 +241,8 @@ def _config(path: Path, model: Mapping[str, Any], shapes: Mapping[str, Any]) -> 
     if row.name not in {released.name for released in (*RELEASED, *EMBEDDERS)}:
         scale = scale if family == "gemma" else _DEFAULT_QUERY_SCALAR**-0.5
         row = replace(row, window=row.window and _DEFAULT_WINDOW)
+    if family == "vaultgemma":  # every other layer, where no file says it
+        row = replace(row, global_every=2)
     if "query_pre_attn_scalar" in model:
         scale = number.real("query_pre_attn_scalar", 1.0) ** -0.5
     preset = replace(
@@ -369,24 +335,32 @@ def _rope_parameters(
     """The parameters of global and of local layers, each with rope_theta and factor if given.
 
     transformers 5 writes `rope_parameters`, by kind of layer where there are two; transformers 4
-    `rope_theta`, `rope_local_base_freq`, and `rope_scaling`, which is null for no scaling.
+    `rope_theta`, `rope_local_base_freq`, and `rope_scaling`, which is null for no scaling. Files
+    have all of these at once, and TranslateGemma's the newer form under the older name.
     """
-    said = model.get("rope_parameters")
-    if said is not None:
-        said = said if isinstance(said, dict) else {"full_attention": said}
-        everywhere, local = said.get("full_attention", said), said.get("sliding_attention", {})
-        unscaled = {"factor": 1.0}
-    else:
-        everywhere, local = model.get("rope_scaling") or {}, {}
-        unscaled = {"factor": 1.0} if "rope_scaling" in model else {}
-        if isinstance(everywhere, dict) and "rope_theta" in model:
-            everywhere = {**everywhere, "rope_theta": model["rope_theta"]}
-        if "rope_local_base_freq" in model:
-            local = {"rope_theta": model["rope_local_base_freq"]}
-    for part in (everywhere, local):
-        if not isinstance(part, dict):
-            raise ModelLoadError(f"{path}: its rope parameters are no objects")
-        kind = part.get("rope_type", part.get("type", "default"))
-        if kind not in ("default", "linear"):
-            raise ModelLoadError(f"{path}: rope_type {str(kind)[:100]!r} is not supported")
-    return {**unscaled, **everywhere}, local
+    said, scaling = model.get("rope_parameters"), model.get("rope_scaling")
+    if said is None and isinstance(scaling, dict) and "full_attention" in scaling:
+        said, scaling = scaling, None
+    parts = [said or {}, {}, scaling or {}]
+    if isinstance(said, dict):
+        parts[:2] = said.get("full_attention", said) or {}, said.get("sliding_attention") or {}
+    if not all(isinstance(part, dict) for part in parts):
+        raise ModelLoadError(f"{path}: its rope parameters are no objects")
+    everywhere, local, more = parts
+    older = {"factor": 1.0} if said is not None or "rope_scaling" in model else {}
+    older |= {"rope_theta": model["rope_theta"]} if "rope_theta" in model else {}
+    name = "rope_local_base_freq"
+    older_local = {"rope_theta": model[name]} if name in model else {}
+    return _scaled(path, older | everywhere | more), _scaled(path, older_local | local)
+
+
+def _scaled(path: Path, part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters of a known kind; the kind "default" does not heed a factor.
+
+    Raises:
+        ModelLoadError: the kind is another one.
+    """
+    kind = part.get("rope_type", part.get("type"))
+    if kind not in (None, "default", "linear"):
+        raise ModelLoadError(f"{path}: rope_type {str(kind)[:100]!r} is not supported")
+    return {**part, "factor": 1.0} if kind == "default" else part

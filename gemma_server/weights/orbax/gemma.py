@@ -23,13 +23,18 @@ import tensorstore as ts
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.presets import Shape, preset_for
 from gemma_server.weights.arrays import Array
+from gemma_server.weights.orbax import gemma4
 from gemma_server.weights.orbax.container import nbytes, open_arrays, refuse_other_dtypes
+from gemma_server.weights.sampling_defaults import SamplingDefaults
 from gemma_server.weights.source import EMBEDDING, Rows, plus_one
 
 _TABLE = "embedder/input_embedding"
 _STACKED = re.compile(r"stacked_layers/attention_type_(\d+)/(.*)")
-_NOT_TEXT = re.compile(r"(^|/)(vision_encoder|SigLiP\w*|mm_\w+|audio_\w+)/")
+_NOT_TEXT = re.compile(
+    r"(^|/)(vision_encoder|SigLiP\w*|PatchInput\w*|mm_\w+|audio_\w+|AudioEncoder)/"
+)
 _NOT_WEIGHTS = re.compile(r"(^|/)(opt_state|collections|ema\w*)/")
+_BARE = re.compile(r"/mlp2?/(linear|gating_einsum)$")
 _NORMS = {
     "pre_attention_norm/scale": "pre_attention_norm/scale",
     "post_attention_norm/scale": "post_attention_norm/scale",
@@ -59,26 +64,25 @@ class OrbaxWeights:
 
     format = "Orbax"
     stop_ids = suppressed_ids = frozenset[int]()  # its files have none, and no template
+    sampling = SamplingDefaults()
     chat_template: str | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
         stored = _text_model(path, open_arrays(path))
-        if any(name.endswith("/skip_scale") for name in stored):
-            raise ModelLoadError(
-                f"{path}: Gemma 4 is not read from Orbax files; take its Hugging Face "
-                "directory or a GGUF file"
-            )
         refuse_other_dtypes(path, stored)
-        self.tensors = stored.keys()
-        self.stored = stored_bytes(stored.values())
         self._arrays = _unstacked(stored)
+        self._is_gemma4 = any(name.endswith("/skip_scale") for name in self._arrays)
         try:
             self.config = preset_for(self._shape()).config()
         except ValueError as error:
             raise ModelLoadError(f"{path}: no Gemma that is served: {error}") from None
+        self.tensors = stored.keys() - self._dropped()
+        self.stored = stored_bytes([stored[name] for name in self.tensors])
 
     def rows(self, leaf: str) -> Sequence[Rows]:
+        if self._is_gemma4:
+            return self._gemma4_rows(leaf)
         if leaf == EMBEDDING:
             return [self._as_is(_TABLE)]
         if leaf == "final_norm/scale":
@@ -97,6 +101,33 @@ class OrbaxWeights:
             case "feed_forward/down/kernel":
                 return [_turned(self._arrays[f"{layer}/mlp/linear/w"], (1, 0))]  # from [F, D]
         raise KeyError(leaf)
+
+    def _dropped(self) -> set[str]:
+        """Takes out what no layer reads; the names under which nothing else is stored."""
+        dead = gemma4.dead_arrays(self.config) & self._arrays.keys()
+        names = {self._arrays.pop(name).name for name in dead}
+        return names - {array.name for array in self._arrays.values()}
+
+    def _gemma4_rows(self, leaf: str) -> list[Rows]:
+        layer, _, rest = leaf.partition("/")
+        if rest == "attention/qkv/kernel":
+            return self._gemma4_qkv(layer)
+        if leaf in gemma4.OUTSIDE_LAYERS:
+            name, axes, columns = gemma4.OUTSIDE_LAYERS[leaf]
+        else:
+            name, axes, columns = gemma4.places_in(self.config)[rest]
+            name = f"{layer}/{name}"
+        return [_turned(self._arrays[name], axes, columns=columns) if axes else self._as_is(name)]
+
+    def _gemma4_qkv(self, layer: str) -> list[Rows]:
+        """q, and the layer's own k and v, or the one for both."""
+        parts = [self._arrays[f"{layer}/attn/q_einsum/w"]]
+        index = int(layer.removeprefix("layer_"))
+        if (name := gemma4.keys_of(self.config, index)) is not None:
+            keys = self._arrays[name]
+            apart = not self.config.layers[index].keys_are_values
+            parts += [keys.at(0), keys.at(1)] if apart else [keys]
+        return [_turned(part, (0, 2, 1)) for part in parts]
 
     def _as_is(self, name: str) -> Rows:
         stored = self._arrays[name]
@@ -133,9 +164,11 @@ class OrbaxWeights:
             else:
                 heads, _, head_dim = self._arrays["layer_0/attn/q_einsum/w"].array.shape
                 kv_heads = self._arrays["layer_0/attn/kv_einsum/w"].array.shape[1]
-            hidden = self._arrays["layer_0/mlp/linear/w"].array.shape[0]
+            dense = "mlp2" if "layer_0/mlp2/linear/w" in self._arrays else "mlp"
+            hidden = self._arrays[f"layer_0/{dense}/linear/w"].array.shape[0]
         except (KeyError, ValueError, IndexError) as error:
             raise ModelLoadError(f"{self.path}: not a Gemma: {error}") from None
+        norms = "/attn/query_norm/scale" if self._is_gemma4 else "/attn/_query_norm/scale"
         return Shape(
             layers=len(layers),
             width=width,
@@ -144,8 +177,9 @@ class OrbaxWeights:
             head_dim=head_dim,
             hidden=hidden,
             vocab=vocab,
-            qk_norm=any(name.endswith("/attn/_query_norm/scale") for name in self._arrays),
+            qk_norm=any(name.endswith(norms) for name in self._arrays),
             post_norms=any(name.endswith("/post_attention_norm/scale") for name in self._arrays),
+            output_scale=self._is_gemma4,
         )
 
 
@@ -171,7 +205,9 @@ def _turned(stored: _Stored, axes: tuple[int, ...], *, columns: int = 1) -> Rows
     turned = stored.array.transpose(axes)
     split = len(axes) - columns
     shape = (math.prod(turned.shape[:split]), math.prod(turned.shape[split:]))
-    return Rows(stored.name, shape, lambda out: copy_array(turned, out.reshape(turned.shape)))
+    return Rows(
+        stored.name, shape, lambda out: copy_array(turned, out.reshape(-1, *turned.shape[1:]))
+    )
 
 
 def _text_model(path: Path, arrays: Mapping[str, ts.TensorStore]) -> dict[str, ts.TensorStore]:
@@ -194,7 +230,7 @@ def _text_model(path: Path, arrays: Mapping[str, ts.TensorStore]) -> dict[str, t
 
 def _with_leaf(name: str) -> str:
     """The feed-forward's leaves are bare arrays in some releases, under `w` in others."""
-    return f"{name}/w" if name.endswith(("/mlp/linear", "/mlp/gating_einsum")) else name
+    return f"{name}/w" if _BARE.search(name) else name
 
 
 def _unstacked(arrays: Mapping[str, ts.TensorStore]) -> dict[str, _Stored]:
