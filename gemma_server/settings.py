@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
         description="of the weights; auto is bfloat16 on a GPU, int8 on a CPU, "
-        "and there float32 without a C++ compiler",
+        "and there float32 without a C++ compiler or for embeddings",
     )
     slots: int = Field(8, ge=1, le=256, description="requests worked on at once")
     context_length: int = Field(

@@ -15,13 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from gemma_server.model.config import GemmaConfig
+from gemma_server.text.sentencepiece_model import model_from_pieces
+from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.weights.hugging_face.gemma import HuggingFaceWeights
-from testing.gemma4 import write_gemma4_tokenizer_of
+from testing.gemma4 import (
+    GGUF_IN_BLOCKS,
+    GGUF_OUTSIDE,
+    write_gemma4_gguf_tokenizer,
+    write_gemma4_tokenizer_of,
+)
 from testing.hugging_face import GLOBAL_EVERY, hf_config, hf_tensors, write_directory
 from testing.oracle import gemma, gemma4
 from testing.oracle.embedding import pooled
 from testing.quality import GOLDENS
-from testing.tiny import load_params, write_tokenizer
+from testing.tiny import finish_gguf, gguf_tensors, load_params, tiny_pieces, write_tokenizer
 
 NAMES = ("embedding", "embedding2")
 TOLERANCE = 1e-5  # of the numbers of an embedding, whose length is 1, in float32
@@ -61,6 +68,12 @@ def _weights(name: str) -> dict[str, Any]:
     if name == "embedding":
         return gemma.random_weights(FIRST, rng)
     return gemma4.random_weights(SECOND, rng)
+
+
+def tokenizer_of(name: str) -> Tokenizer:
+    """The tokenizer that its files have, for the first alone."""
+    assert name == "embedding"
+    return Tokenizer(model_from_pieces(*tiny_pieces(FIRST.vocab)))
 
 
 def oracle_embedding(name: str, ids: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -201,6 +214,90 @@ def _write_modules(path: Path, dense: Matrices) -> None:
         for index, (folder, kind) in enumerate(folders.items())
     ]
     (path / "modules.json").write_text(json.dumps(modules, indent=2))
+
+
+def write_embedding_gguf(
+    path: Path, name: str, *, dense: bool = True, metadata: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a model as llama.cpp's converter would, in f32, with its tokenizer. `metadata` is
+    written over its own; None leaves a key out."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "gemma-embedding" if name == "embedding" else "gemma-embedding2")
+    is_first = name == "embedding"
+    tensors = _first_gguf(writer, dense) if is_first else _second_gguf(writer)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_context_length(CONTEXT_LENGTH)
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(True)
+    for key, value in (metadata or {}).items():
+        writer.kv_data[0].pop(key, None)
+        if value is not None:
+            writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
+    for tensor, values in tensors.items():
+        writer.add_tensor(tensor, np.ascontiguousarray(values, np.float32))
+    finish_gguf(writer)
+    return path
+
+
+def _first_gguf(writer: Any, dense: bool) -> dict[str, npt.NDArray[Any]]:
+    c = FIRST
+    _write_sizes(writer, c)
+    writer.add_feed_forward_length(c.hidden)
+    writer.add_head_count_kv(c.kv_heads)
+    writer.add_key_length(c.head_dim)
+    writer.add_value_length(c.head_dim)
+    writer.add_sliding_window(_SPAN)
+    writer.add_rope_freq_base(1_000_000.0)
+    pieces, scores, types = tiny_pieces(c.vocab)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(pieces)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    tensors = gguf_tensors(c, _weights("embedding"))
+    if dense:
+        for number, matrix in zip((2, 3), dense_of("embedding"), strict=True):
+            tensors[f"dense_{number}.weight"] = matrix
+            writer.add_uint32(f"gemma-embedding.dense_{number}_feat_in", matrix.shape[1])
+            writer.add_uint32(f"gemma-embedding.dense_{number}_feat_out", matrix.shape[0])
+    return tensors
+
+
+def _second_gguf(writer: Any) -> dict[str, npt.NDArray[Any]]:
+    c, weights = SECOND, _weights("embedding2")
+    _write_sizes(writer, c)
+    writer.add_feed_forward_length(c.hidden)
+    writer.add_head_count_kv([c.kv_heads_of(layer) for layer in range(c.layers)])
+    for add, add_local in (
+        (writer.add_key_length, writer.add_key_length_swa),
+        (writer.add_value_length, writer.add_value_length_swa),
+        (writer.add_rope_dimension_count, writer.add_rope_dimension_count_swa),
+    ):
+        add(c.global_head_dim)
+        add_local(c.head_dim)
+    writer.add_sliding_window(2 * _REACH)
+    writer.add_sliding_window_pattern(list(c.local))
+    writer.add_rope_freq_base(1_000_000.0)
+    writer.add_rope_freq_base_swa(10_000.0)
+    writer.add_embedding_length_per_layer_input(c.per_layer)
+    writer.add_uint32("gemma-embedding2.embedding_length_out", _DENSE["embedding2"][-1])
+    write_gemma4_gguf_tokenizer(writer, c.vocab)
+    tensors = {theirs: weights[ours] for theirs, ours in GGUF_OUTSIDE.items() if ours in weights}
+    for layer in range(c.layers):
+        for theirs, ours in GGUF_IN_BLOCKS.items():
+            if (full := f"layers.{layer}.{ours}") in weights:
+                tensors[f"blk.{layer}.{theirs}"] = weights[full]
+    return tensors | {"output.weight": dense_of("embedding2")[0]}
+
+
+def _write_sizes(writer: Any, c: gemma.OracleConfig | gemma4.OracleConfig) -> None:
+    writer.add_block_count(c.layers)
+    writer.add_embedding_length(c.width)
+    writer.add_head_count(c.heads)
+    writer.add_layer_norm_rms_eps(1e-6)
 
 
 @cache

@@ -178,7 +178,7 @@ GGUF_IN_BLOCKS = {
     "post_ffw_norm_1.weight": "post_feedforward_layernorm_1.weight",
     "post_ffw_norm_2.weight": "post_feedforward_layernorm_2.weight",
 }
-_GGUF_OUTSIDE = {
+GGUF_OUTSIDE = {
     "token_embd.weight": "embed_tokens.weight",
     "output_norm.weight": "norm.weight",
     "per_layer_token_embd.weight": "embed_tokens_per_layer.weight",
@@ -208,7 +208,7 @@ def write_gemma4_gguf(
         writer.kv_data[0].pop(key, None)
         if value is not None:
             writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
-    tensors = {theirs: weights[ours] for theirs, ours in _GGUF_OUTSIDE.items() if ours in weights}
+    tensors = {theirs: weights[ours] for theirs, ours in GGUF_OUTSIDE.items() if ours in weights}
     half = c.global_head_dim // 2
     tensors["rope_freqs.weight"] = np.where(np.arange(half) < half // 4, 1.0, 1e30)
     for layer in range(c.layers):
@@ -256,12 +256,17 @@ def _write_metadata(writer: Any, c: OracleConfig) -> None:
         writer.add_expert_count(c.experts)
         writer.add_expert_used_count(c.chosen)
         writer.add_expert_feed_forward_length(c.expert_hidden)
-    pieces, scores, types = gemma4_pieces(c.vocab)
+    write_gemma4_gguf_tokenizer(writer, c.vocab)
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
+
+
+def write_gemma4_gguf_tokenizer(writer: Any, vocab: int) -> None:
+    """Write the tokenizer of `gemma4_pieces`, but for the ids of its beginning and end."""
+    pieces, scores, types = gemma4_pieces(vocab)
     writer.add_tokenizer_model("gemma4")
     writer.add_token_list(pieces)
     writer.add_token_scores(scores)
     writer.add_token_types(types)
     writer.add_token_merges(MERGES)
-    writer.add_bos_token_id(2)
-    writer.add_eos_token_id(1)
     writer.add_eot_token_id(pieces.index(GEMMA4.end_of_turn))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gemma_server.api.operations import OPERATIONS
-from gemma_server.model.presets import RELEASED
+from gemma_server.model.presets import EMBEDDERS, RELEASED
 from gemma_server.serving.loader import load_model
 from gemma_server.serving.model import ServedModel
 from gemma_server.serving.models import Models
@@ -63,6 +63,16 @@ def test_the_table_of_models_has_every_released_one_with_what_it_needs() -> None
         sizes = [weights * (1 + 2 / 32), 2 * weights, 4 * weights, 2 * cache, 4 * cache]
         expected = [*(f"{size / 1e9:.1f}" for size in sizes), f"{row.context_length:,}"]
         assert cells.split(" | ")[:6] == expected, row.name
+
+
+def test_the_table_of_models_that_embed_says_what_they_need() -> None:
+    rows = re.findall(r"^\| `(embeddinggemma-\w+)`.*? \| (\d.+) \|$", MODELS, re.MULTILINE)
+    assert [name for name, _ in rows] == [row.name for row in EMBEDDERS]
+    for row, (_, cells) in zip(EMBEDDERS, rows, strict=True):
+        config = row.config()
+        sizes = (f"{config.parameters * size / 1e9:.1f}" for size in (1 + 2 / 32, 2, 4))
+        assert cells.split(" | ")[:4] == [*sizes, str(config.embedding_width)], row.name
+        assert cells.split(" | ")[5].startswith(f"{row.context_length:,}")
 
 
 def test_every_benchmark_named_in_their_readme_exists_and_every_one_is_named() -> None:

@@ -1,7 +1,8 @@
-"""JSON documents from clients: parsed, and checked against a schema."""
+"""JSON documents: those from clients parsed and checked against a schema, and answers written."""
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -11,6 +12,7 @@ from gemma_server.errors import InvalidRequest
 
 MAX_BODY_BYTES = 1 << 20
 _MANY_FIELDS = 64  # more than any schema has
+_MANY_ITEMS = 16  # of a list
 _TYPE_NAMES = frozenset({"str", "int", "float", "bool", "NamedTool"})
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -24,6 +26,27 @@ def read(schema: type[Schema], body: bytes) -> Schema:
         Overloaded: too many large bodies wait to be parsed.
     """
     return heavy.run(len(body), lambda: check(schema, parse(body)))
+
+
+def write(document: Any, encode: Callable[[Any], str]) -> str:
+    """An answer as JSON, by an encoder that writes no spaces.
+
+    An encoder holds Python's lock until it is done, and a thousand embeddings take it a second. So
+    an object's long lists are written item by item.
+    """
+    if not isinstance(document, dict) or not any(map(_is_long, document.values())):
+        return encode(document)
+    fields = (
+        f"{encode(name)}:[{','.join(map(encode, value))}]"
+        if _is_long(value)
+        else f"{encode(name)}:{encode(value)}"
+        for name, value in document.items()
+    )
+    return "{" + ",".join(fields) + "}"
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > _MANY_ITEMS
 
 
 def parse(body: bytes) -> dict[str, Any]:

@@ -77,3 +77,9 @@ class Operation(Generic[Body]):
     text: tuple[str, ...] = ()  # content types
     query: tuple[tuple[str, tuple[str, ...]], ...] = ()  # parameters, each with its values
     unready: Any = None  # the type of the answer while the model loads, if that is no error
+    embeds: bool = False  # it waits for the model, though it streams nothing
+
+    @property
+    def has_deadline(self) -> bool:
+        """Whether the client may limit the time that it takes."""
+        return self.embeds or self.stream is not None

@@ -33,9 +33,9 @@ def describe(checkpoint: Checkpoint) -> str:
             "heads": _each(_heads(layer) for layer in config.layers),
             "context": _context(config),
             "tokenizer": _tokenizer(checkpoint),
-            "sampling": _sampling(checkpoint),
+            **({} if config.bidirectional else {"sampling": _sampling(checkpoint)}),
             "weights take": _each_dtype(config.parameters, _WEIGHT_BYTES),
-            "cache takes": _cache(config),
+            **_kind(config),
         }
     )
 
@@ -46,6 +46,8 @@ def _context(config: GemmaConfig) -> str:
     if not windows:
         return text
     share = f"{len(windows)} of {len(config.layers)} layers are local"
+    if config.bidirectional:
+        return f"{text}; {share} and see {_each(windows)} tokens to each side, their own included"
     return f"{text}; {share} and see {_each(f'{window:,}' for window in windows)}"
 
 
@@ -63,6 +65,12 @@ def _tokenizer(checkpoint: Checkpoint) -> str:
     tokenizer = checkpoint.tokenizer
     stops = ", ".join(map(str, sorted(tokenizer.stop_ids)))
     return f"{checkpoint.tokenizer_from.name}, {tokenizer.vocab_size:,} pieces, ends at {stops}"
+
+
+def _kind(config: GemmaConfig) -> dict[str, str]:
+    if config.bidirectional:
+        return {"makes": f"embeddings of {config.embedding_width} numbers, no text"}
+    return {"cache takes": _cache(config)}
 
 
 def _sampling(checkpoint: Checkpoint) -> str:

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from gemma_server.api.caller import Caller, Running
+from gemma_server.api.document import write
 from gemma_server.api.errors import CLIENT_CLOSED, ErrorBody, error_body, make_error_body, status_of
 from gemma_server.api.generation import Disconnected
 from gemma_server.errors import NotReady, Overloaded, RequestError
@@ -123,7 +124,7 @@ def failure(
 def json_frame(kind: int, name: Id | None, document: Mapping[str, Any]) -> bytes:
     """A frame of JSON, with the request's id if it has one."""
     tagged = document if name is None else {"id": name, **document}
-    return frame(kind, _encode(tagged).encode("utf-8", errors="replace"))
+    return frame(kind, write(tagged, _encode).encode("utf-8", errors="replace"))
 
 
 def _new_id() -> str:

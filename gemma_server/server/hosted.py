@@ -7,7 +7,7 @@ from gemma_server.frames.operations import OperationService
 from gemma_server.frames.service import Service
 from gemma_server.server.progress import report_progress
 from gemma_server.serving.engines import OnDeath
-from gemma_server.serving.model import LoadedModel, ServedModel
+from gemma_server.serving.model import GenerativeModel, LoadedModel, ServedModel
 from gemma_server.serving.models import Models
 from gemma_server.settings import Settings
 
@@ -87,8 +87,11 @@ class HostedGemma:
             target=report_progress, args=(self._model,), name="progress", daemon=True
         ).start()
         load_model(self.settings, self._model, on_death)
-        assert self._model.loaded is not None
-        return self._model.loaded
+        loaded = self._model.loaded
+        assert loaded is not None
+        if not isinstance(loaded, GenerativeModel):
+            self.example = None  # there is nothing to prompt
+        return loaded
 
     def drain(self) -> None:
         """Refuse new requests."""

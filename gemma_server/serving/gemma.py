@@ -3,8 +3,10 @@
 import logging
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gemma_server.engine.embedding import EmbeddingEngine, EmbeddingLimits
 from gemma_server.engine.watchdog import StepTimes
 from gemma_server.errors import ModelLoadError
 from gemma_server.executor.compile_counter import CompileCounter
@@ -12,7 +14,14 @@ from gemma_server.model.config import GemmaConfig, stays_float32
 from gemma_server.private_directory import PrivateDirectory
 from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
 from gemma_server.serving.engines import OnDeath, Wrap, limits_of, start_engine
-from gemma_server.serving.model import GenerativeModel, ModelInfo, ServedModel, byte_rate
+from gemma_server.serving.model import (
+    EmbeddingModel,
+    GenerativeModel,
+    LoadedModel,
+    ModelInfo,
+    ServedModel,
+    byte_rate,
+)
 from gemma_server.settings import Settings
 from gemma_server.weights.architecture import family_of
 from gemma_server.weights.arrays import Array
@@ -23,15 +32,45 @@ from gemma_server.weights.source import Progress, load_leaves
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
+    from gemma_server.executor.dispatch_policy import DispatchPolicy
+    from gemma_server.executor.embedding import EmbeddingPrograms, JaxEmbeddingRunner
     from gemma_server.executor.programs import Programs
+    from gemma_server.executor.runner import JaxRunner
     from gemma_server.model.transformer import Params
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Start:
+    """What is known of a model before its programs are."""
+
+    settings: Settings
+    model: ServedModel
+    compilations: CompileCounter
+    checkpoint: Checkpoint
+    began: float  # on the monotonic clock
+    device: Any
+    native: bool
+    dtype: "DTypeLike"
+    context_length: int
+    policy: "DispatchPolicy"
+
+    def common(self) -> dict[str, Any]:
+        """The fields that every loaded model has."""
+        return {
+            "name": self.settings.model_name or self.checkpoint.config.name,
+            "tokenizer": self.checkpoint.tokenizer,
+            "device": _describe(self.device),
+            "load_s": time.monotonic() - self.began,
+            "compilations": self.compilations,
+            "info": _info(self.checkpoint),
+        }
+
+
 def load_gemma(
     settings: Settings, model: ServedModel, on_death: OnDeath, wrap: Wrap
-) -> GenerativeModel:
+) -> LoadedModel:
     """The model that the settings name, ready to answer; `model` is told of each stage.
 
     Raises:
@@ -39,90 +78,121 @@ def load_gemma(
     """
     compilations = CompileCounter()
     with compilations.blamed():
-        return _load(settings, model, on_death, wrap, compilations)
+        start = _start(settings, model, compilations)
+        if start.checkpoint.config.bidirectional:
+            return _load_embedding(start, on_death)
+        return _load_generative(start, on_death, wrap)
 
 
-def _load(
-    settings: Settings,
-    model: ServedModel,
-    on_death: OnDeath,
-    wrap: Wrap,
-    compilations: CompileCounter,
-) -> GenerativeModel:
+def _start(settings: Settings, model: ServedModel, compilations: CompileCounter) -> _Start:
     began = time.monotonic()
     model.at("opening the checkpoint")
     path = settings.model_checkpoint or demo_checkpoint(settings.cache_dir)
     checkpoint = open_checkpoint(path, settings.model_tokenizer)
-    config = checkpoint.config
 
     model.at("starting the device")
     import jax
 
     from gemma_server.executor.dispatch_policy import ON_CPU, ON_GPU
+
+    device = jax.devices()[0]
+    on_cpu, wanted = device.platform == "cpu", settings.dtype
+    if wanted == "auto" and on_cpu and checkpoint.config.bidirectional:
+        wanted = "float32"  # what int8 would cost a vector is kept for as long as the index is
+    native = on_cpu and _register_kernels(wanted, settings, model)
+    return _Start(
+        settings,
+        model,
+        compilations,
+        checkpoint,
+        began,
+        device,
+        native,
+        _dtype(wanted, device.platform, native),
+        _context_length(settings, checkpoint.config),
+        ON_CPU if on_cpu else ON_GPU,
+    )
+
+
+def _load_generative(start: _Start, on_death: OnDeath, wrap: Wrap) -> GenerativeModel:
     from gemma_server.executor.programs import Programs, chunks_for
     from gemma_server.executor.runner import JaxRunner
 
-    device = jax.devices()[0]
-    native = device.platform == "cpu" and _register_kernels(settings, model)
-    dtype = _dtype(settings.dtype, device.platform, native)
-    context_length = _context_length(settings, config)
-    policy = ON_CPU if device.platform == "cpu" else ON_GPU
+    settings, policy = start.settings, start.policy
     programs = Programs(
-        config,
+        start.checkpoint.config,
         slots=settings.slots,
-        context_length=context_length,
-        dtype=dtype,
-        native=native,
+        context_length=start.context_length,
+        dtype=start.dtype,
+        native=start.native,
         policy=policy,
-        chunks=chunks_for(context_length),
+        chunks=chunks_for(start.context_length),
     )
-    params = _compile_and_read(settings, model, checkpoint, programs, compilations)
-    model.at("warming up")
-    runner = JaxRunner(programs, params, compilations)
-    warming = time.monotonic()
-    runner.warm_up()  # runs each program once, so no step can take longer than all of it
-    step_times = StepTimes(time.monotonic() - warming, settings.hung_after)
-    limits = limits_of(settings, context_length, programs.chunks[-1], policy.steps)
+    runner = JaxRunner(programs, _compile_and_read(start, programs), start.compilations)
+    step_times = _warmed_up(start, runner)
+    limits = limits_of(settings, start.context_length, programs.chunks[-1], policy.steps)
+    engine = start_engine(
+        wrap(runner), limits, on_death, step_times, max_in_flight=policy.max_in_flight
+    )
     return GenerativeModel(
-        name=settings.model_name or config.name,
-        tokenizer=checkpoint.tokenizer,
-        chat=checkpoint.chat,
-        engine=start_engine(
-            wrap(runner), limits, on_death, step_times, max_in_flight=policy.max_in_flight
-        ),
-        device=_describe(device),
-        load_s=time.monotonic() - began,
-        compilations=compilations,
-        weight_bytes=runner.weight_bytes,
+        chat=start.checkpoint.chat,
+        engine=engine,
         token_bytes=runner.token_bytes,
         max_steps=settings.max_steps,
-        sampling=checkpoint.sampling,
-        info=_info(checkpoint),
+        sampling=start.checkpoint.sampling,
+        weight_bytes=runner.weight_bytes,
+        **start.common(),
     )
 
 
-def _compile_and_read(
-    settings: Settings,
-    model: ServedModel,
-    checkpoint: Checkpoint,
-    programs: "Programs",
-    compilations: CompileCounter,
-) -> "Params":
+def _load_embedding(start: _Start, on_death: OnDeath) -> EmbeddingModel:
+    from gemma_server.executor.embedding import EmbeddingPrograms, JaxEmbeddingRunner
+
+    settings, config = start.settings, start.checkpoint.config
+    programs = EmbeddingPrograms(
+        config,
+        context_length=start.context_length,
+        dtype=start.dtype,
+        native=start.native,
+        policy=start.policy,
+    )
+    runner = JaxEmbeddingRunner(programs, _compile_and_read(start, programs), start.compilations)
+    step_times = _warmed_up(start, runner)
+    limits = EmbeddingLimits(start.context_length, settings.max_queue, settings.max_queue_tokens)
+    engine = EmbeddingEngine(runner, limits, on_death, step_times)
+    engine.start()
+    return EmbeddingModel(
+        engine=engine,
+        width=config.embedding_width,
+        weight_bytes=runner.weight_bytes,
+        **start.common(),
+    )
+
+
+def _warmed_up(start: _Start, runner: "JaxRunner | JaxEmbeddingRunner") -> StepTimes:
+    """Run each program once, so that no step can take longer than all of it."""
+    start.model.at("warming up")
+    warming = time.monotonic()
+    runner.warm_up()
+    return StepTimes(time.monotonic() - warming, start.settings.hung_after)
+
+
+def _compile_and_read(start: _Start, programs: "Programs | EmbeddingPrograms") -> "Params":
     """Compile while the weights are read: compiling needs their shapes alone."""
     from gemma_server.executor.compile_cache import CompileCache
 
-    directory = PrivateDirectory(settings.cache_dir / "programs")
+    directory = PrivateDirectory(start.settings.cache_dir / "programs")
     cache = CompileCache(directory, programs.configuration)
-    progress = _Progress(model)
+    progress = _Progress(start.model)
 
     def compile_all() -> None:
-        with compilations.blamed():
+        with start.compilations.blamed():
             programs.compile(progress.compiled, cache)
 
     compiler = ThreadPoolExecutor(1, "compiler")
     try:
         compiling = compiler.submit(compile_all)
-        params = put_on_device(checkpoint, programs.dtype, progress.loaded)
+        params = put_on_device(start.checkpoint, programs.dtype, progress.loaded)
         compiling.result()
     finally:
         progress.stop()  # bad weights are reported at once, not after compiling
@@ -216,11 +286,11 @@ class _Progress:
         self._model.at("compiling and loading weights", share, self._detail)
 
 
-def _register_kernels(settings: Settings, model: ServedModel) -> bool:
+def _register_kernels(dtype: str, settings: Settings, model: ServedModel) -> bool:
     """Register the native kernels if they serve the dtype; False if they cannot be used."""
     from gemma_server.native.library import register
 
-    if settings.dtype not in ("auto", "int8"):
+    if dtype not in ("auto", "int8"):
         return False
     model.at("preparing the native kernels")
     return register(PrivateDirectory(settings.cache_dir / "native"))

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from typing_extensions import TypedDict
 
+from gemma_server.engine.embedding import EmbeddingEngine
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.stats import EngineStats
 from gemma_server.errors import ContextLengthExceeded, NotReady
@@ -128,6 +129,27 @@ class GenerativeModel(LoadedModel):
     def worker(self) -> Engine:
         """The engine."""
         return self.engine
+
+
+@dataclass(frozen=True)
+class EmbeddingModel(LoadedModel):
+    """A model that makes embeddings of texts."""
+
+    engine: EmbeddingEngine
+    width: int  # numbers of an embedding
+
+    @property
+    def worker(self) -> EmbeddingEngine:
+        """The engine."""
+        return self.engine
+
+    def encode(self, text: str) -> list[int]:
+        """`<bos>`, the text's ids and `<eos>`: the model was trained with both.
+
+        Raises:
+            InvalidText: the text is not valid Unicode (a lone surrogate).
+        """
+        return [*self.tokenizer.encode(text), self.tokenizer.eos_id]
 
 
 class Readiness(TypedDict):

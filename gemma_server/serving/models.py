@@ -7,7 +7,13 @@ from typing import TypeVar
 
 from gemma_server.errors import ModelNotFound, WrongKind
 from gemma_server.serving.metrics import Metrics
-from gemma_server.serving.model import GenerativeModel, LoadedModel, Readiness, ServedModel
+from gemma_server.serving.model import (
+    EmbeddingModel,
+    GenerativeModel,
+    LoadedModel,
+    Readiness,
+    ServedModel,
+)
 
 Model = TypeVar("Model", bound=LoadedModel)
 # A request's hold on a model, from entering to leaving the context: so long it stays loaded.
@@ -33,6 +39,18 @@ class Models:
         loaded = self._named(name)
         if not isinstance(loaded, GenerativeModel):
             raise WrongKind(loaded.name, "makes embeddings", "does not generate")
+        return self._lease(loaded)
+
+    def resolve_embedding(self, name: str | None) -> Lease[EmbeddingModel]:
+        """The model of this name, which makes embeddings.
+
+        Raises:
+            NotReady, ModelNotFound: as `resolve_any`.
+            WrongKind: it writes text.
+        """
+        loaded = self._named(name)
+        if not isinstance(loaded, EmbeddingModel):
+            raise WrongKind(loaded.name, "generates text", "makes no embeddings")
         return self._lease(loaded)
 
     def resolve_any(self, name: str | None) -> Lease[LoadedModel]:

@@ -7,6 +7,7 @@ from typing import Any
 from flask import Flask, Response, g, json, request
 
 from gemma_server.api.caller import Caller, Running
+from gemma_server.api.document import write
 from gemma_server.api.operation import Answer, Operation, Stream
 from gemma_server.api.schemas import ModelBody
 from gemma_server.serving.models import Models
@@ -51,7 +52,7 @@ def _caller(operation: Operation[Any], held: ExitStack, in_path: dict[str, str])
         g.request_id,
         held,
         disconnect_check(),
-        deadline() if operation.stream is not None else None,
+        deadline() if operation.has_deadline else None,
         g.stages,
         {**in_path, **request.args} if request.query_string else in_path,
         _note_job,
@@ -67,7 +68,7 @@ def _note_job(job: Running) -> None:
 def _respond(answer: Answer) -> Response:
     content, content_type = answer.content, answer.content_type
     if not isinstance(content, str | bytes):
-        content, content_type = json.dumps(content), content_type or _JSON
+        content, content_type = write(content, json.dumps), content_type or _JSON
         if content_type != _JSON:
             content += "\n"  # a stream of one line
     return Response(content, answer.status, answer.headers, content_type=content_type)

@@ -217,9 +217,10 @@ def config_with(
     """
     rows = [row for row in (*RELEASED, *EMBEDDERS) if row.output_scale]
     released = {(row.config().layers, row.width): row.name for row in rows}
+    family = "embeddinggemma-2" if more.get("bidirectional") else "gemma-4"
     try:
         return GemmaConfig(
-            name=released.get((layers, stored.width), f"gemma-4-{len(layers)}x{stored.width}"),
+            name=released.get((layers, stored.width), f"{family}-{len(layers)}x{stored.width}"),
             width=stored.width,
             vocab=stored.vocab,
             context_length=context_length,

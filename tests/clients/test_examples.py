@@ -51,9 +51,10 @@ def test_every_route_has_an_example_and_one_of_its_stream() -> None:
 
 @pytest.mark.parametrize(("command", "answer"), EXAMPLES, ids=lambda text: text[-40:].strip())
 def test_an_example_runs_and_its_answer_has_that_form(
-    server: Server, command: str, answer: str
+    server: Server, embedding_server: Server, command: str, answer: str
 ) -> None:
-    command = command.replace("localhost:20200", f"127.0.0.1:{server.port}")
+    port = (embedding_server if "embeddinggemma" in command else server).port
+    command = command.replace("localhost:20200", f"127.0.0.1:{port}")
     done = subprocess.run(
         ["bash", "-c", command.replace("curl ", "curl -sS ", 1)],
         capture_output=True,

@@ -12,6 +12,7 @@ from gemma_server.model.config import GemmaConfig, LayerConfig
 from testing.embedding import NAMES, TOLERANCE, embedding_model, oracle_embedding, read_golden
 
 Vectors = npt.NDArray[np.float32]
+ROWS = 8
 
 
 @cache
@@ -30,12 +31,13 @@ def _compiled(name: str, dtype: str) -> tuple[Any, Any]:
 
 
 def embed(name: str, texts: list[list[int]], length: int, dtype: str = "float32") -> Vectors:
-    """The embeddings of a batch padded to `length`, whose padding is other tokens."""
+    """The embeddings of a batch padded to `length` and to few sizes, by other tokens."""
     apply, params = _compiled(name, dtype)
-    tokens = np.full((len(texts), length), 7, np.int32)
-    for row, ids in zip(tokens, texts, strict=True):
-        row[: len(ids)] = ids
-    return np.asarray(apply(params, tokens, np.array([len(ids) for ids in texts], np.int32)))
+    rows = ROWS if length <= 64 else 1
+    tokens, lengths = np.full((rows, length), 7, np.int32), np.full(rows, 3, np.int32)
+    for row, ids in enumerate(texts):
+        tokens[row, : len(ids)], lengths[row] = ids, len(ids)
+    return np.asarray(apply(params, tokens, lengths))[: len(texts)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -55,6 +57,14 @@ def test_a_padded_batch_agrees_with_the_library(name: str) -> None:
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
 
 
+def test_a_text_in_three_parts_agrees_with_the_equations() -> None:
+    """What the middle part sees ends on both sides within the text."""
+    ids = np.random.default_rng(5).integers(4, 300, 700).tolist()
+    [found] = embed("embedding", [ids], 768)
+    expected = oracle_embedding("embedding", ids)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_padding_and_neighbours_do_not_matter(name: str) -> None:
     goldens = read_golden(name)
@@ -64,10 +74,9 @@ def test_padding_and_neighbours_do_not_matter(name: str) -> None:
     np.testing.assert_allclose(embed(name, [long, short], 64)[1:], alone, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_in_bfloat16_a_vector_points_nearly_the_same_way(name: str) -> None:
-    ids, vector = read_golden(name)[6]
-    [found] = embed(name, [ids], 64, "bfloat16")
+def test_in_bfloat16_a_vector_points_nearly_the_same_way() -> None:
+    ids, vector = read_golden("embedding2")[6]
+    [found] = embed("embedding2", [ids], 64, "bfloat16")
     assert found.dtype == np.float32
     assert found @ vector > 0.99
 

@@ -15,6 +15,7 @@ from tests.web.dialects import ask
 _FILE = Path(__file__).parents[2] / "testing" / "foreign_fields.toml"
 _SERVERS: dict[str, dict[str, str]] = tomllib.loads(_FILE.read_text())
 _HARMLESS = _SERVERS.pop("harmless")
+EMBEDDINGS = _SERVERS.pop("embeddings")  # see test_embeddings.py
 HARMLESS = frozenset(_HARMLESS["fields"].split())
 HARMLESS_OPTIONS = frozenset(_HARMLESS["ollama_options"].split())
 FIELDS = {server: said["fields"].split() for server, said in _SERVERS.items()}

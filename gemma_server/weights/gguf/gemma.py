@@ -18,9 +18,10 @@ from gemma_server.weights.architecture import (
     count_layers,
     not_served,
     preset_of_family,
+    warn_without_dense,
 )
 from gemma_server.weights.gemma4 import dead_tensors
-from gemma_server.weights.gguf import gemma4
+from gemma_server.weights.gguf import embedding2, gemma4
 from gemma_server.weights.gguf.blocks import EXACT_IN_BLOCKS
 from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.numbers import Numbers
@@ -50,12 +51,17 @@ class GgufWeights:
         family = _family(self._file)
         _refuse_split(self._file)
         _refuse_what_changes_the_numbers(self._file, family)
-        if family == "gemma4":
+        self._outside = _OUTSIDE_BLOCKS
+        if family == embedding2.ARCHITECTURE:
+            self.config = embedding2.embedding2_config(self._file)
+            self._outside = {**_OUTSIDE_BLOCKS, "dense_0/kernel": embedding2.HEAD}
+        elif family == "gemma4":
             self.config = gemma4.gemma4_config(self._file)
             beside = dead_tensors(self.config, gemma4.NAMES) | gemma4.BESIDE
             self.tensors = [name for name in self.tensors if name not in beside]
         else:
             self.config = _config(self._file, family, self.tensors)
+        warn_without_dense(str(path), self.config)
         self._file.refuse_undecodable(self.tensors)
         number = Numbers(self._file.metadata, str(path), "tokenizer.ggml.")
         self.stop_ids = frozenset[int]().union(*map(number.ids, _STOPS))
@@ -143,8 +149,8 @@ class GgufWeights:
     def _stored_names(self, leaf: str) -> list[str]:
         """The tensors that a leaf is made of. Names: ggml-org/llama.cpp,
         gguf-py/gguf/constants.py."""
-        if leaf in _OUTSIDE_BLOCKS:
-            return [_OUTSIDE_BLOCKS[leaf]]
+        if leaf in self._outside:
+            return [self._outside[leaf]]
         layer, _, rest = leaf.partition("/")
         block = layer.removeprefix("layer_")
         if rest in gemma4.IN_BLOCKS:
@@ -177,6 +183,8 @@ def _chat_template(file: GgufFile) -> str | None:
 _OUTSIDE_BLOCKS = {
     EMBEDDING: "token_embd.weight",
     "final_norm/scale": "output_norm.weight",
+    "dense_0/kernel": "dense_2.weight",  # by the folders of sentence-transformers
+    "dense_1/kernel": "dense_3.weight",
     **gemma4.OUTSIDE_BLOCKS,
 }
 _IN_BLOCKS = {
@@ -198,11 +206,16 @@ _GLOBAL_BASE = ("rope.freq_base", "rope.global.freq_base")
 _LOCAL_BASE = ("rope.freq_base_swa", "rope.local.freq_base")
 # What is the same in every Gemma of these families: another value is another model.
 _ALWAYS = {"attention.causal": True, "pooling_type": 0, "expert_count": 0}
+# And in those that embed texts, where 1 is the mean. Their window spans both sides of a token.
+_ALWAYS_EMBEDDING = {"attention.causal": False, "pooling_type": 1, "expert_count": 0}
+_EMBEDDING = "gemma-embedding"
+_SPAN = 512
 
 
 def _family(file: GgufFile) -> str:
     family = file.metadata.get("general.architecture")
-    if not isinstance(family, str) or family not in _FAMILIES:
+    known = (*_FAMILIES, _EMBEDDING, embedding2.ARCHITECTURE)
+    if not isinstance(family, str) or family not in known:
         raise not_served(str(file.path), "architecture", family)
     return family
 
@@ -210,11 +223,14 @@ def _family(file: GgufFile) -> str:
 def _config(file: GgufFile, family: str, tensors: Collection[str]) -> GemmaConfig:
     """The architecture from the metadata; values that it lacks come from the released row."""
     number = Numbers(file.metadata, str(file.path), f"{family}.")
-    preset = preset_of_family(str(file.path), family, _shape(file, number, tensors))
+    shape, embeds = _shape(file, number, tensors), family == _EMBEDDING
+    shape = replace(shape, bidirectional=embeds)
+    preset = preset_of_family(str(file.path), "gemma3" if embeds else family, shape)
     preset = replace(
         preset,
+        dense=_dense(file) if embeds else (),
         context_length=number.whole("context_length", preset.context_length),
-        window=preset.window and number.whole("attention.sliding_window", preset.window),
+        window=preset.window and _window(number, preset.window, embeds),
         attention_softcap=number.real_or_none("attn_logit_softcapping", preset.attention_softcap),
         final_softcap=number.real_or_none("final_logit_softcapping", preset.final_softcap),
         global_rope_base=number.real(number.first_of(*_GLOBAL_BASE), preset.global_rope_base),
@@ -223,6 +239,17 @@ def _config(file: GgufFile, family: str, tensors: Collection[str]) -> GemmaConfi
         norm_eps=number.real("attention.layer_norm_rms_epsilon", preset.norm_eps),
     )
     return config_of(str(file.path), _with_local_layers(number, preset))
+
+
+def _window(number: Numbers, usual: int, embeds: bool) -> int:
+    name = "attention.sliding_window"
+    return number.whole(name, _SPAN) // 2 + 1 if embeds else number.whole(name, usual)
+
+
+def _dense(file: GgufFile) -> tuple[int, ...]:
+    """The widths of the layers behind the mean; the first published files have none."""
+    found = (file.tensors.get(_OUTSIDE_BLOCKS[f"dense_{index}/kernel"]) for index in (0, 1))
+    return tuple(tensor.shape[0] for tensor in found if tensor is not None)
 
 
 def _refuse_split(file: GgufFile) -> None:
@@ -234,7 +261,8 @@ def _refuse_split(file: GgufFile) -> None:
 
 
 def _refuse_what_changes_the_numbers(file: GgufFile, family: str) -> None:
-    for name, usual in _ALWAYS.items():
+    embeds = family in (_EMBEDDING, embedding2.ARCHITECTURE)
+    for name, usual in (_ALWAYS_EMBEDDING if embeds else _ALWAYS).items():
         if family == "gemma4" and name == "expert_count":
             continue
         value = file.metadata.get(f"{family}.{name}", usual)

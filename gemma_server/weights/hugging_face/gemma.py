@@ -96,9 +96,9 @@ class HuggingFaceWeights:
         make_config = _CONFIGS.get(family, _config)
         self.config = make_config(path / "config.json", model, self._shapes())
         self._dense = dense_layers(path) if self.config.bidirectional else []
-        if self._dense:
-            if self._is_gemma4:
-                raise ModelLoadError(f"{path}: dense layers beside an EmbeddingGemma 2")
+        if self._dense and self._is_gemma4:
+            raise ModelLoadError(f"{path}: dense layers beside an EmbeddingGemma 2")
+        if not self._is_gemma4:
             widths = (files.tensors[WEIGHT].shape[0] for files in self._dense)
             self.config = replace(self.config, dense=tuple(widths))
         warn_without_dense(str(path), self.config)
@@ -205,8 +205,8 @@ def _refuse_what_changes_the_numbers(path: Path, found: Mapping[str, Any]) -> No
         value = found.get(name, usual)
         if name == "use_bidirectional_attention" and value == "vision":
             continue  # the tokens of an image, of which there are none
-        if name == "use_bidirectional_attention" and _embeds(found):
-            continue
+        if name in ("use_bidirectional_attention", "tie_word_embeddings") and _embeds(found):
+            continue  # it has no output layer
         if value != usual and value is not None:
             raise ModelLoadError(f"{path}: {name} is {str(value)[:100]}: not supported")
     # Gemma 1's files say "gelu" in hidden_act, and its tanh form is meant.
@@ -217,9 +217,9 @@ def _refuse_what_changes_the_numbers(path: Path, found: Mapping[str, Any]) -> No
 
 
 def _embeds(model: Mapping[str, Any]) -> bool:
-    """Whether this is EmbeddingGemma: a Gemma 3 that looks both ways."""
+    """Whether it makes embeddings, as a Gemma 3 does that looks both ways."""
     kind, both_ways = model.get("model_type"), model.get("use_bidirectional_attention")
-    return kind == "gemma3_text" and both_ways is True
+    return _FAMILIES.get(str(kind)) == "embedding2" or (kind == "gemma3_text" and both_ways is True)
 
 
 def _prefix(files: SafetensorsDir) -> str:

@@ -1,0 +1,163 @@
+"""Ollama's routes for embeddings: /api/embed, and the older /api/embeddings.
+
+The wire format follows ollama/ollama's `api/types.go` and `server/routes.go`.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from gemma_server.api.caller import Caller
+from gemma_server.api.embedding import (
+    MAX_TEXTS,
+    Cut,
+    EmbeddingJob,
+    check_dimensions,
+    encode_texts,
+    shortened,
+)
+from gemma_server.api.errors import OLLAMA
+from gemma_server.api.job import Costs
+from gemma_server.api.operation import Operation
+from gemma_server.api.schemas import WHOLE, ForeignBody, Items, ModelBody
+from gemma_server.errors import InvalidRequest
+from gemma_server.serving.model import EmbeddingModel
+from gemma_server.serving.models import Models
+
+_NANOSECONDS = 1_000_000  # in a millisecond
+_BEFORE = ("parse_ms", "tokenize_ms", "queue_ms")
+Count = Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE]
+
+
+class EmbedOptions(ForeignBody):
+    """Options that only tune Ollama's runner, or how it samples, are ignored."""
+
+    WITHIN: ClassVar[str] = "options."
+
+    num_ctx: Count = 0
+
+
+class _EmbedBody(ForeignBody, ModelBody):
+    model: Annotated[str, Field(min_length=1)]
+    options: EmbedOptions = EmbedOptions()
+    keep_alive: Any = None  # the model stays loaded anyway
+
+
+class EmbedBody(_EmbedBody):
+    """POST /api/embed."""
+
+    input: str | Annotated[Items[str], Field(max_length=MAX_TEXTS)] = ""
+    truncate: bool = False  # Ollama's default is true: it truncates without notice
+    dimensions: Annotated[int, Field(ge=0, le=1 << 30), WHOLE] = 0  # 0: all, as at Ollama
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The texts, each under the name of its field; an empty string is none."""
+        if isinstance(self.input, str):
+            return {"input": self.input} if self.input else {}
+        return {f"input[{index}]": text for index, text in enumerate(self.input)}
+
+
+class PromptEmbeddingBody(_EmbedBody):
+    """POST /api/embeddings."""
+
+    prompt: str = ""
+
+
+class Embedded(Costs):
+    """The answer of /api/embed."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class PromptEmbedding(TypedDict):
+    """The answer of /api/embeddings."""
+
+    embedding: list[float]
+
+
+def embed(body: EmbedBody, models: Models, caller: Caller) -> Embedded:
+    """Embed texts."""
+    loaded = caller.hold(models.resolve_embedding(body.model))
+    dimensions = check_dimensions(body.dimensions or None, loaded)
+    cut = Cut(loaded, truncate=body.truncate)
+    job = _job(body, body.inputs, loaded, models, caller, cut)
+    vectors = [] if job is None else job.run()
+    timings = caller.stages if job is None else job.timings()
+    before = sum(timings.get(stage, 0.0) for stage in _BEFORE)
+    answer: Embedded = {
+        "model": body.model,
+        "embeddings": [shortened(vector, dimensions).tolist() for vector in vectors],
+        "total_duration": round(sum(timings.values()) * _NANOSECONDS),
+        "load_duration": round(before * _NANOSECONDS),
+        "prompt_eval_count": 0 if job is None else job.tokens,
+        "timings": {**timings},
+    }
+    if body.truncate:
+        answer["truncated_tokens"] = cut.dropped
+    return answer
+
+
+def embed_prompt(body: PromptEmbeddingBody, models: Models, caller: Caller) -> PromptEmbedding:
+    """Embed one text."""
+    loaded = caller.hold(models.resolve_embedding(body.model))
+    texts = {"prompt": body.prompt} if body.prompt else {}
+    job = _job(body, texts, loaded, models, caller, Cut(loaded, truncate=False))
+    return {"embedding": [] if job is None else job.run()[0].tolist()}
+
+
+def _job(
+    body: _EmbedBody,
+    texts: Mapping[str, str],
+    loaded: EmbeddingModel,
+    models: Models,
+    caller: Caller,
+    cut: Cut,
+) -> EmbeddingJob | None:
+    """None without a text: Ollama then loads the model, or unloads it, which is refused."""
+    if body.options.num_ctx > loaded.context_length:
+        raise InvalidRequest(
+            f"options.num_ctx: this server's context has {loaded.context_length} tokens; "
+            "start it with a larger --context-length",
+            param="options.num_ctx",
+        )
+    if texts:
+        ids = encode_texts(loaded, list(texts.values()), list(texts), caller, cut)
+        return EmbeddingJob(loaded, ids, models.metrics, caller)
+    if body.keep_alive in (0, "0", "0s"):
+        raise InvalidRequest(
+            "keep_alive: this server keeps its one model loaded; stop it to free the memory",
+            param="keep_alive",
+            code="unsupported_field",
+        )
+    return None
+
+
+OPERATIONS: tuple[Operation[Any], ...] = (
+    Operation(
+        "ollama_embed",
+        "Embed texts",
+        embed,
+        path="/api/embed",
+        body=EmbedBody,
+        answer=Embedded,
+        embeds=True,
+        error_form=OLLAMA,
+    ),
+    Operation(
+        "ollama_embeddings",
+        "Embed one text, by Ollama's older name",
+        embed_prompt,
+        path="/api/embeddings",
+        body=PromptEmbeddingBody,
+        answer=PromptEmbedding,
+        embeds=True,
+        error_form=OLLAMA,
+    ),
+)
