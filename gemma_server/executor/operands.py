@@ -16,7 +16,7 @@ from gemma_server.engine.request import MAX_BANS, MAX_BIAS, SamplingParams
 from gemma_server.model.penalties import Penalties
 from gemma_server.model.sampling import Sampling
 
-ROW_WORDS = 4  # slot, position, steps, whether the slot's mask applies
+ROW_WORDS = 4  # slot, position, steps, whether it has a mask
 COPY_WORDS = 3  # source, target, length
 _ALWAYS = np.iinfo(np.int32).max
 _TABLE = MAX_BIAS + MAX_BANS
@@ -93,15 +93,12 @@ def pack_rows(rows: Sequence[Row], count: int, beyond: tuple[int, int]) -> npt.N
     return np.array(filled + [(*beyond, 0, 0)] * (count - len(rows)), np.int32)
 
 
-def pack_masks(
-    masks: Sequence[tuple[int, bytes]], count: int, words: int, beyond: int
-) -> npt.NDArray[np.int32]:
-    """The slot and the mask of each, then of padding up to `count`: [count, 1 + words]."""
-    packed = np.zeros((count, 1 + words), np.int32)
-    packed[:, 0] = beyond
-    for line, (slot, mask) in zip(packed, masks, strict=False):
-        line[0] = slot
-        line[1:] = np.frombuffer(mask, np.int32, words)
+def pack_masks(masks: Sequence[bytes | None], count: int, words: int) -> npt.NDArray[np.int32]:
+    """The masks that rows have, each in its row's place: [count, words]."""
+    packed = np.zeros((count, words), np.int32)
+    for line, mask in zip(packed, masks, strict=False):
+        if mask is not None:
+            line[:] = np.frombuffer(mask, np.int32, words)
     return packed
 
 
@@ -118,7 +115,7 @@ class ChunkOperand(NamedTuple):
     filled: jax.Array  # [] i32: how many of the tokens are not padding
     sample: jax.Array  # [] bool
     score: jax.Array  # [] bool
-    masked: jax.Array  # [] bool: the slot's mask applies
+    masked: jax.Array  # [] bool: it has a mask
     params: jax.Array  # [PARAM_WORDS] i32
     tokens: jax.Array  # [T] i32
     scored: jax.Array  # [T] i32: the id that follows each token

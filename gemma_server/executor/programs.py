@@ -32,11 +32,11 @@ Name = tuple[str | int, ...]  # what a program does, and all that its shapes dep
 
 
 class Job(NamedTuple):
-    """A program to compile. It takes the weights, if it reads them, the state and one operand."""
+    """A program to compile. It takes the weights, if it reads them, the state and operands."""
 
     name: Name
     body: Callable[..., Any]
-    operand: jax.ShapeDtypeStruct
+    operands: tuple[jax.ShapeDtypeStruct, ...]
     reads_weights: bool = True
 
 
@@ -85,15 +85,14 @@ class Programs:
         """What to compile."""
         for variant, size in product(self.prefill_variants, self.chunks):
             body = partial(self._steps.prefill, variant=variant)
-            yield Job(("prefill", size, str(variant)), body, _i32(chunk_words(size)))
+            operands = _i32(chunk_words(size)), _i32(1, self.mask_words)
+            yield Job(("prefill", size, str(variant)), body, operands)
         counts = product(self.decode_variants, self.row_counts, self.step_counts)
         for variant, rows, steps in counts:
             body = partial(self._steps.decode, steps=steps, variant=variant)
-            yield Job(("decode", rows, steps, str(variant)), body, _i32(rows, ROW_WORDS))
-        yield Job(("copy",), self._steps.copy, _i32(COPY_WORDS), reads_weights=False)
-        for rows in self.row_counts:
-            shape = _i32(rows, 1 + self.mask_words)
-            yield Job(("mask", rows), self._steps.mask, shape, reads_weights=False)
+            operands = _i32(rows, ROW_WORDS), _i32(rows, self.mask_words)
+            yield Job(("decode", rows, steps, str(variant)), body, operands)
+        yield Job(("copy",), self._steps.copy, (_i32(COPY_WORDS),), reads_weights=False)
 
     @property
     def prefill_variants(self) -> tuple[ProgramVariant, ...]:
@@ -137,10 +136,6 @@ class Programs:
         """How many words a mask has."""
         return mask_words(self.config.vocab)
 
-    def mask(self, rows: int) -> Any:
-        """The program that sets the masks of so many slots."""
-        return self._compiled["mask", rows]
-
     @property
     def copy(self) -> Any:
         """The program that copies one slot's positions into another's."""
@@ -149,7 +144,7 @@ class Programs:
     def _compile(self, job: Job) -> Any:
         shapes = (self._weights, self._state) if job.reads_weights else (self._state,)
         donated = len(shapes) - 1  # the state, which the program may overwrite
-        return jax.jit(job.body, donate_argnums=donated).lower(*shapes, job.operand).compile()
+        return jax.jit(job.body, donate_argnums=donated).lower(*shapes, *job.operands).compile()
 
     @cached_property
     def _weights(self) -> Params:

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 
 from gemma_server.engine.plan import Chunk, Copy, Plan, Row
 from gemma_server.engine.request import SamplingParams
@@ -32,6 +31,7 @@ class JaxRunner:
         self._counter = counter or CompileCounter()
         self._params = params
         self._state = programs.new_state()
+        self._no_masks: dict[int, jax.Array] = {}  # by the number of rows
         self._nothing = jnp.zeros((), jnp.bool_)
         self._do_nothing = jax.jit(jnp.logical_not).lower(self._nothing).compile()
 
@@ -45,8 +45,6 @@ class JaxRunner:
             rows = (Row(0, 0, 0, how, steps=steps),) * count
             np.asarray(self._decode(rows, steps, variant))
         self._copy(Copy(0, 0, 1))
-        for count in programs.row_counts:
-            self._mask([(0, bytes(4 * programs.mask_words))] * count)
 
     @property
     def weight_bytes(self) -> int:
@@ -60,14 +58,11 @@ class JaxRunner:
         return sum(int(leaf.nbytes) for leaf in jax.tree.leaves(self._state.cache)) // positions
 
     def dispatch(self, plan: Plan) -> PendingTokens:
-        """Start the plan's copies, masks, prefill chunk and decode rows, in this order."""
+        """Start the plan's copies, its prefill chunk and its decode rows, in this order."""
         with self._counter.blamed():
             for copy in plan.copies:
                 self._copy(copy)
             chunk, rows = plan.prefill, plan.decode
-            parts: tuple[Chunk | Row, ...] = rows if chunk is None else (chunk, *rows)
-            if masks := [(part.slot, part.mask) for part in parts if part.mask is not None]:
-                self._mask(masks)
             prefill = self._prefill(chunk, needed_by((chunk,))) if chunk is not None else None
             decode = self._decode(rows, plan.steps, needed_by(rows)) if rows else None
             return PendingTokens(plan, prefill, decode)
@@ -79,25 +74,32 @@ class JaxRunner:
     def _copy(self, copy: Copy) -> None:
         self._state = self._programs.copy(self._state, pack_copy(copy))
 
-    def _mask(self, masks: Sequence[tuple[int, bytes]]) -> None:
-        programs = self._programs
-        count = next(count for count in programs.row_counts if count >= len(masks))
-        words = pack_masks(masks, count, programs.mask_words, beyond=programs.slots)
-        self._state = programs.mask(count)(self._state, words)
-
     def _prefill(self, chunk: Chunk, needed: ProgramVariant) -> jax.Array:
         size = next(size for size in self._programs.chunks if size >= len(chunk.token_ids))
-        return self._run(self._programs.prefill(size, needed), pack_chunk(chunk, size))
+        program, masks = self._programs.prefill(size, needed), self._masks([chunk.mask], 1)
+        return self._run(program, pack_chunk(chunk, size), masks)
 
     def _decode(self, rows: tuple[Row, ...], steps: int, needed: ProgramVariant) -> jax.Array:
         programs = self._programs
         count = next(count for count in programs.row_counts if count >= len(rows))
         most = next(most for most in programs.step_counts if most >= steps)
         beyond = programs.slots, programs.length  # where all writes are dropped
-        return self._run(programs.decode(count, most, needed), pack_rows(rows, count, beyond))
+        masks = self._masks([row.mask for row in rows], count)
+        return self._run(
+            programs.decode(count, most, needed), pack_rows(rows, count, beyond), masks
+        )
 
-    def _run(self, program: Any, operand: npt.NDArray[np.int32]) -> jax.Array:
-        self._state, sampled = program(self._params, self._state, operand)
+    def _masks(self, masks: Sequence[bytes | None], count: int) -> Any:
+        """The operand for so many rows; on the device already where no row has a mask."""
+        words = self._programs.mask_words
+        if any(mask is not None for mask in masks):
+            return pack_masks(masks, count, words)
+        if count not in self._no_masks:
+            self._no_masks[count] = jnp.zeros((count, words), jnp.int32)
+        return self._no_masks[count]
+
+    def _run(self, program: Any, *operands: Any) -> jax.Array:
+        self._state, sampled = program(self._params, self._state, *operands)
         array: jax.Array = sampled
         array.copy_to_host_async()  # the copy overlaps with the next programs
         return array

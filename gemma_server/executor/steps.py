@@ -11,7 +11,7 @@ from gemma_server.executor.operands import SlotParams, pack_params, unpack_chunk
 from gemma_server.executor.variants import ProgramVariant
 from gemma_server.model.cache import Cache, copy_slot, empty_cache
 from gemma_server.model.logprobs import score_words, scored, unscored
-from gemma_server.model.masks import Masks, mask_words
+from gemma_server.model.masks import Masks
 from gemma_server.model.sampling import Adjusted, Choose, always, never, sample
 from gemma_server.model.transformer import Params, Transformer
 
@@ -25,7 +25,6 @@ class State(NamedTuple):
     cache: Cache
     tokens: jax.Array  # [slots, S] i32: the ids of prompt and answer by position
     params: jax.Array  # [slots + 1, words] i32; padding rows read the last, never written
-    masks: jax.Array  # [slots, words] i32: which tokens each slot may sample next
 
 
 class Steps:
@@ -42,7 +41,6 @@ class Steps:
             empty_cache(config, self.slots, self.length, numerics.dtype),
             jnp.zeros((self.slots, self.length), jnp.int32),
             jnp.tile(default, (self.slots + 1, 1)),
-            jnp.zeros((self.slots, mask_words(config.vocab)), jnp.int32),
         )
 
     def copy(self, state: State, words: jax.Array) -> State:
@@ -54,19 +52,19 @@ class Steps:
             tuple(copy_slot(layer, source, target, length) for layer in state.cache),
             state.tokens.at[target].set(text),
             state.params,
-            state.masks,
         )
 
-    def mask(self, state: State, words: jax.Array) -> State:
-        """Set the masks of some slots: [B, 1 + words] i32."""
-        slots, masks = words[:, 0], words[:, 1:]
-        return state._replace(masks=state.masks.at[slots].set(masks, mode="drop"))
-
     def prefill(
-        self, params: Params, state: State, words: jax.Array, *, variant: ProgramVariant
+        self,
+        params: Params,
+        state: State,
+        words: jax.Array,
+        mask: jax.Array,
+        *,
+        variant: ProgramVariant,
     ) -> tuple[State, jax.Array]:
-        """Read a chunk into its slot. If wanted, sample the next token, and score the ids that
-        follow the chunk's tokens: [1 + T, words] i32."""
+        """Read a chunk into its slot. If wanted, sample the next token, of those in mask [1, W],
+        and score the ids that follow the chunk's tokens: [1 + T, words] i32."""
         chunk = unpack_chunk(words)
         slots, index = chunk.slot[None], jnp.arange(chunk.tokens.shape[0])
         at = jnp.where(index < chunk.filled, chunk.offset + index, self.length)
@@ -81,8 +79,7 @@ class Steps:
 
         def sampled_next() -> jax.Array:
             hidden = self._apply("finish", params, last, behind[None] - 1, cache, slots)
-            masks = self._masks(state, slots, chunk.masked[None])
-            texts = tokens, slots
+            texts, masks = (tokens, slots), Masks(chunk.masked[None], mask)
             return self._sample(params, hidden[0], slot_params, behind, texts, masks, variant)
 
         def scored_prompt() -> jax.Array:
@@ -99,7 +96,6 @@ class Steps:
             cache,
             tokens.at[slots, behind].set(sampled[:, 0], mode="drop"),
             state.params.at[chunk.slot].set(chunk.params),
-            state.masks,
         )
         return state, jnp.concatenate([sampled, prompt])
 
@@ -108,19 +104,20 @@ class Steps:
         params: Params,
         state: State,
         rows: jax.Array,
+        masks: jax.Array,
         *,
         steps: int,
         variant: ProgramVariant,
     ) -> tuple[State, jax.Array]:
         """Feed each row's last token at its position and sample the next, as many times as the
-        row asks: rows [B, 4] i32 -> [steps, B, words] i32.
+        row asks: rows [B, 4] i32, masks [B, W] i32 -> [steps, B, words] i32.
 
         Padding rows have a slot and a position past the end, where all writes are dropped. A row
         that has reached the cache's end or has had its steps gets such a position too.
         """
         slots, positions, wanted, masked = rows.T
         slot_params = unpack_params(state.params[slots])
-        masks = self._masks(state, slots, masked != 0)
+        of_rows = Masks(masked != 0, masks)
 
         def step(
             carry: tuple[Cache, jax.Array], index: jax.Array | int
@@ -133,7 +130,9 @@ class Steps:
             text = fed[:, None], at[:, None]
             hidden, cache = self._apply("__call__", params, *text, cache, slots)
             texts = tokens, slots
-            sampled = self._sample(params, hidden[:, 0], slot_params, at + 1, texts, masks, variant)
+            sampled = self._sample(
+                params, hidden[:, 0], slot_params, at + 1, texts, of_rows, variant
+            )
             return (cache, tokens.at[slots, at + 1].set(sampled[:, 0], mode="drop")), sampled
 
         carry = state.cache, state.tokens
@@ -142,10 +141,7 @@ class Steps:
             sampled = one[None]
         else:
             carry, sampled = jax.lax.scan(step, carry, jnp.arange(steps))
-        return State(*carry, state.params, state.masks), sampled
-
-    def _masks(self, state: State, slots: jax.Array, active: jax.Array) -> Masks:
-        return Masks(active, lambda: state.masks.at[slots].get(mode="clip"))
+        return State(*carry, state.params), sampled
 
     def _choose(self, able: bool) -> Choose:
         """How a program does what only some rows need: by condition, always or never."""

@@ -58,13 +58,18 @@ class Adjusted(NamedTuple):
 
     def apply(self, positions: jax.Array) -> jax.Array:
         """The logits that the tokens at positions [B] are sampled from: [B, V]."""
-        changed = self.choose(
-            jnp.any(self.penalties.active(positions)),
-            lambda: self.penalties.apply(self.logits, self.texts(), positions),
-            lambda: self.logits,
-        )
+
+        def penalized() -> jax.Array:
+            return self.choose(
+                jnp.any(self.penalties.active(positions)),
+                lambda: self.penalties.apply(self.logits, self.texts(), positions),
+                lambda: self.logits,
+            )
+
         return self.choose(
-            jnp.any(self.masks.active), lambda: self.masks.apply(changed), lambda: changed
+            jnp.any(self.active(positions)),
+            lambda: self.masks.apply(penalized()),
+            lambda: self.logits,
         )
 
 
@@ -84,13 +89,24 @@ def sample(
     # copied: the adjusted logits never leave theirs (benchmarks/LOG.md).
     plain = jnp.argmax(given.logits, axis=-1)
 
-    def adjusted_or_random() -> jax.Array:
+    def likeliest() -> jax.Array:
+        return given.choose(
+            jnp.any(given.penalties.active(positions)),
+            lambda: _argmin(-given.apply(positions)),
+            lambda: _argmin(-given.masks.apply(given.logits)),  # without a copy
+        )
+
+    def drawn() -> jax.Array:
         adjusted = given.apply(positions)
-        best = given.choose(jnp.any(changed), lambda: jnp.argmax(adjusted, axis=-1), lambda: plain)
+        others = jnp.any(changed & ~random)
+        best = given.choose(others, lambda: _argmin(-adjusted), lambda: plain)
+        return jnp.where(random, _sample_filtered(adjusted, how, positions, choose), best)
+
+    def adjusted_or_random() -> jax.Array:
         return choose(
             jnp.any(random),
-            lambda: jnp.where(random, _sample_filtered(adjusted, how, positions, choose), best),
-            lambda: best,
+            drawn,
+            lambda: given.choose(jnp.any(changed), likeliest, lambda: plain),
         )
 
     either = choose if given.choose is never else given.choose

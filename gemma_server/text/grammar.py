@@ -31,8 +31,9 @@ _FORMATS = frozenset(
 )
 # What has another meaning in Lark: strings, patterns, remarks.
 _LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|(?://|#)[^\n]*')
-# Formats as RFC 3339 and RFC 1123 have them, where llguidance's own patterns allow more: days that
-# a month has not, seconds that a minute has not, and labels whose Punycode has to be decoded.
+# Formats as RFC 3339, 1123 and 5321 have them. llguidance's own patterns allow more: days that a
+# month has not, seconds that a minute has not, labels whose Punycode has to be decoded, and names
+# that are too long.
 _LEAP_DAY = r"(?:\d\d(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29"
 _DATE = (
     r"(?:\d{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)"
@@ -43,11 +44,14 @@ _LABEL = (  # of a host's name; it does not begin with xn--
     r"(?:[A-WYZa-wyz0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
     r"|[Xx](?:[A-MO-Za-mo-z0-9](?:[A-Za-z0-9-]{0,60}[A-Za-z0-9])?)?)"
 )
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]{1,16}"
+_HOST = rf"{_LABEL}(?:\.{_LABEL}){{0,3}}"
 _EXACT_FORMATS = {
     "date": f"^{_DATE}$",
     "time": f"^{_TIME}$",
     "date-time": f"^{_DATE}[Tt]{_TIME}$",
-    "hostname": rf"^{_LABEL}(?:\.{_LABEL}){{0,3}}$",
+    "hostname": f"^{_HOST}$",
+    "email": rf"^{_ATOM}(?:\.{_ATOM}){{0,2}}@{_HOST}$",
 }
 _ONE, _LIST, _BY_NAME = "one", "list", "by name"
 # Where the schemas within a schema are.
@@ -198,11 +202,12 @@ def _plain(schema: Any, path: Path) -> Any:
         for word, value in schema.items()
         if word != _OWN_OPTIONS and not (word in _HARMLESS and value == _HARMLESS[word])
     }
-    exact = _EXACT_FORMATS.get(str(plain.get("format")))
-    if exact is not None or plain.get("format") not in _FORMATS:
-        plain.pop("format", None)
-    if exact is not None:
-        plain["allOf"] = [*plain.get("allOf", ()), {"pattern": exact}]
+    name, others = plain.get("format"), plain.get("allOf", [])
+    if isinstance(name, str) and name not in _FORMATS:
+        del plain["format"]
+    elif isinstance(name, str) and name in _EXACT_FORMATS and isinstance(others, list):
+        del plain["format"]
+        plain["allOf"] = [*others, {"pattern": _EXACT_FORMATS[name]}]
     made = {word: _plain(inner, (*path, *word)) for word, inner in _inner(plain)}
     for word, kind in _INNER.items():
         value = plain.get(word)

@@ -66,7 +66,7 @@ def _compiled() -> Any:
 
     def draw(logits: Any, how: Any, adjustment: Any, texts: Any, masks: Any, at: Any) -> Any:
         active, words = masks
-        adjusted = Adjusted(logits, adjustment, Masks(active, lambda: words), lambda: texts)
+        adjusted = Adjusted(logits, adjustment, Masks(active, words), lambda: texts)
         return sample(adjusted, how, at)
 
     return jax.jit(draw)

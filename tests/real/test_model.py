@@ -1,12 +1,10 @@
 """The packaged Gemma 3 270M: real weights, real tokenizer, the engine as it is served."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from gemma_server.engine.request import Cancelled, SamplingParams, Token
 from testing.counts import cases
-from testing.real import RealModel, load_real_model
+from testing.real import RealModel
 
 pytestmark = pytest.mark.real_model
 
@@ -15,14 +13,6 @@ PROMPTS = [
     for number in range(8)
     for opening in ("Once upon a time", "The recipe needs", "def f(x):", "Die Stadt liegt")
 ]
-
-
-@pytest.fixture(scope="module")
-def real() -> Iterator[RealModel]:
-    """As it is served by default: on a CPU with 8-bit weights."""
-    model = load_real_model()
-    yield model
-    model.engine.stop()
 
 
 def test_the_text_is_sensible(real: RealModel) -> None:
