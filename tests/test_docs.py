@@ -84,7 +84,7 @@ def test_every_benchmark_named_in_their_readme_exists_and_every_one_is_named() -
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_and_file_named_in_the_docs_exists(page: Path) -> None:
-    text = page.read_text()
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)  # Go has generics
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if "://" not in target:
             assert (page.parent / target).exists(), target

@@ -67,9 +67,11 @@ func TestRequestOnTheWire(t *testing.T) {
 		{"zeros", Request{Prompt: "", Seed: Ptr[uint64](0), Stop: []string{}}, false,
 			`{"prompt": "", "seed": 0}`},
 		{"negative steps are the server's to refuse", Request{SamplingSteps: -1}, false, `{"prompt": "", "sampling_steps": -1}`},
-		{"all", Request{"é<&>\n", 7, 0.5, 40, 0.9, 0.1, Ptr[uint64](1 << 63), []string{"x", ""}, true}, true,
+		{"all", Request{"é<&>\n", 7, 0.5, 40, 0.9, 0.1, Ptr[uint64](1 << 63), []string{"x", ""}, true,
+			json.RawMessage(`{"type": "string"}`), "a*", []string{"b"}, "root ::= c"}, true,
 			`{"prompt": "é<&>\n", "sampling_steps": 7, "temperature": 0.5, "top_k": 40, "top_p": 0.9, "min_p": 0.1,
-			"seed": 9223372036854775808, "stop": ["x", ""], "ignore_eos": true, "stream": true}`},
+			"seed": 9223372036854775808, "stop": ["x", ""], "ignore_eos": true,
+			"response_schema": {"type": "string"}, "regex": "a*", "choice": ["b"], "grammar": "root ::= c", "stream": true}`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			body, err := tc.req.encode(tc.stream)
@@ -93,8 +95,11 @@ func TestRequestOnTheWire(t *testing.T) {
 func TestRequestRefused(t *testing.T) {
 	client := serve(t, func(w http.ResponseWriter, r *http.Request) { t.Error("a request was sent") })
 	for name, req := range map[string]Request{
-		"prompt": {Prompt: "\xff"},
-		"stop":   {Prompt: "a", Stop: []string{"\xff"}},
+		"prompt":  {Prompt: "\xff"},
+		"stop":    {Prompt: "a", Stop: []string{"\xff"}},
+		"regex":   {Prompt: "a", Regex: "\xff"},
+		"choice":  {Prompt: "a", Choice: []string{"b", "\xff"}},
+		"grammar": {Prompt: "a", Grammar: "\xff"},
 	} {
 		if _, err := client.Generate(context.Background(), req); err == nil || !strings.Contains(err.Error(), "UTF-8") {
 			t.Errorf("%s: Generate: %v", name, err)

@@ -2,6 +2,7 @@ package gemma
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -36,6 +37,18 @@ type Request struct {
 	Stop []string `json:"stop,omitempty"`
 	// IgnoreEOS generates SamplingSteps tokens even past the model's own end.
 	IgnoreEOS bool `json:"ignore_eos,omitempty"`
+
+	// The answer can be made to be something, in one of four ways. It is whole
+	// when it ends with [FinishStop]. Stop and IgnoreEOS do not go with them.
+
+	// Schema is a JSON schema that the answer fits; see [SchemaFor] and [Into].
+	Schema json.RawMessage `json:"response_schema,omitempty"`
+	// Regex matches the whole answer.
+	Regex string `json:"regex,omitempty"`
+	// Choice has the answer among its texts.
+	Choice []string `json:"choice,omitempty"`
+	// Grammar is a context-free grammar, in llama.cpp's GBNF or in Lark.
+	Grammar string `json:"grammar,omitempty"`
 }
 
 // Ptr returns a pointer to v, as the seed of a [Request] needs it:
@@ -43,8 +56,14 @@ type Request struct {
 //	gemma.Request{Prompt: "Hi", Temperature: 0.7, Seed: gemma.Ptr[uint64](0)}
 func Ptr[T any](v T) *T { return &v }
 
+// CheckText reports a text in r that is not valid UTF-8, which JSON cannot hold.
+func (r Request) CheckText() error {
+	return errors.Join(wire.CheckText("prompt", r.Prompt), wire.CheckText("stop text", r.Stop...),
+		wire.CheckText("regex", r.Regex), wire.CheckText("choice", r.Choice...), wire.CheckText("grammar", r.Grammar))
+}
+
 func (r Request) encode(stream bool) ([]byte, error) {
-	if err := wire.CheckText(r.Prompt, r.Stop); err != nil {
+	if err := r.CheckText(); err != nil {
 		return nil, fmt.Errorf("gemma: %w", err)
 	}
 	body, err := json.Marshal(struct {

@@ -19,7 +19,7 @@ type generation struct {
 }
 
 func (c *Conn) generation(ctx context.Context, req gemma.Request, stream bool) (*generation, error) {
-	if err := wire.CheckText(req.Prompt, req.Stop); err != nil {
+	if err := req.CheckText(); err != nil {
 		return nil, fmt.Errorf("frames: %w", err)
 	}
 	return &generation{c.operation("generate"), req, stream, wire.Timeout(ctx)}, nil

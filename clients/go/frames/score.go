@@ -32,7 +32,7 @@ type Logprobs struct {
 // Score rates a prompt, and names as many of the likeliest tokens in each
 // token's place, 20 at most. When ctx ends, the server stops too.
 func (c *Conn) Score(ctx context.Context, prompt string, top int) (*Score, error) {
-	if err := wire.CheckText(prompt, nil); err != nil {
+	if err := wire.CheckText("prompt", prompt); err != nil {
 		return nil, fmt.Errorf("frames: %w", err)
 	}
 	op := c.operation("score")

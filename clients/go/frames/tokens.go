@@ -18,7 +18,7 @@ type Tokens struct {
 
 // Tokenize splits a prompt into tokens, without any work of the model.
 func (c *Conn) Tokenize(ctx context.Context, prompt string) (*Tokens, error) {
-	if err := wire.CheckText(prompt, nil); err != nil {
+	if err := wire.CheckText("prompt", prompt); err != nil {
 		return nil, fmt.Errorf("frames: %w", err)
 	}
 	op := c.operation("tokenize")

@@ -59,17 +59,21 @@ func (r *Request) readPrompt() *gemma.APIError {
 	var prompt string
 	var stop stops
 	problem := readFields(r.Body, map[string]any{
-		"prompt":         &prompt,
-		"model":          &r.model,
-		"sampling_steps": &got.SamplingSteps,
-		"temperature":    &got.Temperature,
-		"top_k":          &got.TopK,
-		"top_p":          &got.TopP,
-		"min_p":          &got.MinP,
-		"seed":           &got.Seed,
-		"stop":           &stop,
-		"ignore_eos":     &got.IgnoreEOS,
-		"stream":         &stream,
+		"prompt":          &prompt,
+		"model":           &r.model,
+		"sampling_steps":  &got.SamplingSteps,
+		"temperature":     &got.Temperature,
+		"top_k":           &got.TopK,
+		"top_p":           &got.TopP,
+		"min_p":           &got.MinP,
+		"seed":            &got.Seed,
+		"stop":            &stop,
+		"ignore_eos":      &got.IgnoreEOS,
+		"response_schema": &got.Schema,
+		"regex":           &got.Regex,
+		"choice":          &got.Choice,
+		"grammar":         &got.Grammar,
+		"stream":          &stream,
 	})
 	if problem != nil {
 		return problem

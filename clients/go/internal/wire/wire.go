@@ -3,7 +3,6 @@ package wire
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -24,13 +23,10 @@ type Error struct {
 
 // CheckText refuses what encoding/json would change: it puts U+FFFD in place of
 // broken bytes, and the model would then answer another prompt than the caller's.
-func CheckText(prompt string, stops []string) error {
-	if !utf8.ValidString(prompt) {
-		return errors.New("the prompt is not valid UTF-8")
-	}
-	for _, s := range stops {
+func CheckText(what string, texts ...string) error {
+	for _, s := range texts {
 		if !utf8.ValidString(s) {
-			return fmt.Errorf("the stop text %q is not valid UTF-8", s)
+			return fmt.Errorf("the %s is not valid UTF-8", what)
 		}
 	}
 	return nil
