@@ -1,5 +1,6 @@
 """The official Ollama client for Python, unmodified, against a server process."""
 
+import json
 import math
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 import ollama
 import pytest
+from pydantic import BaseModel
 
 from testing.server import LONG, Server
 from testing.waiting import wait_until
@@ -116,7 +118,7 @@ def test_what_is_there(client: ollama.Client) -> None:
     ("status", "message", "fields"),
     [
         (404, "model 'other' not found", {"model": "other"}),
-        (400, "format is not supported", {"format": "json"}),
+        (400, "suffix is not supported", {"suffix": "b"}),
         (400, "options.typical_p is not supported", {"options": {"typical_p": 0.5}}),
         (400, "options.repeat_penalty: ", {"options": {"repeat_penalty": 0}}),
         (400, "options.temperature: ", {"options": {"temperature": -1}}),
@@ -196,3 +198,18 @@ def test_tools_are_called_and_answered(tools_server: Server, stream: bool) -> No
             for call in calls
         ]
         assert client.chat("fake", messages, tools=[look]).message.content == "I saw it."
+
+
+class Person(BaseModel):
+    """What the answer has to be."""
+
+    name: str
+    age: int
+
+
+def test_an_answer_has_the_format_s_schema(client: ollama.Client) -> None:
+    schema = Person.model_json_schema()
+    answer = client.chat("fake", HI, format=schema, options=GREEDY)
+    Person.model_validate_json(answer.message.content or "")
+    Person.model_validate_json(client.generate("fake", "Hi", format=schema).response or "")
+    assert isinstance(json.loads(client.generate("fake", "Hi", format="json").response or ""), dict)

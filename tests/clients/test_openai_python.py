@@ -4,11 +4,12 @@ import json
 import math
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
+from pydantic import BaseModel, Field
 
 from testing.server import LONG, Server
 from testing.waiting import wait_until
@@ -210,7 +211,7 @@ def test_what_is_wrong_is_named(
     [
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
@@ -339,3 +340,33 @@ def test_the_stream_helper_gathers_calls(tools_server: Server) -> None:
     assert choice.finish_reason == "tool_calls"
     arguments = [call.function.arguments for call in choice.message.tool_calls or ()]
     assert [json.loads(each) for each in arguments] == [{"at": 'a "wall"'}] * 2
+
+
+class Person(BaseModel):
+    """What the answer has to be."""
+
+    name: str
+    age: Annotated[int, Field(ge=0, le=150)]
+    friends: list["Person"]
+
+
+def test_an_answer_is_parsed_into_a_model(client: openai.OpenAI) -> None:
+    """The helper sends the schema, strict, and reads what comes."""
+    asked: Any = {"model": "fake", "messages": HI, "response_format": Person, "temperature": 0}
+    [choice] = client.chat.completions.parse(**asked).choices
+    assert choice.finish_reason == "stop"
+    assert isinstance(choice.message.parsed, Person)
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(**asked, max_tokens=3)
+
+
+def test_arguments_are_parsed_into_a_model(tools_server: Server) -> None:
+    tool: Any = openai.pydantic_function_tool(Person)
+    messages: Any = [{"role": "user", "content": "Who?"}]
+    with connect(tools_server) as client:
+        [choice] = client.chat.completions.parse(
+            model="fake", messages=messages, tools=[tool], tool_choice="required"
+        ).choices
+    assert choice.finish_reason == "tool_calls"
+    for call in choice.message.tool_calls or ():
+        assert isinstance(call.function.parsed_arguments, Person)
