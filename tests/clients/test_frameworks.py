@@ -31,6 +31,7 @@ async def ask(server: Server, output: Any) -> object:
         return (await agent.run("Who?")).output
 
 
+@pytest.mark.filterwarnings("ignore:.*httpx2")
 def test_pydantic_ai(server: Server, tools_server: Server) -> None:
     from pydantic_ai import NativeOutput
 
