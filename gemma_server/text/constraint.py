@@ -10,8 +10,10 @@ from gemma_server.errors import ConstraintFailed, GrammarRefused
 from gemma_server.text.tokenizer import Tokenizer
 
 _MOST_KEPT = 32  # grammars
-# A grammar of a stranger: its automaton has so many states at most, of 1 to 3 KB each.
-_MOST_STATES = 10_000
+# Of a stranger's grammar: states of its automaton, of 1 to 3 KB each, and the work to begin it and
+# to take a step. A tenth of llguidance's own bounds: a regex of 18 characters can use all of those,
+# which takes a second and 160 MB.
+_LIMITS: Any = {"max_lexer_states": 10_000, "initial_lexer_fuel": 100_000, "step_lexer_fuel": 100_000}
 
 
 class Grammars:
@@ -45,7 +47,7 @@ class Grammars:
     def _compiled(self, grammar: str) -> Any:
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(max_lexer_states=_MOST_STATES, verbose_errors=False)
+        limits = LLParserLimits(verbose_errors=False, **_LIMITS)
         if self._trie is None:
             self._trie = _trie_of(self._tokenizer)
         matcher = LLMatcher(self._trie, grammar, log_level=0, limits=limits)
@@ -73,11 +75,14 @@ class Matcher:
         Raises:
             ConstraintFailed: the grammar has become too complex, or does not have it.
         """
-        if not self._matcher.consume_token(token):
-            raise ConstraintFailed(_reason(self._matcher))
-        self.is_complete = self._matcher.is_stopped()
-        if not self.is_complete:
-            self.mask = self._next_mask()
+        try:
+            if not self._matcher.consume_token(token):
+                raise ConstraintFailed(_reason(self._matcher))
+            self.is_complete = self._matcher.is_stopped()
+            if not self.is_complete:
+                self.mask = self._next_mask()
+        except (ValueError, RuntimeError) as error:  # the engine's thread must not die of it
+            raise ConstraintFailed(str(error)[:300]) from error
 
     def _next_mask(self) -> bytes:
         mask: bytes = self._matcher.compute_bitmask()
