@@ -16,6 +16,7 @@ from gemma_server.serving.model import GenerativeModel
 from gemma_server.text import grammar
 from gemma_server.text.chat import Tool
 from gemma_server.text.constraint import InTurn
+from gemma_server.text.prompted_tools import PromptedTools
 from gemma_server.text.turn_stream import is_in_thought
 
 MAX_CHOICES = 1024
@@ -215,8 +216,9 @@ class Form:
         Raises:
             InvalidRequest: answers cannot be kept to what is asked.
         """
-        text = None if self.asked is None else self.asked.grammar
-        call = self._call_grammar(loaded)
+        is_prompted = isinstance(loaded.chat, PromptedTools)
+        end = None if is_prompted else loaded.tokenizer.tags.call.end
+        text, call = self._text_grammar(is_prompted=is_prompted), self._call_grammar(end)
         if text is None and call is None:
             return [None] * count
         with blamed_on("tools" if self.asked is None else self.asked.param):
@@ -238,15 +240,28 @@ class Form:
             in_thought=self.thinks and is_in_thought(loaded.tokenizer, prompt),
         )
 
-    def _call_grammar(self, loaded: GenerativeModel) -> str | None:
-        """What a call has to be, where that matters."""
-        end = loaded.tokenizer.tags.call.end
+    def _text_grammar(self, *, is_prompted: bool) -> str | None:
+        """What the text has to be; calls are text too where the model has no tags for them."""
+        if is_prompted and self.tools and self.asked is not None:
+            param = self.asked.param
+            message = f"{param}: this model calls tools in JSON too; leave out one of them"
+            raise InvalidRequest(message, param=param)
+        if is_prompted and self.tools and (self.must_call or self.checks_calls):
+            or_text = not self.must_call
+            return self._of_tools(lambda: grammar.of_json_call(self.tools, or_text=or_text))
+        return None if self.asked is None else self.asked.grammar
+
+    def _call_grammar(self, end: int | None) -> str | None:
+        """What a call has to be, where that matters and the model has tags for it."""
         matters = self.must_call or self.checks_calls or self.asked is not None
-        if not (self.tools and matters) or end is None:
+        if end is None or not (self.tools and matters):
             return None
+        return self._of_tools(lambda: grammar.of_call(self.tools, end))
+
+    def _of_tools(self, write: Callable[[], str]) -> str:
         size = sum(len(str(tool)) for tool in self.tools)
         try:
-            return heavy.run(size, lambda: grammar.of_call(self.tools, end))
+            return heavy.run(size, write)
         except GrammarRefused as error:
             message = f"{error.where}: {error.reason}"[:1000]
             raise InvalidRequest(message, param=error.where or "tools") from None

@@ -21,6 +21,7 @@ from gemma_server.engine.request import (
 from gemma_server.errors import DeadlineExceeded
 from gemma_server.text.chat import ToolCall
 from gemma_server.text.detokenizer import TextStream
+from gemma_server.text.prompted_tools import PromptedStream
 from gemma_server.text.stop_strings import StopStrings
 from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.text.turn_stream import Reading, Said, TurnStream
@@ -91,7 +92,11 @@ class Generation:
         self._engine, self._handle = engine, handle
         request = handle.request
         content = TextStream(tokenizer.piece_bytes, stops, request.min_tokens)
-        self._stream = TurnStream(content, tokenizer, reading, request.token_ids)
+        self._stream: TurnStream | PromptedStream
+        if reading is not None and reading.names:
+            self._stream = PromptedStream(content, reading.names, only_one=reading.only_one)
+        else:
+            self._stream = TurnStream(content, tokenizer, reading, request.token_ids)
         self._disconnected = disconnected
         self._deadline = deadline  # on the monotonic clock
         self._keepalive_s = keepalive_s  # after so many seconds without text, an empty piece

@@ -12,6 +12,8 @@ from gemma_server.api.schemas import Items
 from gemma_server.errors import InvalidRequest
 from gemma_server.serving.model import GenerativeModel
 from gemma_server.text.chat import Tool, ToolCall
+from gemma_server.text.prompted_tools import PromptedTools
+from gemma_server.text.turn_stream import Reading
 
 MAX_TOOLS = 128
 MAX_CALLS = 128  # in one message
@@ -114,6 +116,15 @@ def declared(loaded: GenerativeModel, specs: Sequence[ToolSpec]) -> tuple[Tool, 
             code="unsupported_field",
         )
     return tuple(_tool(f"tools[{index}].function", spec) for index, spec in enumerate(specs))
+
+
+def reading_of(
+    loaded: GenerativeModel, tools: Sequence[Tool], *, only_one: bool = False
+) -> Reading:
+    """How an answer is read that may call these tools."""
+    is_prompted = isinstance(loaded.chat, PromptedTools)
+    names = frozenset(tool.name for tool in tools) if is_prompted else frozenset[str]()
+    return Reading(calls=bool(tools), only_one=only_one, names=names)
 
 
 def made(where: str, calls: Sequence[CallSpec]) -> tuple[ToolCall, ...]:

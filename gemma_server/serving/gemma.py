@@ -23,6 +23,7 @@ from gemma_server.serving.model import (
     byte_rate,
 )
 from gemma_server.settings import Settings
+from gemma_server.text.prompted_tools import with_tools
 from gemma_server.weights.architecture import family_of
 from gemma_server.weights.arrays import Array
 from gemma_server.weights.blocks import Packed
@@ -135,7 +136,7 @@ def _load_generative(start: _Start, on_death: OnDeath, wrap: Wrap) -> Generative
         wrap(runner), limits, on_death, step_times, max_in_flight=policy.max_in_flight
     )
     return GenerativeModel(
-        chat=start.checkpoint.chat,
+        chat=with_tools(start.checkpoint.chat),
         engine=engine,
         token_bytes=runner.token_bytes,
         max_steps=settings.max_steps,

@@ -7,6 +7,7 @@ from gemma_server.serving.engines import OnDeath, Wrap, limits_of, start_engine
 from gemma_server.serving.model import GenerativeModel, ServedModel
 from gemma_server.settings import Settings
 from gemma_server.text.chat_template import GemmaTemplate
+from gemma_server.text.prompted_tools import with_tools
 
 _FAKE_CHUNK = 256  # prompt tokens in one plan
 
@@ -36,7 +37,7 @@ def _fake(settings: Settings, on_death: OnDeath, wrap: Wrap) -> GenerativeModel:
     return GenerativeModel(
         name=settings.model_name or "fake",
         tokenizer=tokenizer,
-        chat=GemmaTemplate(tokenizer),
+        chat=with_tools(GemmaTemplate(tokenizer)),
         engine=start_engine(runner, limits, on_death, StepTimes(given_s=settings.hung_after)),
         device="no device",
         load_s=0.0,

@@ -13,7 +13,11 @@ _MOST_KEPT = 32  # grammars
 # Of a stranger's grammar: states of its automaton, of 1 to 3 KB each, and the work to begin it and
 # to take a step. A tenth of llguidance's own bounds: a regex of 18 characters can use all of those,
 # which takes a second and 160 MB.
-_LIMITS: Any = {"max_lexer_states": 10_000, "initial_lexer_fuel": 100_000, "step_lexer_fuel": 100_000}
+_LIMITS: Any = {
+    "max_lexer_states": 10_000,
+    "initial_lexer_fuel": 100_000,
+    "step_lexer_fuel": 100_000,
+}
 
 
 class Grammars:

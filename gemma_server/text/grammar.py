@@ -138,9 +138,29 @@ def of_call(tools: Sequence[Tool], end: int) -> str:
     Raises:
         GrammarRefused: see `of_schema`; `where` begins with the tool's place.
     """
-    from llguidance import LLMatcher
+    openings = (json.dumps(f"call:{tool.name}") for tool in tools)
+    calls = list(map(" ".join, zip(openings, _arguments(tools), strict=True)))
+    return _one_of(calls, f" <[{end}]>")
 
-    lines = []
+
+def of_json_call(tools: Sequence[Tool], *, or_text: bool) -> str:
+    """A call of one of the tools as a JSON object, as `prompted_tools` reads it; or else a text
+    that does not begin like JSON.
+
+    Raises:
+        GrammarRefused: see `of_call`.
+    """
+    openings = (f'{{"name": {json.dumps(tool.name)}, "parameters": ' for tool in tools)
+    calls = [
+        f'{json.dumps(opening)} {arguments} "}}"'
+        for opening, arguments in zip(openings, _arguments(tools), strict=True)
+    ]
+    return _one_of([*calls, *([r"/[^\s{\[`](.|\n)*/"] if or_text else [])])
+
+
+def _arguments(tools: Sequence[Tool]) -> list[str]:
+    """The schema of each tool's arguments, in Lark."""
+    written = []
     for index, tool in enumerate(tools):
         try:
             of_schema(tool.parameters)
@@ -148,10 +168,16 @@ def of_call(tools: Sequence[Tool], end: int) -> str:
             where = f"tools[{index}].function.parameters{error.where.removeprefix('#')}"
             raise GrammarRefused(error.reason, where) from None
         schema = {**_plain(tool.parameters, ()), _OWN_OPTIONS: _WHITE_SPACE}
-        lines.append(f"tool_{index}: {json.dumps(f'call:{tool.name}')} %json {json.dumps(schema)}")
-    names = " | ".join(f"tool_{index}" for index in range(len(tools)))
-    lark = "\n".join((f"start: ({names}) <[{end}]>", *lines))
-    return _checked(LLMatcher.grammar_from_lark(lark))
+        written.append(f"%json {json.dumps(schema)}")
+    return written
+
+
+def _one_of(rules: Sequence[str], end: str = "") -> str:
+    from llguidance import LLMatcher
+
+    names = " | ".join(f"rule_{index}" for index in range(len(rules)))
+    lines = (f"rule_{index}: {rule}" for index, rule in enumerate(rules))
+    return _checked(LLMatcher.grammar_from_lark("\n".join((f"start: ({names}){end}", *lines))))
 
 
 def _checked(grammar: str) -> str:

@@ -29,6 +29,7 @@ class Reading:
 
     calls: bool = False  # whether the model may call tools; if not, a call is text
     only_one: bool = False  # the answer ends with its first call
+    names: frozenset[str] = frozenset()  # of tools that are called in JSON, where no tags are
 
 
 class _Part(Enum):

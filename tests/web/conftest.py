@@ -21,6 +21,7 @@ from gemma_server.serving.models import Models
 from gemma_server.settings import Settings, variable_name
 from gemma_server.text.chat_template import ChatTemplate, GemmaTemplate
 from gemma_server.text.gemma4_template import Gemma4Template
+from gemma_server.text.prompted_tools import with_tools
 from gemma_server.web.app import make_app
 from gemma_server.weights.sampling_defaults import SamplingDefaults
 from testing.answers import parse_metrics
@@ -117,7 +118,11 @@ def serve() -> Iterator[Serve]:
                 tokenizer = gemma4_tokenizer()
                 chat = Gemma4Template(tokenizer, opens_thought=False)
             fixed = ("fake", tokenizer, "none", 0.0, CompileCounter())
-            model.ready(GenerativeModel(*fixed, chat, engine, sampling=sampling, max_steps=limit))
+            model.ready(
+                GenerativeModel(
+                    *fixed, with_tools(chat), engine, sampling=sampling, max_steps=limit
+                )
+            )
         models = Models(model)
         client = make_app(models, own).test_client()
         made.append(App(client, model, models, engine, runner, deaths))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from gemma_server.engine.fake import fake_tokenizer
 from testing.answers import assert_error_form, sse_events
 from testing.chats import gemma4_tokenizer, shown
 from tests.web.conftest import App, Serve
@@ -247,16 +248,10 @@ def test_what_cannot_be_done_is_refused(app: App, fields: dict[str, Any], param:
     assert assert_error_form(answer)["param"] == param
 
 
-def test_a_model_without_tools_says_so(serve: Serve) -> None:
-    plain = serve()
+def test_a_model_without_thoughts_says_so(serve: Serve) -> None:
+    plain, options = serve(), {"chat_template_kwargs": {"thinking": True}}
     for path, fields, param in (
-        ("/v1/chat/completions", {"tools": [LOOK]}, "tools"),
-        (
-            "/v1/chat/completions",
-            {"chat_template_kwargs": {"thinking": True}},
-            "chat_template_kwargs",
-        ),
-        ("/api/chat", {"tools": [LOOK]}, "tools"),
+        ("/v1/chat/completions", options, "chat_template_kwargs"),
         ("/api/chat", {"think": True}, "think"),
         ("/api/generate", {"think": "high", "prompt": "x"}, "think"),
     ):
@@ -265,6 +260,35 @@ def test_a_model_without_tools_says_so(serve: Serve) -> None:
         error = answer.json["error"]
         assert param in (error if isinstance(error, str) else error["param"])
     assert ask(plain, reasoning_effort="high").status_code == 200
+
+
+def test_a_model_without_tags_calls_in_json(serve: Serve) -> None:
+    plain = serve(context_length=4096, chunk=4096)
+    answer = ask(plain, tools=[LOOK], tool_choice="required").json
+    [choice] = answer["choices"]
+    [call] = choice["message"]["tool_calls"]
+    assert (choice["finish_reason"], call["function"]["name"]) == ("tool_calls", "look")
+    assert isinstance(json.loads(call["function"]["arguments"]), dict)
+    history = [
+        USER,
+        choice["message"],
+        {"role": "tool", "tool_call_id": call["id"], "content": "5"},
+    ]
+    said = ask(plain, tools=[LOOK], messages=history).json["choices"][0]["message"]["content"]
+    assert '"name": "look", "description": "Looks."' in said  # the fake repeats the prompt
+    prompt = fake_tokenizer().decode(plain.runner.prompts[-1])
+    assert '{"name": "look", "parameters": {' in prompt
+    assert '<tool_response name="look">\n5\n</tool_response>' in prompt
+    assert ask(plain, "/api/show").json["capabilities"] == ["completion", "tools"]
+
+
+def test_what_such_a_model_cannot_do_is_refused(serve: Serve) -> None:
+    plain = serve(context_length=4096)
+    answer = ask(plain, tools=[LOOK], response_format={"type": "json_object"})
+    assert assert_error_form(answer)["param"] == "response_format"
+    strict = {"type": "function", "function": {**LOOK["function"], "strict": True}}  # type: ignore[dict-item]
+    choice = ask(plain, tools=[strict]).json["choices"][0]
+    assert "You have access" in choice["message"]["content"]  # text is still possible
 
 
 def test_a_long_chat_loses_responses_with_their_calls(app: App) -> None:

@@ -36,7 +36,7 @@ from gemma_server.api.operation import LINES, Answer, Operation, Stream, StreamT
 from gemma_server.api.prompts import encode_prompt
 from gemma_server.api.schemas import as_list, check_tokens
 from gemma_server.api.timing import Stages, timed
-from gemma_server.api.tools import declared
+from gemma_server.api.tools import declared, reading_of
 from gemma_server.api.truncation import Truncation
 from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest
@@ -145,7 +145,7 @@ def chat(body: ChatBody, models: Models, caller: Caller) -> Chatted | Answer | S
     goes_on = last.role == "assistant" and not last.tool_calls
     wanted = Wanted(declared(loaded, body.tools), _thinks(body, loaded), goes_on)
     ids = encode_messages(loaded, body.messages, wanted, truncation, caller.stages)
-    reading = Reading(calls=bool(body.tools))
+    reading = reading_of(loaded, wanted.tools)
     answer = Form(body.asked, wanted.tools, thinks=wanted.thinks)
     job = _job(body, ids, steps, truncation, loaded, models, caller, reading, answer)
     form = ChatForm(body, loaded)

@@ -41,13 +41,12 @@ from gemma_server.api.operation import EVENTS, Operation, Stream, StreamType
 from gemma_server.api.prompts import encode_prompt
 from gemma_server.api.schemas import MAX_PROMPTS, as_list, check_tokens, seed_of
 from gemma_server.api.timing import Stages, timed
-from gemma_server.api.tools import declared
+from gemma_server.api.tools import declared, reading_of
 from gemma_server.api.truncation import Truncation
 from gemma_server.engine.request import MAX_BANS, Request
 from gemma_server.errors import InvalidRequest
 from gemma_server.serving.model import GenerativeModel, LoadedModel
 from gemma_server.serving.models import Models
-from gemma_server.text.turn_stream import Reading
 
 
 class ModelCard(TypedDict):
@@ -90,7 +89,7 @@ def chat(body: ChatCompletionBody, models: Models, caller: Caller) -> ChatComple
     ids = encode_messages(loaded, body.messages, wanted, truncation, caller.stages)
     requests = _requests(body, [ids], steps, loaded, _form(body, wanted))
     stops = as_list(body.stop)
-    reading = Reading(calls=bool(wanted.tools), only_one=not body.parallel_tool_calls)
+    reading = reading_of(loaded, wanted.tools, only_one=not body.parallel_tool_calls)
     job = Job(loaded, requests, stops, models.metrics, caller, truncation, body.user, reading)
     form = ChatForm(loaded, with_logprobs=body.logprobs)
     if body.stream:
