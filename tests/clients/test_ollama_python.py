@@ -109,7 +109,7 @@ def test_what_is_there(client: ollama.Client) -> None:
     assert len(model.digest) == 64
     [running] = client.ps().models
     assert (running.model, running.context_length) == ("fake", 2048)
-    assert client.show("fake").capabilities == ["completion"]
+    assert client.show("fake").capabilities == ["completion", "tools"]
     assert client.generate("fake").done_reason == "load"
     assert client.chat("fake").done_reason == "load"
 
