@@ -118,7 +118,7 @@ class BatchTooLarge(RequestError):
 class GrammarRefused(RequestError):
     """Answers cannot be kept to this: `reason`, at `where` within it."""
 
-    code = "invalid_value"
+    code = "invalid_grammar"
 
     def __init__(self, reason: str, where: str = "") -> None:
         super().__init__(f"{where}: {reason}" if where else reason)

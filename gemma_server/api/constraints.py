@@ -118,7 +118,8 @@ class blamed_on:  # it reads as a function
         """Raises InvalidRequest in place of GrammarRefused."""
         if isinstance(error, GrammarRefused):
             where = f"{self._param}: {error.where}: " if error.where else f"{self._param}: "
-            raise InvalidRequest(f"{where}{error.reason}"[:1000], param=self._param) from None
+            message = f"{where}{error.reason}"[:1000]
+            raise InvalidRequest(message, param=self._param, code=error.code) from None
 
 
 def all_asked(
@@ -264,4 +265,5 @@ class Form:
             return heavy.run(size, write)
         except GrammarRefused as error:
             message = f"{error.where}: {error.reason}"[:1000]
-            raise InvalidRequest(message, param=error.where or "tools") from None
+            param = error.where or "tools"
+            raise InvalidRequest(message, param=param, code=error.code) from None

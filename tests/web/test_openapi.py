@@ -28,7 +28,9 @@ BEYOND_A_SCHEMA = re.compile(
     r"|more than the context|cannot be streamed|either prompt or messages|the last message is not"
     r"|false goes with continue_final_message|a raw prompt is all|model .* not found"
     r"|they go with a stream alone|tokens are generated|the last message goes on"
-    r"|it makes no embeddings"
+    r"|it makes no embeddings|invalid_grammar|\"error\":\"format: |no JSON|is missing"
+    r"|has one form|does not go with|no such tool|answers the call|nobody else|nested too deeply"
+    r"|must be a JSON object|must be an object|thinking is not|calls tools in JSON too"
 )
 LEAST: dict[str, dict[str, Any]] = {
     **GENERATING,

@@ -169,7 +169,6 @@ def _edit(path: Path, **changes: Any) -> None:
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
-        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"hidden_activation": "relu"}, "hidden_activation is relu"),
         ({"hidden_act": "silu"}, "hidden_act is silu"),
         ({"rope_parameters": [1]}, "rope parameters are no objects"),
