@@ -132,6 +132,7 @@ class ConstraintFailed(RequestError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the answer cannot go on as it has to be: {reason}")
+        self.reason = reason
 
 
 class ModelNotFound(RequestError):

@@ -203,5 +203,5 @@ def _text(where: str, part: TextPart) -> str:
 
 
 def _unsupported(param: str, what: str) -> InvalidRequest:
-    message = f"{param}: {what[:100]} is not supported by this server; it takes text alone"
+    message = f"{param}: {what[:100]} is not supported by this server"
     return InvalidRequest(message, param=param, code="unsupported_field")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
@@ -22,6 +22,7 @@ from gemma_server.text.turn_stream import is_in_thought
 MAX_CHOICES = 1024
 Choices = Annotated[Items[str], Field(min_length=1, max_length=MAX_CHOICES)]
 Schema = dict[str, Any] | bool
+_ANY = grammar.ANY_OBJECT
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,12 @@ class StructuredOutputs(BaseModel):
     json_object: bool | None = None
 
     def asked(self, param: str) -> list[Asked]:
-        """The constraints."""
-        return all_asked(
+        """The constraints.
+
+        Raises:
+            InvalidRequest: there is none.
+        """
+        found = all_asked(
             schemas={
                 f"{param}.json": self.json_,
                 f"{param}.json_object": grammar.ANY_OBJECT if self.json_object else None,
@@ -103,6 +108,9 @@ class StructuredOutputs(BaseModel):
             choices={f"{param}.choice": self.choice},
             grammars={f"{param}.grammar": self.grammar},
         )
+        if not found:
+            raise InvalidRequest(f"{param}: says nothing", param=param)
+        return found
 
 
 class blamed_on:  # it reads as a function
@@ -194,13 +202,21 @@ class Form:
     tools: Sequence[Tool] = ()  # that may be called
     must_call: bool = False
     only_one_call: bool = False
-    checks_calls: bool = False  # the arguments have to fit the schemas
     thinks: bool = False
 
     @property
-    def is_any(self) -> bool:
-        """Whether there is anything that the answers have to be."""
+    def checks_calls(self) -> bool:
+        """Whether arguments have to fit the schema of some tool, which is strict."""
+        return any(tool.strict for tool in self.tools)
+
+    @property
+    def binds(self) -> bool:
+        """Whether there is something that the answers have to be."""
         return self.asked is not None or self.must_call or self.checks_calls
+
+    def binds_text(self, loaded: GenerativeModel) -> bool:
+        """Whether that is true of their text."""
+        return self.asked is not None or (self.binds and isinstance(loaded.chat, PromptedTools))
 
     @property
     def name(self) -> str:
@@ -222,19 +238,22 @@ class Form:
         text, call = self._text_grammar(is_prompted=is_prompted), self._call_grammar(end)
         if text is None and call is None:
             return [None] * count
-        with blamed_on("tools" if self.asked is None else self.asked.param):
-            return [self._one(loaded, prompt, text, call) for _ in range(count)]
+        return [self._one(loaded, prompt, text, call) for _ in range(count)]
 
     def _one(
         self, loaded: GenerativeModel, prompt: Sequence[int], text: str | None, call: str | None
     ) -> Constraint:
-        content = None if text is None else loaded.grammars.start(text)
+        with blamed_on("tools" if self.asked is None else self.asked.param):
+            content = None if text is None else loaded.grammars.start(text)
         if content is not None and call is None and not self.thinks:
             return content
+        with blamed_on("tools"):
+            end = loaded.tokenizer.tags.call.end
+            calls = None if call is None else loaded.grammars.start(call, end)
         return InTurn(
             loaded.tokenizer,
             content,
-            None if call is None else loaded.grammars.start(call),
+            calls,
             must_call=self.must_call,
             only_one_call=self.only_one_call,
             may_think=self.thinks,
@@ -249,7 +268,8 @@ class Form:
             raise InvalidRequest(message, param=param)
         if is_prompted and self.tools and (self.must_call or self.checks_calls):
             or_text = not self.must_call
-            return self._of_tools(lambda: grammar.of_json_call(self.tools, or_text=or_text))
+            tools = self._enforced
+            return self._of_tools(lambda: grammar.of_json_call(tools, or_text=or_text))
         return None if self.asked is None else self.asked.grammar
 
     def _call_grammar(self, end: int | None) -> str | None:
@@ -257,13 +277,16 @@ class Form:
         matters = self.must_call or self.checks_calls or self.asked is not None
         if end is None or not (self.tools and matters):
             return None
-        return self._of_tools(lambda: grammar.of_call(self.tools, end))
+        return self._of_tools(lambda: grammar.of_call(self._enforced, end))
+
+    @property
+    def _enforced(self) -> list[Tool]:
+        """The tools, those without their schema whose arguments need not fit it."""
+        if self.must_call:
+            return list(self.tools)
+        return [tool if tool.strict else replace(tool, parameters=_ANY) for tool in self.tools]
 
     def _of_tools(self, write: Callable[[], str]) -> str:
         size = sum(len(str(tool)) for tool in self.tools)
-        try:
+        with blamed_on("tools"):
             return heavy.run(size, write)
-        except GrammarRefused as error:
-            message = f"{error.where}: {error.reason}"[:1000]
-            param = error.where or "tools"
-            raise InvalidRequest(message, param=param, code=error.code) from None

@@ -4,7 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.request import (
@@ -91,6 +91,8 @@ class Generation:
     ) -> None:
         self._engine, self._handle = engine, handle
         request = handle.request
+        if reading is not None and request.constraint is not None:
+            reading = replace(reading, trims=False)  # what is bound stays as it is
         content = TextStream(tokenizer.piece_bytes, stops, request.min_tokens)
         self._stream: TurnStream | PromptedStream
         if reading is not None and reading.names:

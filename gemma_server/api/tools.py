@@ -12,12 +12,13 @@ from gemma_server.api.schemas import Items
 from gemma_server.errors import InvalidRequest
 from gemma_server.serving.model import GenerativeModel
 from gemma_server.text.chat import Tool, ToolCall
+from gemma_server.text.notation import checked
 from gemma_server.text.prompted_tools import PromptedTools
 from gemma_server.text.turn_stream import Reading
 
 MAX_TOOLS = 128
 MAX_CALLS = 128  # in one message
-_DEEPEST = 32  # schemas within each other
+_DEEPEST = 64  # values within each other, as in the schemas of answers
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 
 
@@ -162,10 +163,15 @@ def _tool(where: str, spec: ToolSpec) -> Tool:
     function = spec.function
     schema = {"type": "object", **(function.parameters or {})}
     _check_depth(f"{where}.parameters", schema)
+    if schema["type"] != "object":
+        param = f"{where}.parameters.type"
+        raise InvalidRequest(f"{param}: must be object", param=param)
     if not isinstance(schema.get("properties", {}), dict):
         param = f"{where}.parameters.properties"
         raise InvalidRequest(f"{param}: must be an object", param=param)
-    return Tool(function.name, function.description or "", schema)
+    description = function.description or ""
+    _check_text(where, [description, schema])
+    return Tool(function.name, description, schema, strict=bool(function.strict))
 
 
 def _arguments(where: str, arguments: str | dict[str, Any]) -> Mapping[str, Any]:
@@ -178,7 +184,16 @@ def _arguments(where: str, arguments: str | dict[str, Any]) -> Mapping[str, Any]
     if not isinstance(found, dict):
         raise InvalidRequest(f"{where}: must be a JSON object", param=where)
     _check_depth(where, found)
+    _check_text(where, found)
     return found
+
+
+def _check_text(where: str, value: Any) -> None:
+    try:
+        checked(value)
+    except ValueError:
+        message = f"{where}: has a lone surrogate, or a number that JSON has not"
+        raise InvalidRequest(message, param=where) from None
 
 
 def _check_depth(where: str, value: Any) -> None:

@@ -9,11 +9,21 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that the model may call. `parameters` is the JSON schema of its arguments."""
+    """A function that the model may call. `parameters` is the JSON schema of its arguments, which
+    have to fit it if it is `strict`."""
 
     name: str
     description: str
     parameters: Mapping[str, Any]
+    strict: bool = False
+
+    def told(self) -> dict[str, Any]:
+        """What a model is told of it."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "parameters": self.parameters,
+        }
 
 
 @dataclass(frozen=True)

@@ -1,77 +1,84 @@
 """Keeps answers to a grammar, token by token, with llguidance."""
 
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import Enum, auto
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from gemma_server.errors import ConstraintFailed, GrammarRefused
 from gemma_server.text.tokenizer import Tokenizer
 
-_MOST_KEPT = 32  # grammars
-# Of a stranger's grammar: states of its automaton, of 1 to 3 KB each, and the work to begin it and
-# to take a step. A tenth of llguidance's own bounds: a regex of 18 characters can use all of those,
-# which takes a second and 160 MB.
+# Of a stranger's grammar: states of its automaton, of half a kilobyte each, and the work to begin
+# it and to take a step. A regex of 18 characters can use all that llguidance allows, which
+# takes a second and 160 MB.
 _LIMITS: Any = {
-    "max_lexer_states": 10_000,
+    "max_lexer_states": 50_000,
     "initial_lexer_fuel": 100_000,
     "step_lexer_fuel": 100_000,
 }
 
 
 class Grammars:
-    """Starts answers in grammars over one vocabulary, and keeps the grammars used last.
+    """Starts answers in grammars over one vocabulary.
 
     Two hundred thousand tokens make a trie of a hundred megabytes, in a second: only the first
-    constrained request pays for it.
+    constrained request pays for it. Each answer has an automaton of its own: copies of one would
+    share its states and their bound, so that a long answer would end others.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()  # one grammar is compiled at a time
         self._trie: Any = None
-        self._kept: OrderedDict[str, Any] = OrderedDict()
 
-    def start(self, grammar: str) -> "Matcher":
-        """An answer of this grammar.
+    def start(self, grammar: str, *tags: int | None) -> "Matcher":
+        """An answer of this grammar, which may have these control tokens.
 
         Raises:
             GrammarRefused: it is too complex, or no text is in it.
         """
-        with self._lock:
-            matcher = self._kept.get(grammar)
-            if matcher is None:
-                matcher = self._kept[grammar] = self._compiled(grammar)
-            self._kept.move_to_end(grammar)
-            while len(self._kept) > _MOST_KEPT:
-                self._kept.popitem(last=False)
-            return Matcher(matcher.deep_copy())
-
-    def _compiled(self, grammar: str) -> Any:
         from llguidance import LLMatcher, LLParserLimits
 
         limits = LLParserLimits(verbose_errors=False, **_LIMITS)
-        if self._trie is None:
-            self._trie = _trie_of(self._tokenizer)
-        matcher = LLMatcher(self._trie, grammar, log_level=0, limits=limits)
-        matcher.compute_bitmask()  # what is too complex mostly shows here
+        with self._lock:
+            if self._trie is None:
+                self._trie = _trie_of(self._tokenizer)
+            matcher = LLMatcher(self._trie, grammar, log_level=0, limits=limits)
+            matcher.compute_bitmask()  # what is too complex mostly shows here
         if matcher.is_error():
             raise GrammarRefused(_reason(matcher))
-        return matcher
+        try:
+            return Matcher(matcher, _with(self._texts, tags), self._tokenizer.stop_ids)
+        except ConstraintFailed as error:
+            raise GrammarRefused(error.reason) from None
+
+    @cached_property
+    def _texts(self) -> bytes:
+        """The tokens that stand for text."""
+        size = self._tokenizer.vocab_size
+        bits = np.zeros(-(-size // 32) * 32, np.uint8)
+        bits[:size] = [bool(self._tokenizer.piece_bytes(index)) for index in range(size)]
+        return np.packbits(bits, bitorder="little").tobytes()
 
 
 class Matcher:
-    """What may follow in one answer. Implements the engine's `Constraint`."""
+    """What may follow in one answer. Implements the engine's `Constraint`.
 
-    def __init__(self, matcher: Any) -> None:
-        self._matcher = matcher
+    `allowed` are the tokens that can be in it. What ends it may follow where the grammar does.
+    """
+
+    def __init__(self, matcher: Any, allowed: bytes, ends: Collection[int]) -> None:
+        self._matcher, self._ends = matcher, ends
+        self._allowed = np.frombuffer(allowed, np.uint8)
         self.is_complete = False
         self.mask: bytes = self._next_mask()
 
     def copy(self) -> "Matcher":
-        """Another answer that has come as far."""
-        return Matcher(self._matcher.deep_copy())
+        """Another text of the grammar, in the same answer: both share the bound on states."""
+        return Matcher(self._matcher.deep_copy(), self._allowed.tobytes(), self._ends)
 
     def take(self, token: int) -> None:
         """Go on with this token.
@@ -89,7 +96,11 @@ class Matcher:
             raise ConstraintFailed(str(error)[:300]) from error
 
     def _next_mask(self) -> bytes:
-        mask: bytes = self._matcher.compute_bitmask()
+        """A stranger's grammar may name control tokens: they are taken out."""
+        found = np.frombuffer(self._matcher.compute_bitmask(), np.uint8, len(self._allowed))
+        mask = (found & self._allowed).tobytes()
+        if self._matcher.is_accepting():
+            mask = _with(mask, self._ends)
         if self._matcher.is_error() or not any(mask):
             raise ConstraintFailed(_reason(self._matcher) or "no token may follow")
         return mask
@@ -135,7 +146,8 @@ class InTurn:
         """What may follow, tags included."""
         match self._part:
             case _Part.THOUGHT:
-                return _without(self._all, self._tokenizer.stop_ids)
+                unread = set() if self._any_call else {self._tags.call.begin}  # see TurnStream
+                return _without(self._all, {*self._tokenizer.stop_ids, *unread})
             case _Part.CALL:
                 assert self._call is not None
                 return self._call.mask
@@ -147,7 +159,9 @@ class InTurn:
             return None
         openings = {self._tags.call.begin} if self._any_call else set()
         openings |= {self._tags.thought.begin} if self._may_think else set()
-        return _with(self._none if self._content is None else self._content.mask, openings)
+        if self._content is None or self._must_call:
+            return _with(self._none, openings)
+        return _with(self._content.mask, openings)
 
     def take(self, token: int) -> None:
         """Go on with this token.
@@ -197,11 +211,12 @@ def _with(mask: bytes, ids: Iterable[int | None]) -> bytes:
     return bytes(bits)
 
 
-def _without(mask: bytes, ids: Iterable[int]) -> bytes:
+def _without(mask: bytes, ids: Iterable[int | None]) -> bytes:
     """The mask without these tokens."""
     bits = bytearray(mask)
     for index in ids:
-        bits[index // 8] &= ~(1 << index % 8)
+        if index is not None:
+            bits[index // 8] &= ~(1 << index % 8)
     return bytes(bits)
 
 

@@ -247,6 +247,7 @@ def _items(items: Mapping[str, Any]) -> str:
 
 
 def _strings(values: Any) -> str:
+    values = values if isinstance(values, list) else [values]
     return f"[{','.join(quoted(str(value)) for value in values)}]"
 
 

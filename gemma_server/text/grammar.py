@@ -3,9 +3,11 @@
 What llguidance knows of JSON Schema: guidance-ai/llguidance, `docs/json_schema.md`.
 """
 
+import itertools
 import json
-import re
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from gemma_server.errors import GrammarRefused
@@ -13,8 +15,14 @@ from gemma_server.text.chat import Tool
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 _MOST_CHARACTERS, _DEEPEST = 1 << 16, 32
-# Neither free, since small models loop in it, nor none, which they are not used to.
-_WHITE_SPACE: Any = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,8}"}
+# White space: neither free, since small models loop in it, nor none, which they are not used to. A
+# text has one spelling, or a key could come twice, once as "\\u0061".
+_OPTIONS: Any = {
+    "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,8}",
+    "json_allowed_escapes": '"\\bfnrt',
+}
+_LARGEST_MULTIPLE = 10_000  # of all in a schema, multiplied: an automaton has so many states
+_MOST_PROBES = 50  # in the search for the part of a schema that is at fault
 _OWN_OPTIONS = "x-guidance"  # in which a client could change the above
 # Words that ask for nothing with these values; llguidance refuses them with any.
 _HARMLESS: Mapping[str, Any] = {
@@ -29,8 +37,6 @@ _FORMATS = frozenset(
         *("iri-reference", "uri-template", "json-pointer", "relative-json-pointer", "regex"),
     }
 )
-# What has another meaning in Lark: strings, patterns, remarks.
-_LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|(?://|#)[^\n]*')
 # Formats as RFC 3339, 1123 and 5321 have them. llguidance's own patterns allow more: days that a
 # month has not, seconds that a minute has not, labels whose Punycode has to be decoded, and names
 # that are too long.
@@ -39,7 +45,7 @@ _DATE = (
     r"(?:\d{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)"
     rf"|02-(?:0[1-9]|1\d|2[0-8]))|{_LEAP_DAY})"
 )
-_TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
+_TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 _LABEL = (  # of a host's name; it does not begin with xn--
     r"(?:[A-WYZa-wyz0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
     r"|[Xx](?:[A-MO-Za-mo-z0-9](?:[A-Za-z0-9-]{0,60}[A-Za-z0-9])?)?)"
@@ -49,7 +55,7 @@ _HOST = rf"{_LABEL}(?:\.{_LABEL}){{0,3}}"
 _EXACT_FORMATS = {
     "date": f"^{_DATE}$",
     "time": f"^{_TIME}$",
-    "date-time": f"^{_DATE}[Tt]{_TIME}$",
+    "date-time": f"^{_DATE}T{_TIME}$",
     "hostname": f"^{_HOST}$",
     "email": rf"^{_ATOM}(?:\.{_ATOM}){{0,2}}@{_HOST}$",
 }
@@ -75,14 +81,15 @@ def of_schema(schema: Any) -> str:
     from llguidance import LLMatcher
 
     _check_size(schema)
+    _check_multiples(schema)
     found = None
     try:
         plain = {} if schema is True else _plain(schema, ())
-        grammar: str = LLMatcher.grammar_from_json_schema(json.dumps(plain), overrides=_WHITE_SPACE)
+        grammar: str = LLMatcher.grammar_from_json_schema(json.dumps(plain), overrides=_OPTIONS)
         reason = LLMatcher.validate_grammar(grammar)
         if not reason:
             return grammar
-        found = _fault(plain, plain, ())
+        found = _fault(plain, plain, (), itertools.count())
     except ValueError as error:
         reason = str(error)
     raise GrammarRefused(reason, "" if found is None else _spelled(found))
@@ -117,17 +124,18 @@ def of_grammar(text: str) -> str:
     """Texts of a context-free grammar, in llguidance's Lark or llama.cpp's GBNF.
 
     Raises:
-        GrammarRefused: it is none, or names control tokens.
+        GrammarRefused: it is none. (A control token that it names never follows.)
     """
     from llguidance import grammar_from
 
     _check_length(text)
+    for directive in ("%llguidance", "%json", "%regex"):
+        if directive in text:
+            raise GrammarRefused(f"{directive} is not for clients")
     try:
         grammar = grammar_from("grammar", text)
     except (ValueError, RecursionError) as error:
         raise GrammarRefused(str(error)) from None
-    if "<" in _LITERALS.sub("", grammar):
-        raise GrammarRefused("it names a control token, which no text can have")
     return _checked(grammar)
 
 
@@ -136,7 +144,7 @@ def of_call(tools: Sequence[Tool], end: int) -> str:
     arguments are JSON of the tool's schema, which `notation` reads too.
 
     Raises:
-        GrammarRefused: see `of_schema`; `where` begins with the tool's place.
+        GrammarRefused: see `of_schema`; `where` begins with the tool's name.
     """
     openings = (json.dumps(f"call:{tool.name}") for tool in tools)
     calls = list(map(" ".join, zip(openings, _arguments(tools), strict=True)))
@@ -159,15 +167,14 @@ def of_json_call(tools: Sequence[Tool], *, or_text: bool) -> str:
 
 
 def _arguments(tools: Sequence[Tool]) -> list[str]:
-    """The schema of each tool's arguments, in Lark."""
+    """What each tool's arguments have to be, in Lark."""
     written = []
-    for index, tool in enumerate(tools):
+    for tool in tools:
         try:
             of_schema(tool.parameters)
         except GrammarRefused as error:
-            where = f"tools[{index}].function.parameters{error.where.removeprefix('#')}"
-            raise GrammarRefused(error.reason, where) from None
-        schema = {**_plain(tool.parameters, ()), _OWN_OPTIONS: _WHITE_SPACE}
+            raise GrammarRefused(error.reason, f"{tool.name}, {error.where or '#'}") from None
+        schema = {**_plain(tool.parameters, ()), _OWN_OPTIONS: _OPTIONS}
         written.append(f"%json {json.dumps(schema)}")
     return written
 
@@ -192,6 +199,10 @@ def _checked(grammar: str) -> str:
 def _check_length(text: str) -> None:
     if len(text) > _MOST_CHARACTERS:
         raise GrammarRefused(f"it has {len(text):,} characters, and may have {_MOST_CHARACTERS:,}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise GrammarRefused("it has a lone surrogate: not valid Unicode") from None
 
 
 def _check_size(schema: Any) -> None:
@@ -201,7 +212,7 @@ def _check_size(schema: Any) -> None:
     for _ in range(2 * _DEEPEST):  # an object within "properties" is two levels
         level = [inner for each in level for inner in _values(each)]
         if not level:
-            _check_length(json.dumps(schema))
+            _check_length(json.dumps(schema, ensure_ascii=False))
             return
     raise GrammarRefused(f"it is nested too deeply, by more than {_DEEPEST} schemas")
 
@@ -258,11 +269,11 @@ def _inner(schema: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
             yield (word,), value
 
 
-def _fault(root: Any, schema: Any, path: Path) -> Path | None:
+def _fault(root: Any, schema: Any, path: Path, probes: "itertools.count[int]") -> Path | None:
     """The innermost schema that is refused by itself; None if this one is not."""
     from llguidance import LLMatcher
 
-    if not isinstance(schema, dict):
+    if not isinstance(schema, dict) or next(probes) >= _MOST_PROBES:
         return None
     named = {name: root[name] for name in ("$defs", "definitions") if name in root}
     try:
@@ -271,8 +282,21 @@ def _fault(root: Any, schema: Any, path: Path) -> Path | None:
         return path
     if not LLMatcher.validate_grammar(grammar):
         return None
-    inner = (_fault(root, each, (*path, *word)) for word, each in _inner(schema))
+    inner = (_fault(root, each, (*path, *word), probes) for word, each in _inner(schema))
     return next((found for found in inner if found is not None), path)
+
+
+def _check_multiples(schema: Any) -> None:
+    """Refuse numbers that have to be multiples of much."""
+    product, level = 1, [schema]
+    while level:
+        for each in level:
+            multiple = each.get("multipleOf") if isinstance(each, dict) else None
+            if isinstance(multiple, int | float) and math.isfinite(multiple):
+                product *= max(1, abs(Fraction(str(multiple)).numerator))
+        level = [inner for each in level for inner in _values(each)]
+    if product > _LARGEST_MULTIPLE:
+        raise GrammarRefused(f"multipleOf: in all more than {_LARGEST_MULTIPLE:,}")
 
 
 def _spelled(path: Path) -> str:

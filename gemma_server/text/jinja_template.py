@@ -183,7 +183,7 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
-    return {"type": "function", "function": vars(tool)}
+    return {"type": "function", "function": tool.told()}
 
 
 @dataclass(frozen=True)

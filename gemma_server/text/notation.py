@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 from gemma_server.text.chat import ToolCall
 
 QUOTE = "\ufdd2"  # no character; it stands for the token
-_DEEPEST = 64  # lists and objects within each other
 _CALL = re.compile(r"\s*call:\s*([^\s{}:,]+)\s*(?={)")
 _SPACE = re.compile(r"\s*")
 _KEY = re.compile(rf"[^\s:,{{}}\[\]{QUOTE}]+")
@@ -86,26 +85,24 @@ class _Reader:
     def call(self) -> ToolCall:
         """All of the text."""
         name = self._match(_CALL)[1]
-        arguments = self._object(1)
+        arguments = self._object()
         self._space()
         if self._at != len(self._text):
             raise ValueError
-        return ToolCall(name, arguments)
+        return ToolCall(name, checked(arguments))
 
-    def _value(self, depth: int) -> Any:
-        if depth > _DEEPEST:
-            raise ValueError
+    def _value(self) -> Any:
         match self._text[self._at : self._at + 1]:
             case "{":
-                return self._object(depth)
+                return self._object()
             case "[":
-                return self._list(depth)
+                return self._list()
             case "" | "," | "}" | "]":
                 raise ValueError
         text = self._string()
         return _bare(self._match(_BARE)[0].strip()) if text is None else text
 
-    def _object(self, depth: int) -> dict[str, Any]:
+    def _object(self) -> dict[str, Any]:
         values: dict[str, Any] = {}
         self._take("{")
         while not self._ends("}", after_item=bool(values)):
@@ -114,14 +111,14 @@ class _Reader:
             self._space()
             self._take(":")
             self._space()
-            values[key] = self._value(depth + 1)
+            values[key] = self._value()
         return values
 
-    def _list(self, depth: int) -> list[Any]:
+    def _list(self) -> list[Any]:
         values: list[Any] = []
         self._take("[")
         while not self._ends("]", after_item=bool(values)):
-            values.append(self._value(depth + 1))
+            values.append(self._value())
         return values
 
     def _ends(self, end: str, *, after_item: bool) -> bool:
@@ -169,6 +166,16 @@ def _bare(word: str) -> Any:
         return json.loads(word, parse_constant=_no_constant)
     except ValueError:
         return word
+
+
+def checked(value: Any) -> Any:
+    """The value, if it can be sent as JSON.
+
+    Raises:
+        ValueError: it has a lone surrogate, or a number beyond all.
+    """
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:

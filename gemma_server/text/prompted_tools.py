@@ -12,6 +12,7 @@ from typing import Any
 from gemma_server.text.chat import Message, Tool, ToolCall
 from gemma_server.text.chat_template import GAP, ChatTemplate
 from gemma_server.text.detokenizer import TextStream
+from gemma_server.text.notation import checked
 from gemma_server.text.turn_stream import Said
 
 _TOLD = (
@@ -52,7 +53,7 @@ class PromptedTools:
         """See `ChatTemplate`."""
         words = list(map(_in_words, messages))
         if tools:
-            told = _TOLD + json.dumps([vars(tool) for tool in tools], ensure_ascii=False)
+            told = _TOLD + json.dumps([tool.told() for tool in tools], ensure_ascii=False)
             first = words[0] if words and words[0].role == "system" else None
             if first is not None:
                 words[0] = Message("system", f"{first.content}{GAP}{told}")
@@ -124,7 +125,7 @@ class PromptedStream:
         """The calls that the text is; none if it is something else, or calls what there is not."""
         fenced = _FENCED.fullmatch(text)
         try:
-            found: Any = json.loads(fenced[1] if fenced else text)
+            found: Any = checked(json.loads(fenced[1] if fenced else text))
         except (ValueError, RecursionError):
             return ()
         documents = found if isinstance(found, list) else [found]

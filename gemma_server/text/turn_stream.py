@@ -30,6 +30,7 @@ class Reading:
     calls: bool = False  # whether the model may call tools; if not, a call is text
     only_one: bool = False  # the answer ends with its first call
     names: frozenset[str] = frozenset()  # of tools that are called in JSON, where no tags are
+    trims: bool = True  # the white space behind thoughts and calls
 
 
 class _Part(Enum):
@@ -117,7 +118,7 @@ class TurnStream:
             said = Said(text=self._content.close())
         elif self._part is _Part.THOUGHT:
             said = Said(thought=self._thought.close())
-            self._content.trim()
+            self._trim()
         else:
             said = self._end_call()
         self._part = part
@@ -127,12 +128,16 @@ class TurnStream:
             self._call = _Call(self._tokenizer)
         return said
 
+    def _trim(self) -> None:
+        if self._reading.trims:
+            self._content.trim()
+
     def _end_call(self) -> Said:
         call = self._call.read() if self._reading.calls else None
         if call is None:
             return Said(text=self._content.add(self._call.as_written()))
         self._has_called = True
-        self._content.trim()
+        self._trim()
         return Said(calls=(call,))
 
 
@@ -145,7 +150,7 @@ def is_in_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
 
 
 class _Thought:
-    """The text of a thought, without the channel's name and the white space around it."""
+    """The text of a thought, without the channel's name and the white space behind it."""
 
     def __init__(self, *, is_named: bool = False) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

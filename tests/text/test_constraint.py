@@ -106,11 +106,27 @@ def test_other_grammars(written: str, pattern: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['start: <[2]> "a"', "start: <bos>", 'start: "a" <[1-5]>', "start: /a/ // <\n <[2]>"]
+    "text",
+    [
+        'start: <[2]> "a"',
+        "start: <bos>",
+        'start: "a" <[1-5]>',
+        "start: /a\n/ <[4]> /b/",
+        'start: "a" <[1]> "b"',
+        '%llguidance {"allow_invalid_utf8": true}\nstart: /(?s-u:.)*/',
+        'start: %json {"type": "string"}',
+    ],
 )
 def test_no_grammar_of_a_stranger_makes_control_tokens(text: str) -> None:
-    with pytest.raises(GrammarRefused):
-        GRAMMARS.start(grammar.of_grammar(text))
+    controls = {index for index in range(TOKENIZER.vocab_size) if not TOKENIZER.piece_bytes(index)}
+    rng = random.Random(7)
+    with contextlib.suppress(GrammarRefused, ConstraintFailed):
+        matcher = GRAMMARS.start(grammar.of_grammar(text))
+        for _ in range(20):
+            may = allowed(matcher.mask)
+            assert not set(may) & (controls - TOKENIZER.stop_ids)
+            assert not set(may) & TOKENIZER.stop_ids
+            matcher.take(rng.choice(may))
 
 
 HOSTILE: list[tuple[Callable[[Any], str], Any]] = [
@@ -170,7 +186,8 @@ def in_turn(**how: Any) -> InTurn:
     tokenizer = gemma4_tokenizer()
     grammars = Grammars(tokenizer)
     written = grammar.of_call([TOOL, OTHER], MARKERS["<tool_call|>"])
-    return InTurn(tokenizer, how.pop("content", None), grammars.start(written), **how)
+    end = MARKERS["<tool_call|>"]
+    return InTurn(tokenizer, how.pop("content", None), grammars.start(written, end), **how)
 
 
 def test_a_call_fits_its_tool_and_is_read_back() -> None:

@@ -104,7 +104,7 @@ def test_the_model_is_told_in_words() -> None:
     ]
     text = TOKENIZER.decode(template.encode(messages, tools=[LOOK]))
     assert text.startswith("user\nBe brief.\n\nYou have access to functions.")
-    assert json.dumps([vars(LOOK)]) in text
+    assert json.dumps([LOOK.told()]) in text
     assert 'model\nI look.\n{"name": "look", "parameters": {"at": "é"}}' in text
     assert text.endswith('user\n<tool_response name="look">\na wall\n</tool_response>\nmodel\n')
     plain = [Message("user", "Hi")]

@@ -147,7 +147,12 @@ def test_several_answers_each_have_their_own(app: App) -> None:
         (TEXT, {"guided_json": "3"}, "guided_json", "an object"),
         (TEXT, {"guided_choice": []}, "guided_choice", ""),
         (TEXT, {"grammar": "root ::= nope"}, "grammar", "nope"),
-        (TEXT, {"grammar": 'start: "a" <[1]>'}, "grammar", "control token"),
+        (TEXT, {"grammar": "start: <[4]>"}, "grammar", "no token"),
+        (TEXT, {"grammar": 'start: %json {"x-guidance": {}}'}, "grammar", "%json"),
+        (TEXT, {"guided_regex": "\ud800"}, "guided_regex", "surrogate"),
+        (TEXT, {"guided_choice": ["\ud800"]}, "guided_choice", "surrogate"),
+        (TEXT, {"guided_json": {"multipleOf": 1000003}}, "guided_json", "10,000"),
+        (TEXT, {"structured_outputs": {}}, "structured_outputs", "nothing"),
         ("/prompt", {"regex": "a" * 70_000}, "regex", "65,536"),
         ("/prompt", {"regex": "a", "stop": ["b"]}, "stop", "regex"),
         ("/api/chat", {"format": "xml"}, "format", "json"),
@@ -261,9 +266,8 @@ def test_a_required_call_may_follow_a_thought(gemma4: App) -> None:
 
 
 def test_arguments_of_a_strict_tool_fit_its_schema(gemma4: App) -> None:
-    strict = {"type": "function", "function": {**TOOL["function"], "strict": True}}  # type: ignore[dict-item]
     gemma4.runner.says = 'I look. <|tool_call>call:look{age:<|"|>x<|"|>}<tool_call|><|tool_call>'
-    message = message_of(ask(gemma4, CHAT, tools=[strict], parallel_tool_calls=False))
+    message = message_of(ask(gemma4, CHAT, tools=[STRICT], parallel_tool_calls=False))
     assert message["content"] == "I look. "
     [call] = message["tool_calls"]
     assert jsonschema_rs.is_valid(PERSON, json.loads(call["function"]["arguments"]))
@@ -280,13 +284,52 @@ def test_a_format_binds_behind_the_thought(gemma4: App) -> None:
     assert jsonschema_rs.is_valid(PERSON, json.loads(chat["content"]))
 
 
+STRICT = {"type": "function", "function": {**TOOL["function"], "strict": True}}  # type: ignore[dict-item]
+
+
 def test_a_format_leaves_room_for_calls(gemma4: App) -> None:
-    message = message_of(ask(gemma4, CHAT, response_format=FORMAT, tools=[TOOL]))
+    message = message_of(ask(gemma4, CHAT, response_format=FORMAT, tools=[STRICT]))
     [*_, call] = message["tool_calls"]
     assert jsonschema_rs.is_valid(PERSON, json.loads(call["function"]["arguments"]))
     gemma4.runner.says = "{"
-    message = message_of(ask(gemma4, CHAT, response_format=FORMAT, tools=[TOOL]))
+    message = message_of(ask(gemma4, CHAT, response_format=FORMAT, tools=[STRICT]))
     assert jsonschema_rs.is_valid(PERSON, json.loads(message["content"]))
+    must: dict[str, Any] = {"tool_choice": "required", "parallel_tool_calls": False}
+    message = message_of(ask(gemma4, CHAT, response_format=FORMAT, tools=[TOOL], **must))
+    assert (message["content"], len(message["tool_calls"])) == (None, 1)
+
+
+def test_only_strict_tools_have_to_have_a_schema_that_can_be_kept_to(gemma4: App) -> None:
+    odd = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    loose = {"type": "function", "function": {"name": "loose", "parameters": odd}}
+    assert ask(gemma4, CHAT, tools=[STRICT, loose]).status_code == 200
+    assert ask(gemma4, CHAT, tools=[STRICT, loose], tool_choice="none", stop="x").status_code == 200
+    answer = ask(gemma4, CHAT, tools=[STRICT, loose], tool_choice="required")
+    assert "loose, #/properties/a: " in assert_error_form(answer)["message"]
+
+
+def test_a_thought_can_neither_call_nor_hide_the_answer(gemma4: App) -> None:
+    gemma4.runner.says = "<|channel>thought\nhm<|tool_call>x<channel|>{"
+    fields: dict[str, Any] = {"response_format": FORMAT, "reasoning_effort": "high"}
+    message = message_of(ask(gemma4, CHAT, **fields))
+    assert jsonschema_rs.is_valid(PERSON, json.loads(message["content"]))
+
+
+def test_white_space_of_a_bound_answer_stays(gemma4: App) -> None:
+    gemma4.runner.says = "<|channel>thought\nhm<channel|>\n\nyes"
+    message = message_of(ask(gemma4, CHAT, regex="\n\nyes", reasoning_effort="high"))
+    assert (message["content"], message["reasoning_content"]) == ("\n\nyes", "hm")
+
+
+def test_a_long_answer_leaves_others_their_grammar(serve: Serve) -> None:
+    """Copies of one automaton would share its states and their bound."""
+    app = serve(context_length=8192, chunk=8192)
+    schema = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 1500}},
+              "required": ["a"], "additionalProperties": False}  # fmt: skip
+    for text in ("x" * 1400, "abc"):
+        prompt = json.dumps({"a": text}, separators=(",", ":"))
+        answer = ask(app, "/prompt", prompt=prompt, response_schema=schema, sampling_steps=3000)
+        assert json.loads(answer.json["response"]) == {"a": text}
 
 
 @pytest.mark.parametrize(
@@ -295,7 +338,8 @@ def test_a_format_leaves_room_for_calls(gemma4: App) -> None:
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "no"}}},
          "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"tools": [TOOL], "tool_choice": "required", "stop": "x"}, "stop"),
+        ({"tools": [TOOL], "tool_choice": "required", "min_tokens": 1}, "min_tokens"),
+        ({"tools": [TOOL], "response_format": FORMAT, "stop": "x"}, "stop"),
         (
             {
                 "tools": [
@@ -303,7 +347,7 @@ def test_a_format_leaves_room_for_calls(gemma4: App) -> None:
                      "parameters": {"properties": {"a": {"type": "array", "uniqueItems": True}}}}}
                 ]
             },
-            "tools[0].function.parameters/properties/a",
+            "tools",
         ),
     ],
 )  # fmt: skip

@@ -192,7 +192,7 @@ def test_ollama_s_responses_have_the_tool_s_name(app: App) -> None:
 
 
 DEEP: Any = {}
-for _ in range(40):
+for _ in range(70):
     DEEP = {"properties": {"a": DEEP}}
 
 
@@ -206,6 +206,8 @@ def _tool(**function: Any) -> list[dict[str, Any]]:
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": _tool(name="no spaces")}, "tools[0].function.name"),
         ({"tools": _tool(parameters=DEEP)}, "tools[0].function.parameters"),
+        ({"tools": _tool(parameters={"type": "string"})}, "tools[0].function.parameters.type"),
+        ({"tools": _tool(description="\ud800")}, "tools[0].function"),
         (
             {"tools": _tool(parameters={"properties": []})},
             "tools[0].function.parameters.properties",
@@ -304,6 +306,24 @@ def test_a_long_chat_loses_responses_with_their_calls(app: App) -> None:
     assert answer.json["truncated_tokens"] > 1500
     assert last_prompt(app).count("x") == 0
     assert "tool_call" not in last_prompt(app)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"required": 5},
+        {"properties": {"a": {"type": "object", "required": 7}}},
+        {"properties": {"a": {"type": "array", "items": {"required": None, "type": 3}}}},
+        {"properties": {"a": 1, "b": {"type": ["string", 1], "enum": "x", "description": {}}}},
+    ],
+)
+def test_odd_schemas_are_told_somehow(app: App, parameters: Any) -> None:
+    says(app, "ok")
+    assert ask(app, tools=_tool(parameters=parameters)).status_code == 200
+
+
+def test_the_template_shown_has_the_model_s_markers(app: App) -> None:
+    assert "<|turn>user" in ask(app, "/api/show").json["template"]
 
 
 def test_tokenize_knows_tools_too(app: App) -> None:

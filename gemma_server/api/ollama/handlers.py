@@ -300,9 +300,18 @@ def _show(loaded: LoadedModel) -> Description:
             f"{info.family}.context_length": info.trained_context,
         },
         "capabilities": _capabilities(loaded),
-        "template": _TEMPLATE if isinstance(loaded, GenerativeModel) else "",
+        "template": _template(loaded),
         "modified_at": rfc3339(datetime.fromtimestamp(loaded.ready_at, UTC)),
     }
+
+
+def _template(loaded: LoadedModel) -> str:
+    """The chat template, nearly, in Go's language; thoughts and tools are not in it."""
+    if not isinstance(loaded, GenerativeModel):
+        return ""
+    family = loaded.tokenizer.family
+    with_begin = _TEMPLATE.replace("<start_of_turn>", family.start_of_turn)
+    return with_begin.replace("<end_of_turn>", family.end_of_turn)
 
 
 def _capabilities(loaded: LoadedModel) -> list[str]:

@@ -145,7 +145,7 @@ def _text_ids(loaded: LoadedModel, body: TokenizeBody) -> list[int]:
 def _chat_ids(loaded: GenerativeModel, body: TokenizeBody) -> list[int]:
     """As a chat has them, however long."""
     messages = plain_messages(loaded, body.messages or [])
-    thinks = _thinks(body.chat_template_kwargs, None, loaded)
+    thinks = _thinks(body.chat_template_kwargs, body.reasoning_effort, loaded)
     wanted = Wanted(declared(loaded, body.tools), thinks, body.continue_final_message)
     with prompt_in("messages"):
         return heavy.run(size_of(messages, wanted), lambda: wanted.encode(loaded.chat, messages))
@@ -193,8 +193,8 @@ def _requests(
     if body.min_tokens > 0 and len(stops) > MAX_BANS:
         message = f"min_tokens goes with at most {MAX_BANS} stop tokens"
         raise InvalidRequest(message, param="min_tokens")
-    if form.is_any:
-        body.refuse_other_ends(form.name)
+    if form.binds:
+        body.refuse_other_ends(form.name, of_text=form.binds_text(loaded))
     bias = body.bias(vocab_size)
     return [
         Request(
@@ -219,7 +219,6 @@ def _form(body: ChatCompletionBody, wanted: Wanted) -> Form:
         body.usable(wanted.tools),
         must_call=body.must_call,
         only_one_call=not body.parallel_tool_calls,
-        checks_calls=body.checks_calls,
         thinks=wanted.thinks,
     )
 

@@ -208,14 +208,15 @@ class OpenAIBody(ForeignBody, ModelBody):
         )
         return only_one(found)
 
-    def refuse_other_ends(self, what: str) -> None:
-        """Refuse what would end an answer before it is whole, or keep it from ending.
+    def refuse_other_ends(self, what: str, *, of_text: bool) -> None:
+        """Refuse what would end an answer before it is whole, or keep it from ending; a stop string
+        only where the text itself is bound, which alone it concerns.
 
         Raises:
             InvalidRequest: naming the field that does not go with `what`.
         """
         given = {
-            "stop": bool(as_list(self.stop)),
+            "stop": of_text and bool(as_list(self.stop)),
             "stop_token_ids": bool(self.stop_token_ids),
             "ignore_eos": self.ignore_eos,
             "min_tokens": self.min_tokens > 0,
@@ -337,11 +338,6 @@ class ChatCompletionBody(OpenAIBody):
         return self.tool_choice not in ("none", "auto")
 
     @property
-    def checks_calls(self) -> bool:
-        """Whether arguments have to fit the schema of a tool that is strict."""
-        return any(tool.function.strict for tool in self.tools)
-
-    @property
     def wanted_logprobs(self) -> int | None:
         """How many of the likeliest tokens to tell beside each; None for no logprobs."""
         if self.top_logprobs and not self.logprobs:
@@ -443,6 +439,7 @@ class TokenizeBody(ForeignBody, ModelBody):
     add_generation_prompt: bool | None = None
     tools: Tools = Field([])
     chat_template_kwargs: TemplateOptions = TemplateOptions()
+    reasoning_effort: Effort | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
