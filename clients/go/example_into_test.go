@@ -43,7 +43,7 @@ func ExampleSchemaFor() {
 	}
 	schema, err := gemma.SchemaFor[Answer]()
 	fmt.Println(string(schema), err)
-	// Output: {"$ref":"#/$defs/Answer0","$defs":{"Answer0":{"type":"object","properties":{"yes":{"type":"boolean"}},"required":["yes"],"additionalProperties":false}}} <nil>
+	// Output: {"$ref":"#/$defs/Answer_0","$defs":{"Answer_0":{"type":"object","properties":{"yes":{"type":"boolean"}},"required":["yes"],"additionalProperties":false}}} <nil>
 }
 
 // A text of a request may come from anywhere.

@@ -14,8 +14,8 @@ import (
 var (
 	timeType    = reflect.TypeFor[time.Time]()
 	numberType  = reflect.TypeFor[json.Number]()
-	marshaler   = reflect.TypeFor[json.Marshaler]()
-	textual     = reflect.TypeFor[encoding.TextMarshaler]()
+	ownReader   = reflect.TypeFor[json.Unmarshaler]()
+	textReader  = reflect.TypeFor[encoding.TextUnmarshaler]()
 	integerBits = map[reflect.Kind]int{
 		reflect.Int8: 8, reflect.Int16: 16, reflect.Int32: 32, reflect.Uint8: 8, reflect.Uint16: 16, reflect.Uint32: 32,
 	}
@@ -32,9 +32,9 @@ const base64Pattern = `^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=
 // model writes them in that order. A field with omitempty or omitzero may be
 // left out, a pointer may be null, and a time is a string of RFC 3339.
 //
-// An interface or a type with a MarshalJSON of its own may be anything. It is an
-// error if T has what JSON has not, such as a channel or a map without string
-// keys.
+// An interface or a type with an UnmarshalJSON of its own may be anything. It is an
+// error if T has what JSON has not, such as a channel, or what no schema says: a
+// map without string keys, and the option "string" on a string.
 func SchemaFor[T any]() (json.RawMessage, error) {
 	w := schemaWriter{defs: map[reflect.Type]string{}}
 	root, err := w.schema(reflect.TypeFor[T](), "")
@@ -67,9 +67,9 @@ func (w *schemaWriter) schema(t reflect.Type, path string) (string, error) {
 	case t.Kind() == reflect.Pointer:
 		inner, err := w.schema(t.Elem(), path)
 		return `{"anyOf":[` + inner + `,{"type":"null"}]}`, err
-	case t.Implements(marshaler) || reflect.PointerTo(t).Implements(marshaler):
+	case reflect.PointerTo(t).Implements(ownReader):
 		return `{}`, nil
-	case t.Implements(textual) || reflect.PointerTo(t).Implements(textual):
+	case reflect.PointerTo(t).Implements(textReader):
 		return `{"type":"string"}`, nil
 	}
 	switch kind := t.Kind(); kind {
@@ -85,15 +85,11 @@ func (w *schemaWriter) schema(t reflect.Type, path string) (string, error) {
 		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		return integerSchema(t), nil
 	case reflect.Slice, reflect.Array:
-		return w.list(t, path)
+		return w.named(t, path, w.list)
 	case reflect.Map:
-		if t.Key().Kind() != reflect.String {
-			return "", fmt.Errorf("%s: a map needs string keys, not %v", where(path), t.Key())
-		}
-		inner, err := w.schema(t.Elem(), path+"{}")
-		return `{"type":"object","additionalProperties":` + inner + `}`, err
+		return w.named(t, path, w.byName)
 	case reflect.Struct:
-		return w.named(t, path)
+		return w.named(t, path, w.object)
 	default:
 		return "", fmt.Errorf("%s: JSON has no %v", where(path), kind)
 	}
@@ -125,22 +121,30 @@ func (w *schemaWriter) list(t reflect.Type, path string) (string, error) {
 	return `{"type":"array","items":` + inner + size + `}`, err
 }
 
-// named writes a reference to a struct that has a name, and the struct itself
-// where it has none.
-func (w *schemaWriter) named(t reflect.Type, path string) (string, error) {
+func (w *schemaWriter) byName(t reflect.Type, path string) (string, error) {
+	if t.Key().Kind() != reflect.String {
+		return "", fmt.Errorf("%s: a map needs string keys, not %v", where(path), t.Key())
+	}
+	inner, err := w.schema(t.Elem(), path+"{}")
+	return `{"type":"object","additionalProperties":` + inner + `}`, err
+}
+
+// named writes a reference to a type that has a name, and the type itself where
+// it has none.
+func (w *schemaWriter) named(t reflect.Type, path string, write func(reflect.Type, string) (string, error)) (string, error) {
 	if t.Name() == "" {
-		return w.object(t, path)
+		return write(t, path)
 	}
 	if name, known := w.defs[t]; known {
 		return refTo(name), nil
 	}
-	name := fmt.Sprintf("%s%d", t.Name(), len(w.defs))
+	name := fmt.Sprintf("%s_%d", t.Name(), len(w.defs))
 	if !isPlain(name) {
-		name = fmt.Sprintf("T%d", len(w.defs))
+		name = fmt.Sprintf("T_%d", len(w.defs))
 	}
 	w.defs[t] = name
-	object, err := w.object(t, path)
-	w.written = append(w.written, quoted(name)+":"+object)
+	schema, err := write(t, path)
+	w.written = append(w.written, quoted(name)+":"+schema)
 	return refTo(name), err
 }
 
@@ -154,55 +158,106 @@ func isPlain(name string) bool {
 
 func (w *schemaWriter) object(t reflect.Type, path string) (string, error) {
 	var properties, required []string
-	for _, field := range reflect.VisibleFields(t) {
-		name, options, skipped := jsonName(field)
-		if skipped || len(field.Index) > 1 && shadowed(t, field) {
-			continue
-		}
+	for _, field := range visible(t) {
 		inner, err := w.schema(field.Type, path+"."+field.Name)
+		if err == nil && field.has("string") {
+			inner, err = inString(field.Type, path+"."+field.Name, inner)
+		}
 		if err != nil {
 			return "", err
 		}
-		if strings.Contains(","+options+",", ",string,") {
-			inner = `{"type":"string"}`
-		}
-		properties = append(properties, quoted(name)+":"+inner)
-		if !strings.Contains(options, "omit") {
-			required = append(required, quoted(name))
+		properties = append(properties, quoted(field.name)+":"+inner)
+		if !field.has("omitempty") && !field.has("omitzero") {
+			required = append(required, quoted(field.name))
 		}
 	}
 	return `{"type":"object","properties":{` + strings.Join(properties, ",") + `},"required":[` +
 		strings.Join(required, ",") + `],"additionalProperties":false}`, nil
 }
 
-// jsonName is the field's name in JSON, as encoding/json finds it.
-func jsonName(field reflect.StructField) (name, options string, skipped bool) {
-	tag := field.Tag.Get("json")
-	name, options, _ = strings.Cut(tag, ",")
-	kind := field.Type
-	if kind.Kind() == reflect.Pointer {
-		kind = kind.Elem()
+// inString is the schema of a value that the option "string" puts into one.
+func inString(t reflect.Type, path, plain string) (string, error) {
+	switch kind := t.Kind(); {
+	case kind == reflect.Bool:
+		return `{"enum":["true","false"]}`, nil
+	case kind >= reflect.Int && kind <= reflect.Int64:
+		return `{"type":"string","pattern":"^-?(0|[1-9][0-9]{0,14})$"}`, nil
+	case kind >= reflect.Uint && kind <= reflect.Uint64:
+		return `{"type":"string","pattern":"^(0|[1-9][0-9]{0,14})$"}`, nil
+	case kind == reflect.Float32 || kind == reflect.Float64:
+		return `{"type":"string","pattern":"^-?(0|[1-9][0-9]{0,14})(\\.[0-9]{1,15})?$"}`, nil
+	case kind == reflect.String || kind == reflect.Pointer:
+		return "", fmt.Errorf("%s: a %v within a string has no schema", where(path), t)
 	}
-	isInlined := field.Anonymous && name == "" && kind.Kind() == reflect.Struct
-	if tag == "-" || !field.IsExported() || isInlined {
-		return "", "", true
-	}
-	if name == "" {
-		name = field.Name
-	}
-	return name, options, false
+	return plain, nil // encoding/json ignores the option
 }
 
-// shadowed says whether an outer struct, which holds the one that has the
-// field, is no embedded one: then the field is not inlined.
-func shadowed(t reflect.Type, field reflect.StructField) bool {
-	for depth := 1; depth < len(field.Index); depth++ {
-		outer := t.FieldByIndex(field.Index[:depth])
-		if name, _, _ := strings.Cut(outer.Tag.Get("json"), ","); name != "" {
-			return true
+// A jsonField is a field of a struct as encoding/json sees it.
+type jsonField struct {
+	reflect.StructField
+	name    string
+	options string
+	tagged  bool
+	depth   int // of embedded structs around it
+}
+
+func (f *jsonField) has(option string) bool {
+	return strings.Contains(","+f.options+",", ","+option+",")
+}
+
+// visible returns the fields that encoding/json reads, in their order. Of several
+// with one name it takes the outermost, then the one whose tag says the name,
+// and none if there are still several.
+func visible(t reflect.Type) []jsonField {
+	all := fieldsOf(t, 0, map[reflect.Type]bool{})
+	var kept []jsonField
+	for _, field := range all {
+		rivals := 0
+		for _, other := range all {
+			if other.name == field.name && !field.beats(other) {
+				rivals++
+			}
+		}
+		if rivals == 1 { // itself
+			kept = append(kept, field)
 		}
 	}
-	return false
+	return kept
+}
+
+func (f *jsonField) beats(other jsonField) bool {
+	if f.depth != other.depth {
+		return f.depth < other.depth
+	}
+	return f.tagged && !other.tagged
+}
+
+func fieldsOf(t reflect.Type, depth int, within map[reflect.Type]bool) []jsonField {
+	if within[t] {
+		return nil
+	}
+	within[t] = true
+	defer delete(within, t)
+	var fields []jsonField
+	for i := range t.NumField() {
+		field := t.Field(i)
+		tag := field.Tag.Get("json")
+		name, options, _ := strings.Cut(tag, ",")
+		inner := field.Type
+		if inner.Kind() == reflect.Pointer {
+			inner = inner.Elem()
+		}
+		switch {
+		case tag == "-":
+		case field.Anonymous && name == "" && inner.Kind() == reflect.Struct:
+			fields = append(fields, fieldsOf(inner, depth+1, within)...)
+		case field.IsExported() && name != "":
+			fields = append(fields, jsonField{field, name, options, true, depth})
+		case field.IsExported():
+			fields = append(fields, jsonField{field, field.Name, options, false, depth})
+		}
+	}
+	return fields
 }
 
 func where(path string) string {
