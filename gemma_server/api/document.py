@@ -32,7 +32,8 @@ def write(document: Any, encode: Callable[[Any], str]) -> str:
     """An answer as JSON, by an encoder that writes no spaces.
 
     An encoder holds Python's lock until it is done, and a thousand embeddings take it a second. So
-    an object's long lists are written item by item.
+    an object's long lists of lists and objects are written item by item. (Numbers are quick, and a
+    call for each is not.)
     """
     if not isinstance(document, dict) or not any(map(_is_long, document.values())):
         return encode(document)
@@ -46,7 +47,9 @@ def write(document: Any, encode: Callable[[Any], str]) -> str:
 
 
 def _is_long(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > _MANY_ITEMS
+    return (
+        isinstance(value, list) and len(value) > _MANY_ITEMS and isinstance(value[0], list | dict)
+    )
 
 
 def parse(body: bytes) -> dict[str, Any]:
