@@ -5,6 +5,7 @@ Only what pip and Go once downloaded or compiled is the machine's own; with `--l
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,8 +27,27 @@ SETUP_S = 1200  # downloads a few hundred megabytes
 
 def readme_commands() -> list[str]:
     blocks: list[str] = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if line.strip()]
+    commands: list[str] = []
+    for block in blocks:
+        begun = ""
+        for line in block.replace("\\\n", " ").splitlines():
+            begun += line
+            if not _is_whole(begun):
+                begun += "\n"
+            elif begun.strip():
+                commands.append(begun)
+                begun = ""
+        assert not begun.strip(), f"the README has no end of: {begun}"
+    return commands
+
+
+def _is_whole(command: str) -> bool:
+    """Whether a shell would run it, and not wait for the end of a quotation."""
+    try:
+        shlex.split(command)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass

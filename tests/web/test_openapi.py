@@ -31,6 +31,7 @@ BEYOND_A_SCHEMA = re.compile(
     r"|it makes no embeddings|invalid_grammar|\"error\":\"format: |no JSON|is missing"
     r"|has one form|does not go with|no such tool|answers the call|nobody else|nested too deeply"
     r"|must be a JSON object|must be an object|thinking is not|calls tools in JSON too"
+    r"|: says nothing"
 )
 LEAST: dict[str, dict[str, Any]] = {
     **GENERATING,
