@@ -30,7 +30,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -40,7 +40,16 @@ from typing import Any
 from benchmarks import hugging_face
 from benchmarks.hugging_face import VARIANTS, Library
 from benchmarks.servers import Server, end_servers_on_sigterm, positive, say
-from benchmarks.sides import OURS, THEIRS, Side, both_sides, complete, random_words, start
+from benchmarks.sides import (
+    OURS,
+    Samples,
+    Side,
+    both_sides,
+    comparison,
+    complete,
+    random_words,
+    start,
+)
 from gemma_server.cli.report import Summary, format_table
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
@@ -53,8 +62,6 @@ ROWS = {
     "ready_s": "ready, s",
     "peak_mb": "peak memory, MB",
 }
-
-Samples = Mapping[str, Mapping[str, list[float]]]  # of each side, for each row
 
 
 @dataclass(frozen=True)
@@ -187,18 +194,9 @@ def peak_mb(server: Server) -> float:
 
 def report(rounds: int, samples: Samples) -> None:
     """The tables for people, then the line for programs."""
-    table = [["", f"{OURS} [min-max]", f"{THEIRS} [min-max]", "ratio"]]
-    document: dict[str, Any] = {"benchmark": "decode", "rounds": rounds, "rows": {}}
-    for row, label in ROWS.items():
-        ours, theirs = Summary.of(samples[OURS][row]), Summary.of(samples[THEIRS][row])
-        ratio = ours.median / theirs.median
-        table.append([label, str(ours), str(theirs), f"{ratio:.2f}"])
-        document["rows"][row] = {
-            OURS: ours.as_json(),
-            THEIRS: theirs.as_json(),
-            "ratio": round(ratio, 3),
-        }
-    print(format_table(table))
+    table, rows = comparison(ROWS, samples)
+    document: dict[str, Any] = {"benchmark": "decode", "rounds": rounds, "rows": rows}
+    print(table)
     if set(VARIANTS) <= set(samples):
         document["hugging_face"] = report_library(samples)
     print(json.dumps(document))

@@ -4,7 +4,7 @@ import http.client
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks import llama
 from benchmarks.servers import Server, serving
+from gemma_server.cli.report import Summary, format_table
 
 OURS, THEIRS = "gemma-server", llama.NAME
 # Each is one token of Gemma's vocabulary, at the start of a text as well as after a space.
@@ -23,6 +24,7 @@ WORDS = (
 ANSWER_TIMEOUT_S = 600.0
 
 Json = dict[str, Any]
+Samples = Mapping[str, Mapping[str, list[float]]]  # of each side, for each row
 
 
 @dataclass(frozen=True)
@@ -141,3 +143,15 @@ def _events(response: http.client.HTTPResponse) -> Iterator[Json]:
             if "error" in event:
                 raise RuntimeError(f"a stream ended with {event['error']}")
             yield event
+
+
+def comparison(labels: Mapping[str, str], samples: Samples) -> tuple[str, Json]:
+    """The table for people and the rows for programs; the ratio is ours to theirs."""
+    table = [["", f"{OURS} [min-max]", f"{THEIRS} [min-max]", "ratio"]]
+    rows: Json = {}
+    for row, label in labels.items():
+        ours, theirs = Summary.of(samples[OURS][row]), Summary.of(samples[THEIRS][row])
+        ratio = ours.median / theirs.median
+        table.append([label, str(ours), str(theirs), f"{ratio:.2f}"])
+        rows[row] = {OURS: ours.as_json(), THEIRS: theirs.as_json(), "ratio": round(ratio, 3)}
+    return format_table(table), rows

@@ -25,11 +25,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from benchmarks.servers import Server, end_servers_on_sigterm, positive, say
-from benchmarks.sides import OURS, THEIRS, Json, Side, both_sides, complete, random_words, start
-from gemma_server.cli.report import Summary, format_table
+from benchmarks.sides import (
+    OURS,
+    THEIRS,
+    Json,
+    Samples,
+    Side,
+    both_sides,
+    comparison,
+    complete,
+    random_words,
+    start,
+)
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
 
@@ -56,8 +65,6 @@ SCHEMAS: Mapping[str, Json] = {
 }
 _FIELD = {OURS: "response_schema", THEIRS: "json_schema"}
 
-Samples = dict[str, dict[str, list[float]]]  # of each side, for each row
-
 
 def main() -> None:
     """Run the benchmark."""
@@ -73,7 +80,7 @@ def main() -> None:
 def compare(rounds: int, checkpoint: Path) -> None:
     """Measure `rounds` times, then print the table and the JSON document."""
     sides = both_sides(checkpoint)
-    samples: Samples = defaultdict(lambda: defaultdict(list))
+    samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with start(sides[0]):
         pass  # fills the compile cache
     for number in range(rounds):
@@ -127,7 +134,7 @@ def constrained(side: Side, schema: Json) -> Side:
 
 def report(rounds: int, samples: Samples) -> None:
     """The table for people, then the line for programs."""
-    rows = {
+    labels = {
         name: label
         for streams in STREAMS
         for name, label in (
@@ -136,19 +143,9 @@ def report(rounds: int, samples: Samples) -> None:
             (f"answers_{streams}", f"{streams} short answers, 1/s"),
         )
     }
-    table = [["", f"{OURS} [min-max]", f"{THEIRS} [min-max]", "ratio"]]
-    document: dict[str, Any] = {"benchmark": "structured", "rounds": rounds, "rows": {}}
-    for row, label in rows.items():
-        ours, theirs = Summary.of(samples[OURS][row]), Summary.of(samples[THEIRS][row])
-        ratio = ours.median / theirs.median
-        table.append([label, str(ours), str(theirs), f"{ratio:.2f}"])
-        document["rows"][row] = {
-            OURS: ours.as_json(),
-            THEIRS: theirs.as_json(),
-            "ratio": round(ratio, 3),
-        }
-    print(format_table(table))
-    print(json.dumps(document))
+    table, rows = comparison(labels, samples)
+    print(table)
+    print(json.dumps({"benchmark": "structured", "rounds": rounds, "rows": rows}))
 
 
 if __name__ == "__main__":
