@@ -9,20 +9,23 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from gemma_server.errors import ModelLoadError
 from gemma_server.model.config import GemmaConfig
 from gemma_server.weights.gemma4 import (
     Kinds,
     check_sizes,
     config_with,
-    head_dims_of,
     layers_of,
     read_sizes,
 )
 from gemma_server.weights.gguf.container import GgufFile
-from gemma_server.weights.gguf.gemma4 import NAMES, OUTSIDE_BLOCKS
+from gemma_server.weights.gguf.gemma4 import (
+    NAMES,
+    OUTSIDE_BLOCKS,
+    local_layers,
+    refuse_unusual,
+    sizes_of,
+)
 from gemma_server.weights.numbers import Numbers
 
 ARCHITECTURE = "gemma-embedding2"
@@ -47,10 +50,7 @@ def embedding2_config(file: GgufFile) -> GemmaConfig:
     where = str(file.path)
     number = Numbers(file.metadata, where, f"{ARCHITECTURE}.")
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    for name, usual in _USUAL.items():
-        said = file.metadata.get(f"{ARCHITECTURE}.{name}", usual[0])
-        if isinstance(said, list | np.ndarray) or said not in usual:
-            raise number.wrong(name, "not supported")
+    refuse_unusual(file, number, _USUAL)
     stored = read_sizes(where, number, shapes, NAMES)
     try:
         own, (dense, _) = shapes[_PROJECTION][0] // len(stored.layers), shapes[HEAD]
@@ -58,25 +58,8 @@ def embedding2_config(file: GgufFile) -> GemmaConfig:
         raise ModelLoadError(f"{where}: not an EmbeddingGemma 2: {error}") from None
     kinds = _kinds(number, len(stored.layers))
     layers = layers_of(where, stored, kinds)
-    wide = head_dims_of(stored, kinds, local=False)
-    narrow = head_dims_of(stored, kinds, local=True) or wide
-    check_sizes(
-        number,
-        {
-            "embedding_length": {stored.width},
-            "embedding_length_out": {dense},
-            "embedding_length_per_layer_input": {own},
-            "attention.head_count": {layer.heads for layer in layers},
-            "attention.head_count_kv": {layer.kv_heads for layer in layers},
-            "attention.key_length": wide,
-            "attention.value_length": wide,
-            "rope.dimension_count": wide,
-            "attention.key_length_swa": narrow,
-            "attention.value_length_swa": narrow,
-            "rope.dimension_count_swa": narrow,
-            "feed_forward_length": {layer.hidden for layer in layers},
-        },
-    )
+    own_sizes = {"embedding_length_out": {dense}, "embedding_length_per_layer_input": {own}}
+    check_sizes(number, {**sizes_of(stored, kinds, layers), **own_sizes})
     return config_with(
         where,
         layers,
@@ -92,15 +75,8 @@ def embedding2_config(file: GgufFile) -> GemmaConfig:
 
 
 def _kinds(number: Numbers, layers: int) -> Kinds:
-    pattern = "attention.sliding_window_pattern"
-    local = number.flags(pattern)
-    if local is None:
-        period = number.whole(pattern, 6)
-        local = tuple(bool((index + 1) % period) for index in range(layers))
-    if len(local) != layers:
-        raise number.wrong(pattern, f"{len(local)} flags, but it has {layers} layers")
     return Kinds(
-        local=local,
+        local=local_layers(number, layers),
         sharing=0,
         # The file has what it spans on both sides; a token half of it away is still seen.
         window=number.whole("attention.sliding_window", 1024) // 2 + 1,

@@ -4,17 +4,18 @@ Names: ggml-org/llama.cpp, `gguf-py/gguf/constants.py` and `src/models/gemma4.cp
 converter, `convert/convert_gemma4.go`, writes the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gemma_server.errors import ModelLoadError
-from gemma_server.model.config import Experts, GemmaConfig
+from gemma_server.model.config import Experts, GemmaConfig, LayerConfig
 from gemma_server.weights.gemma4 import (
     Kinds,
     Names,
     Shapes,
+    Stored,
     check_sizes,
     config_with,
     experts_of,
@@ -80,28 +81,12 @@ def gemma4_config(file: GgufFile) -> GemmaConfig:
     where = str(file.path)
     number = Numbers(file.metadata, where, "gemma4.")
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    _refuse_the_unusual(file, number)
+    refuse_unusual(file, number, _USUAL)
     stored = read_sizes(where, number, shapes, NAMES)
     kinds = _kinds(file, number, len(stored.layers))
     layers = layers_of(where, stored, kinds)
     experts = _experts(where, number, shapes)
-    wide = head_dims_of(stored, kinds, local=False)
-    narrow = head_dims_of(stored, kinds, local=True) or wide
-    check_sizes(
-        number,
-        {
-            "embedding_length": {stored.width},
-            "attention.head_count": {layer.heads for layer in layers},
-            "attention.head_count_kv": {layer.kv_heads for layer in layers},
-            "attention.key_length": wide,
-            "attention.value_length": wide,
-            "rope.dimension_count": wide,
-            "attention.key_length_swa": narrow,
-            "attention.value_length_swa": narrow,
-            "rope.dimension_count_swa": narrow,
-            "feed_forward_length": {layer.hidden for layer in layers},
-        },
-    )
+    check_sizes(number, sizes_of(stored, kinds, layers))
     for name, size in (
         ("embedding_length_per_layer_input", stored.per_layer_width),
         ("expert_count", experts and experts.count),
@@ -119,11 +104,37 @@ def gemma4_config(file: GgufFile) -> GemmaConfig:
     )
 
 
-def _refuse_the_unusual(file: GgufFile, number: Numbers) -> None:
-    for name, usual in _USUAL.items():
-        said = file.metadata.get(f"gemma4.{name}", usual[0])
-        if isinstance(said, list | np.ndarray) or said not in usual:
+def refuse_unusual(file: GgufFile, number: Numbers, usual: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse what no such model has; a file may leave the names out.
+
+    Raises:
+        ModelLoadError: a value is not among the usual ones.
+    """
+    family = file.metadata["general.architecture"]
+    for name, values in usual.items():
+        said = file.metadata.get(f"{family}.{name}", values[0])
+        if isinstance(said, list | np.ndarray) or said not in values:
             raise number.wrong(name, "not supported")
+
+
+def sizes_of(
+    stored: Stored, kinds: Kinds, layers: Sequence[LayerConfig]
+) -> dict[str, Collection[int]]:
+    """What the tensors say of each size that the metadata has a name for."""
+    wide = head_dims_of(stored, kinds, local=False)
+    narrow = head_dims_of(stored, kinds, local=True) or wide
+    return {
+        "embedding_length": {stored.width},
+        "attention.head_count": {layer.heads for layer in layers},
+        "attention.head_count_kv": {layer.kv_heads for layer in layers},
+        "attention.key_length": wide,
+        "attention.value_length": wide,
+        "rope.dimension_count": wide,
+        "attention.key_length_swa": narrow,
+        "attention.value_length_swa": narrow,
+        "rope.dimension_count_swa": narrow,
+        "feed_forward_length": {layer.hidden for layer in layers},
+    }
 
 
 def _experts(where: str, number: Numbers, shapes: Shapes) -> Experts | None:
@@ -135,7 +146,12 @@ def _experts(where: str, number: Numbers, shapes: Shapes) -> Experts | None:
     return experts_of(where, fused or apart, chosen, fused=fused is not None)
 
 
-def _kinds(file: GgufFile, number: Numbers, layers: int) -> Kinds:
+def local_layers(number: Numbers, layers: int) -> tuple[bool, ...]:
+    """Which layers are local: the file has a flag for each, or a period.
+
+    Raises:
+        ModelLoadError: there are more or fewer flags than layers.
+    """
     pattern = "attention.sliding_window_pattern"
     local = number.flags(pattern)
     if local is None:
@@ -143,8 +159,12 @@ def _kinds(file: GgufFile, number: Numbers, layers: int) -> Kinds:
         local = tuple(bool((index + 1) % period) for index in range(layers))
     if len(local) != layers:
         raise number.wrong(pattern, f"{len(local)} flags, but it has {layers} layers")
+    return local
+
+
+def _kinds(file: GgufFile, number: Numbers, layers: int) -> Kinds:
     return Kinds(
-        local=local,
+        local=local_layers(number, layers),
         sharing=number.whole("attention.shared_kv_layers", 0, least=0),
         window=number.whole("attention.sliding_window", 512),
         local_base=number.real("rope.freq_base_swa", 10_000.0),

@@ -20,12 +20,12 @@ from gemma_server.weights.gemma4 import (
     layers_of,
     read_sizes,
 )
-from gemma_server.weights.hugging_face.gemma4 import NAMES, OUTSIDE_LAYERS
+from gemma_server.weights.hugging_face.gemma4 import NAMES, OUTSIDE_LAYERS, local_layers
 from gemma_server.weights.numbers import Numbers
 
 HEAD = "embedding_projection.weight"
 _PROJECTION = OUTSIDE_LAYERS["embedder/per_layer_projection/kernel"]
-_KINDS = {"sliding_attention": 10_000.0, "full_attention": 1_000_000.0}  # with their rotary bases
+_ROPE_BASES = {"sliding_attention": 10_000.0, "full_attention": 1_000_000.0}
 
 
 def gemma4_s_name(name: str) -> str:
@@ -75,15 +75,8 @@ def embedding2_config(path: Path, model: Mapping[str, Any], shapes: Shapes) -> G
 
 
 def _kinds(model: Mapping[str, Any], number: Numbers, layers: int) -> Kinds:
-    types = model.get("layer_types")
-    if types is None:
-        types = ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(layers)]
-    known = isinstance(types, list) and set(map(str, types)) <= set(_KINDS)
-    if not known or len(types) != layers:
-        raise number.wrong("layer_types", f"one of {' and '.join(_KINDS)} for each layer")
     return Kinds(
-        # transformers forces the last one, too.
-        local=(*(kind == "sliding_attention" for kind in types[:-1]), False),
+        local=local_layers(model, number, layers),
         sharing=0,
         window=number.whole("sliding_window", 512) + 1,  # the file has how far it reaches
         local_base=_rope_base(model, number, "sliding_attention"),
@@ -98,4 +91,4 @@ def _rope_base(model: Mapping[str, Any], number: Numbers, kind: str) -> float:
     found = said.get(kind, {}) if isinstance(said, Mapping) else None
     if not isinstance(found, Mapping) or found.get("rope_type", "default") != "default":
         raise number.wrong("rope_parameters", "only the type default is known")
-    return Numbers(found, kind).real("rope_theta", _KINDS[kind])
+    return Numbers(found, kind).real("rope_theta", _ROPE_BASES[kind])

@@ -122,20 +122,30 @@ def _experts(path: Path, number: Numbers, shapes: Shapes) -> Experts | None:
     return experts_of(str(path), shape, number.whole("top_k_experts"), fused=True)
 
 
-def _kinds(path: Path, model: Mapping[str, Any], number: Numbers, layers: int) -> Kinds:
+def local_layers(model: Mapping[str, Any], number: Numbers, layers: int) -> tuple[bool, ...]:
+    """Which layers are local.
+
+    Raises:
+        ModelLoadError: a layer's kind is missing or unknown.
+    """
     types = model.get("layer_types")
     if types is None:
         types = ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(layers)]
     known = isinstance(types, list) and set(map(str, types)) <= set(_ROPE_DEFAULTS)
     if not known or len(types) != layers:
         raise number.wrong("layer_types", f"one of {' and '.join(_ROPE_DEFAULTS)} for each layer")
+    # transformers forces the last one to be global.
+    return (*(kind == "sliding_attention" for kind in types[:-1]), False)
+
+
+def _kinds(path: Path, model: Mapping[str, Any], number: Numbers, layers: int) -> Kinds:
+    local = local_layers(model, number, layers)
     local_base, local_share = _rope(path, model, "sliding_attention")
     global_base, global_share = _rope(path, model, "full_attention")
     if local_share != 1.0:
         raise number.wrong("rope_parameters", "local layers turn all pairs")
     return Kinds(
-        # transformers forces the last one, too.
-        local=(*(kind == "sliding_attention" for kind in types[:-1]), False),
+        local=local,
         sharing=number.whole("num_kv_shared_layers", 0, least=0),
         window=number.whole("sliding_window", 512),
         local_base=local_base,
