@@ -35,13 +35,18 @@ class More(Head, Scores):
     done: Literal[False]
 
 
-class End(Head, Scores, Costs):
+class Durations(TypedDict):
+    """All the time, and that before the model began, in nanoseconds."""
+
+    total_duration: int
+    load_duration: int
+
+
+class End(Head, Scores, Durations, Costs):
     """The last line: Ollama's counts, and its durations in nanoseconds."""
 
     done: Literal[True]
     done_reason: FinishReason
-    total_duration: int
-    load_duration: int
     prompt_eval_count: int
     prompt_eval_duration: int
     eval_count: int
@@ -133,6 +138,17 @@ Chatted = ChatEnd | IdleChat
 _BEFORE = ("parse_ms", "tokenize_ms", "queue_ms")
 
 
+def nanoseconds(timings: Mapping[str, float]) -> dict[str, int]:
+    """The time of each stage, of which `timings` has the milliseconds."""
+    return {stage: round(ms * 1e6) for stage, ms in timings.items()}
+
+
+def durations(spent: Mapping[str, int]) -> Durations:
+    """Ollama's sums of the nanoseconds of each stage."""
+    before = sum(spent.get(stage, 0) for stage in _BEFORE)
+    return {"total_duration": sum(spent.values()), "load_duration": before}
+
+
 class _Form:
     """What /api/generate and /api/chat share."""
 
@@ -144,17 +160,16 @@ class _Form:
 
     def _end(self, job: Job, tokens: Sequence[Token]) -> End:
         costs, [completion] = job.costs(), job.completions
-        durations = {stage: round(ms * 1e6) for stage, ms in costs["timings"].items()}
+        spent = nanoseconds(costs["timings"])
         return {
             **head(self._body.model),
             "done": True,
             "done_reason": completion.finish_reason,
-            "total_duration": sum(durations.values()),
-            "load_duration": sum(durations[stage] for stage in _BEFORE if stage in durations),
+            **durations(spent),
             "prompt_eval_count": completion.prompt_tokens,
-            "prompt_eval_duration": durations["prefill_ms"],
+            "prompt_eval_duration": spent["prefill_ms"],
             "eval_count": completion.completion_tokens,
-            "eval_duration": durations["decode_ms"],
+            "eval_duration": spent["decode_ms"],
             **self._scores(tokens),
             **costs,
         }

@@ -20,14 +20,13 @@ from gemma_server.api.embedding import (
 )
 from gemma_server.api.errors import OLLAMA
 from gemma_server.api.job import Costs
+from gemma_server.api.ollama.answers import Durations, durations, nanoseconds
+from gemma_server.api.ollama.schema import check_num_ctx, refuse_to_unload
 from gemma_server.api.operation import Operation
 from gemma_server.api.schemas import WHOLE, ForeignBody, Items, ModelBody
-from gemma_server.errors import InvalidRequest
 from gemma_server.serving.model import EmbeddingModel
 from gemma_server.serving.models import Models
 
-_NANOSECONDS = 1_000_000  # in a millisecond
-_BEFORE = ("parse_ms", "tokenize_ms", "queue_ms")
 Count = Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE]
 
 
@@ -66,13 +65,11 @@ class PromptEmbeddingBody(_EmbedBody):
     prompt: str = ""
 
 
-class Embedded(Costs):
+class Embedded(Durations, Costs):
     """The answer of /api/embed."""
 
     model: str
     embeddings: list[list[float]]
-    total_duration: int
-    load_duration: int
     prompt_eval_count: int
 
 
@@ -90,12 +87,12 @@ def embed(body: EmbedBody, models: Models, caller: Caller) -> Embedded:
     job = _job(body, body.inputs, loaded, models, caller, cut)
     vectors = [] if job is None else job.run()
     timings = caller.stages if job is None else job.timings()
-    before = sum(timings.get(stage, 0.0) for stage in _BEFORE)
+    sums = durations(nanoseconds(timings))
     answer: Embedded = {
         "model": body.model,
         "embeddings": [shortened(vector, dimensions).tolist() for vector in vectors],
-        "total_duration": round(sum(timings.values()) * _NANOSECONDS),
-        "load_duration": round(before * _NANOSECONDS),
+        "total_duration": sums["total_duration"],
+        "load_duration": sums["load_duration"],
         "prompt_eval_count": 0 if job is None else job.tokens,
         "timings": {**timings},
     }
@@ -121,21 +118,11 @@ def _job(
     cut: Cut,
 ) -> EmbeddingJob | None:
     """None without a text: Ollama then loads the model, or unloads it, which is refused."""
-    if body.options.num_ctx > loaded.context_length:
-        raise InvalidRequest(
-            f"options.num_ctx: this server's context has {loaded.context_length} tokens; "
-            "start it with a larger --context-length",
-            param="options.num_ctx",
-        )
+    check_num_ctx(body.options.num_ctx, loaded.context_length)
     if texts:
         ids = encode_texts(loaded, list(texts.values()), list(texts), caller, cut)
         return EmbeddingJob(loaded, ids, models.metrics, caller)
-    if body.keep_alive in (0, "0", "0s"):
-        raise InvalidRequest(
-            "keep_alive: this server keeps its one model loaded; stop it to free the memory",
-            param="keep_alive",
-            code="unsupported_field",
-        )
+    refuse_to_unload(body.keep_alive)
     return None
 
 

@@ -31,7 +31,13 @@ from gemma_server.api.ollama.answers import (
     spoken,
     whole,
 )
-from gemma_server.api.ollama.schema import ChatBody, GenerateBody, OllamaBody, ShowBody
+from gemma_server.api.ollama.schema import (
+    ChatBody,
+    GenerateBody,
+    OllamaBody,
+    ShowBody,
+    refuse_to_unload,
+)
 from gemma_server.api.operation import LINES, Answer, Operation, Stream, StreamType
 from gemma_server.api.prompts import encode_prompt
 from gemma_server.api.schemas import as_list, check_tokens
@@ -241,13 +247,8 @@ def _ended(context: list[int], loaded: GenerativeModel) -> list[int]:
 
 
 def _idle(body: OllamaBody) -> Idle:
-    """Without a prompt Ollama loads the model, which is loaded here, or unloads it: refused."""
-    if body.keep_alive in (0, "0", "0s"):
-        raise InvalidRequest(
-            "keep_alive: this server keeps its one model loaded; stop it to free the memory",
-            param="keep_alive",
-            code="unsupported_field",
-        )
+    """The answer to a request without a prompt."""
+    refuse_to_unload(body.keep_alive)
     return {**head(body.model), "done": True, "done_reason": "load"}
 
 

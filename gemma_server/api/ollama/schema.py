@@ -37,6 +37,34 @@ from gemma_server.weights.sampling_defaults import SamplingDefaults
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**64), WHOLE]
 
 
+def check_num_ctx(tokens: int, context_length: int) -> None:
+    """Refuse a larger context than there is.
+
+    Raises:
+        InvalidRequest: `options.num_ctx` is too large.
+    """
+    if tokens > context_length:
+        raise InvalidRequest(
+            f"options.num_ctx: this server's context has {context_length} tokens; "
+            "start it with a larger --context-length",
+            param="options.num_ctx",
+        )
+
+
+def refuse_to_unload(keep_alive: Any) -> None:
+    """A request without a prompt loads the model, which is loaded here, or unloads it.
+
+    Raises:
+        InvalidRequest: it unloads it.
+    """
+    if keep_alive in (0, "0", "0s"):
+        raise InvalidRequest(
+            "keep_alive: this server keeps its one model loaded; stop it to free the memory",
+            param="keep_alive",
+            code="unsupported_field",
+        )
+
+
 class Options(ForeignBody):
     """How to sample, and how many tokens. Options that only tune Ollama's runner are ignored."""
 
@@ -86,12 +114,7 @@ class Options(ForeignBody):
         Raises:
             InvalidRequest: more than the server's operator allows, or a larger context.
         """
-        if self.num_ctx > context_length:
-            raise InvalidRequest(
-                f"options.num_ctx: this server's context has {context_length} tokens; "
-                "start it with a larger --context-length",
-                param="options.num_ctx",
-            )
+        check_num_ctx(self.num_ctx, context_length)
         limit = min(context_length, max_steps or context_length)
         if self.num_predict < 1:
             return limit
