@@ -9,11 +9,13 @@ from gemma_server.api.ollama import embeddings as ollama_embeddings
 from gemma_server.api.ollama import handlers as ollama
 from gemma_server.api.openai import embeddings as openai_embeddings
 from gemma_server.api.openai import handlers as openai
+from gemma_server.api.openai import tokens
 from gemma_server.api.operation import Operation
 
 OPERATIONS: tuple[Operation[Any], ...] = (
     *native.OPERATIONS,
     *openai.OPERATIONS,
+    *tokens.OPERATIONS,
     *openai_embeddings.OPERATIONS,
     *ollama.OPERATIONS,
     *ollama_embeddings.OPERATIONS,

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 from gemma_server.api import heavy
 from gemma_server.api.native.schema import PromptBody
 from gemma_server.api.ollama.schema import ChatBody, GenerateBody
-from gemma_server.api.openai.schema import ChatCompletionBody, CompletionBody, DetokenizeBody
+from gemma_server.api.openai.schema import ChatCompletionBody, CompletionBody
+from gemma_server.api.openai.tokens import DetokenizeBody
 from gemma_server.errors import Overloaded
 from gemma_server.text.tokenizer import Tokenizer
 from testing.answers import assert_error, assert_error_form

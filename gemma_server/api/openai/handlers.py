@@ -1,4 +1,4 @@
-"""OpenAI's routes: /v1/completions, /v1/chat/completions, /v1/models; and /tokenize beside them.
+"""OpenAI's routes: /v1/completions, /v1/chat/completions, /v1/models.
 
 The official clients' sources say what they require of the wire: openai/openai-python,
 `_streaming.py`, and openai/openai-go, `packages/ssestream`.
@@ -8,14 +8,10 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from gemma_server.api import heavy
 from gemma_server.api.caller import Caller
 from gemma_server.api.chat import (
     Wanted,
     encode_messages,
-    plain_messages,
-    require_thinking,
-    size_of,
 )
 from gemma_server.api.constraints import Form
 from gemma_server.api.errors import prompt_in
@@ -32,11 +28,8 @@ from gemma_server.api.openai.answers import (
 from gemma_server.api.openai.schema import (
     ChatCompletionBody,
     CompletionBody,
-    DetokenizeBody,
-    Effort,
-    TemplateOptions,
-    TokenizeBody,
 )
+from gemma_server.api.openai.thinking import wants_thoughts
 from gemma_server.api.operation import EVENTS, Operation, Stream, StreamType
 from gemma_server.api.prompts import encode_prompt
 from gemma_server.api.schemas import MAX_PROMPTS, as_list, check_tokens, seed_of
@@ -64,20 +57,6 @@ class ModelCards(TypedDict):
 
     object: Literal["list"]
     data: list[ModelCard]
-
-
-class TokenIds(TypedDict):
-    """POST /tokenize."""
-
-    tokens: list[int]
-    count: int
-    max_model_len: int
-
-
-class TokensText(TypedDict):
-    """POST /detokenize."""
-
-    prompt: str
 
 
 def chat(body: ChatCompletionBody, models: Models, caller: Caller) -> ChatCompletion | Stream:
@@ -124,52 +103,9 @@ def one_model(body: None, models: Models, caller: Caller) -> ModelCard:
     return _card(caller.hold(models.resolve_any(caller.params["name"])))
 
 
-def tokenize(body: TokenizeBody, models: Models, caller: Caller) -> TokenIds:
-    """The ids of a text's tokens."""
-    loaded = caller.hold(models.resolve_any(body.model))
-    with timed(caller.stages, "tokenize"):
-        if body.messages is None:
-            ids = _text_ids(loaded, body)
-        else:
-            ids = _chat_ids(caller.hold(models.resolve(body.model)), body)
-    return {"tokens": ids, "count": len(ids), "max_model_len": loaded.context_length}
-
-
-def _text_ids(loaded: LoadedModel, body: TokenizeBody) -> list[int]:
-    text = body.prompt or ""
-    with prompt_in("prompt"):
-        ids = heavy.run(len(text), lambda: loaded.tokenizer.encode(text))
-    return ids[0 if body.add_special_tokens else 1 :]
-
-
-def _chat_ids(loaded: GenerativeModel, body: TokenizeBody) -> list[int]:
-    """As a chat has them, however long."""
-    messages = plain_messages(loaded, body.messages or [])
-    thinks = _thinks(body.chat_template_kwargs, body.reasoning_effort, loaded)
-    wanted = Wanted(declared(loaded, body.tools), thinks, body.continue_final_message)
-    with prompt_in("messages"):
-        return heavy.run(size_of(messages, wanted), lambda: wanted.encode(loaded.chat, messages))
-
-
 def _wanted(body: ChatCompletionBody, loaded: GenerativeModel) -> Wanted:
-    thinks = _thinks(body.chat_template_kwargs, body.reasoning_effort, loaded)
+    thinks = wants_thoughts(body.chat_template_kwargs, body.reasoning_effort, loaded)
     return Wanted(declared(loaded, body.shown_tools), thinks, body.goes_on)
-
-
-def _thinks(options: TemplateOptions, effort: Effort | None, loaded: GenerativeModel) -> bool:
-    """Whether the model is to think. An effort is advice, which a model that cannot ignores."""
-    if options.thinks is None:
-        return effort not in (None, "none", "minimal") and loaded.chat.takes_thinking
-    if options.thinks:
-        require_thinking(loaded, "chat_template_kwargs")
-    return options.thinks
-
-
-def detokenize(body: DetokenizeBody, models: Models, caller: Caller) -> TokensText:
-    """The text of tokens."""
-    loaded = caller.hold(models.resolve_any(body.model))
-    check_tokens(body.tokens, loaded.tokenizer.vocab_size, "tokens")
-    return {"prompt": loaded.tokenizer.decode(body.tokens)}
 
 
 def _requests(
@@ -285,22 +221,5 @@ OPERATIONS: tuple[Operation[Any], ...] = (
         method="GET",
         path="/v1/models/{name}",
         answer=ModelCard,
-    ),
-    Operation(
-        "tokenize",
-        "A text's token ids",
-        tokenize,
-        path="/tokenize",
-        frame="tokenize",
-        body=TokenizeBody,
-        answer=TokenIds,
-    ),
-    Operation(
-        "detokenize",
-        "The text of token ids",
-        detokenize,
-        path="/detokenize",
-        body=DetokenizeBody,
-        answer=TokensText,
     ),
 )

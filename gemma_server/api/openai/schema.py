@@ -1,13 +1,11 @@
-"""What OpenAI's routes accept; extensions have vLLM's names."""
+"""What chats and completions accept; extensions have vLLM's names."""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     model_validator,
 )
@@ -23,6 +21,8 @@ from gemma_server.api.constraints import (
     only_one,
     refuse_beside,
 )
+from gemma_server.api.openai.foreign import FOREIGN
+from gemma_server.api.openai.thinking import Effort, TemplateOptions
 from gemma_server.api.schemas import (
     MAX_PROMPTS,
     WHOLE,
@@ -52,63 +52,9 @@ from gemma_server.text.chat import Tool
 from gemma_server.weights.sampling_defaults import SamplingDefaults
 
 _MAX_TOKENS = 1 << 30  # more than any context
-_MAX_IDS = 1 << 17
+MAX_IDS = 1 << 17
 MaxTokens = Annotated[int, Field(ge=1, le=_MAX_TOKENS), WHOLE]
-TokenIds = Annotated[Items[int], Field(min_length=1, max_length=_MAX_IDS)]
-
-
-# Fields of other servers that would change the answer, each with the values that ask for nothing.
-# testing/foreign_fields.toml has all that these servers take.
-_OFF: tuple[Any, ...] = (0, False, "", [], {})
-_FOREIGN: Mapping[str, tuple[Any, ...]] = {
-    # what the text has to be
-    **dict.fromkeys(("structural_tag", "ebnf", "guided_whitespace_pattern"), ()),
-    **dict.fromkeys(("grammar_triggers", "bad_words", "bad_words_ids"), _OFF),
-    **dict.fromkeys(("allowed_token_ids", "force_words_ids", "suppress_tokens"), _OFF),
-    **dict.fromkeys(("begin_suppress_tokens", "custom_token_bans", "ban_eos_token"), _OFF),
-    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "sequence_bias"), ()),
-    "prediction": (),
-    # how it is drawn
-    **dict.fromkeys(("typical_p", "tfs", "tfs_z", "length_penalty", "repeat_penalty"), (1,)),
-    **dict.fromkeys(("dynatemp_exponent", "encoder_repetition_penalty", "guidance_scale"), (1,)),
-    **dict.fromkeys(("smoothing_curve", "num_beams", "num_beam_groups", "best_of"), (1,)),
-    **dict.fromkeys(("use_beam_search", "early_stopping", "diversity_penalty"), _OFF),
-    **dict.fromkeys(("mirostat", "mirostat_mode", "dry_multiplier", "xtc_probability"), _OFF),
-    **dict.fromkeys(("dynatemp_range", "dynamic_temperature", "smoothing_factor", "top_a"), _OFF),
-    **dict.fromkeys(
-        ("epsilon_cutoff", "eta_cutoff", "penalty_alpha", "no_repeat_ngram_size"), _OFF
-    ),
-    **dict.fromkeys(("encoder_no_repeat_ngram_size", "temperature_last", "negative_prompt"), _OFF),
-    **dict.fromkeys(("exponential_decay_length_penalty", "logits_processors"), _OFF),
-    **dict.fromkeys(("custom_logit_processor", "custom_params", "vllm_xargs", "lora"), _OFF),
-    **dict.fromkeys(("watermark", "watermarking", "samplers", "sampler_priority"), _OFF),
-    **dict.fromkeys(("lora_path", "adapter_id"), _OFF),
-    **dict.fromkeys(("top_n_sigma", "adaptive_target", "top_h"), (-1, 0)),
-    "repetition_penalty_range": (0,),
-    "do_sample": (True,),
-    "min_keep": (0, 1),
-    "sampling_seed": (),
-    # where it ends
-    **dict.fromkeys(("max_new_tokens", "n_predict", "truncate_prompt_tokens"), (-1,)),
-    **dict.fromkeys(("min_new_tokens", "n_indent", "t_max_predict_ms"), (0, -1)),
-    **dict.fromkeys(("stop_sequences", "stop_regex", "repetition_detection"), _OFF),
-    **dict.fromkeys(("include_stop_str_in_output", "no_stop_trim"), _OFF),
-    "truncation_side": ("left",),
-    # what is told beside it
-    **dict.fromkeys(("n_probs", "top_n_tokens", "details", "decoder_input_details"), _OFF),
-    **dict.fromkeys(("prompt_logprobs", "logprob_token_ids", "response_fields"), ()),
-    **dict.fromkeys(("post_sampling_probs", "return_full_text", "return_tokens"), _OFF),
-    **dict.fromkeys(("return_tokens_as_token_ids", "return_token_ids", "return_prompt_text"), _OFF),
-    **dict.fromkeys(("return_token_offsets", "return_hidden_states"), _OFF),
-    **dict.fromkeys(("return_routed_experts", "return_cached_tokens_details"), _OFF),
-    "n_cmpl": (1,),
-    "skip_special_tokens": (True,),
-    # what is read
-    **dict.fromkeys(("image_data", "prompt_embeds", "session_params"), _OFF),
-    **dict.fromkeys(("tool_prompt", "guideline", "preserved_tokens"), _OFF),
-    "add_special_tokens": (True,),
-    "thinking_forced_open": (False,),
-}
+TokenIds = Annotated[Items[int], Field(min_length=1, max_length=MAX_IDS)]
 
 
 def _few_biases(biases: Any) -> Any:
@@ -116,23 +62,6 @@ def _few_biases(biases: Any) -> Any:
     if isinstance(biases, dict) and len(biases) > MAX_BIAS:
         raise ValueError(f"{len(biases)} tokens, and at most {MAX_BIAS} can have a bias")
     return biases
-
-
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-
-
-class TemplateOptions(BaseModel):
-    """What vLLM's clients tell the chat template. Other names, which it might know, are refused."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    enable_thinking: bool | None = None
-    thinking: bool | None = None
-
-    @property
-    def thinks(self) -> bool | None:
-        """Whether the model is to think, if that is said."""
-        return self.thinking if self.enable_thinking is None else self.enable_thinking
 
 
 class StreamOptions(ForeignBody):
@@ -273,7 +202,7 @@ class ChatCompletionBody(OpenAIBody):
     """POST /v1/chat/completions."""
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **_FOREIGN,
+        **FOREIGN,
         "functions": ([],),
         "function_call": ("none", "auto"),
         "modalities": (["text"],),
@@ -309,7 +238,7 @@ class ChatCompletionBody(OpenAIBody):
             InvalidRequest: that message is not its own, or both a continuation and a new answer are
                 wanted, or neither.
         """
-        _check_end(self.messages, self.continue_final_message, self.add_generation_prompt)
+        check_end(self.messages, self.continue_final_message, self.add_generation_prompt)
         return self.continue_final_message
 
     @property
@@ -367,7 +296,7 @@ class CompletionBody(OpenAIBody):
     """POST /v1/completions."""
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **_FOREIGN,
+        **FOREIGN,
         "suffix": ("",),
     }
 
@@ -411,7 +340,13 @@ class CompletionBody(OpenAIBody):
         return within(self.max_tokens, max_steps, "max_tokens")
 
 
-def _check_end(messages: list[ChatMessage], goes_on: bool, opens_turn: bool | None) -> None:
+def check_end(messages: list[ChatMessage], goes_on: bool, opens_turn: bool | None) -> None:
+    """Refuse two ends of a chat at once, and none.
+
+    Raises:
+        InvalidRequest: the last message is not the model's own and goes on, or both a continuation
+            and a new answer are wanted, or neither.
+    """
     name = "continue_final_message"
     if goes_on and messages[-1].role != "assistant":
         raise InvalidRequest(f"{name}: the last message is not the assistant's", param=name)
@@ -422,35 +357,3 @@ def _check_end(messages: list[ChatMessage], goes_on: bool, opens_turn: bool | No
         name = "add_generation_prompt"
         message = f"{name}: false goes with continue_final_message alone"
         raise InvalidRequest(message, param=name, code="unsupported_field")
-
-
-class TokenizeBody(ForeignBody, ModelBody):
-    """POST /tokenize, as in vLLM: a text, or messages as a chat has them."""
-
-    REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "return_token_strs": (False,),
-        "chat_template": ("",),
-    }
-
-    prompt: str | None = None
-    messages: Annotated[Items[ChatMessage], Field(min_length=1, max_length=4096)] | None = None
-    add_special_tokens: bool = True  # of a text; a chat's template has them
-    continue_final_message: bool = False
-    add_generation_prompt: bool | None = None
-    tools: Tools = Field([])
-    chat_template_kwargs: TemplateOptions = TemplateOptions()
-    reasoning_effort: Effort | None = None
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if (self.prompt is None) == (self.messages is None):
-            raise InvalidRequest("either prompt or messages", param="prompt")
-        if self.messages is not None:
-            _check_end(self.messages, self.continue_final_message, self.add_generation_prompt)
-        return self
-
-
-class DetokenizeBody(ForeignBody, ModelBody):
-    """POST /detokenize, as in vLLM."""
-
-    tokens: Annotated[Items[int], Field(max_length=_MAX_IDS)]
