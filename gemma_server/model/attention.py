@@ -64,15 +64,9 @@ class Attention(nn.Module):
                 window=layer.window,
                 softcap=cfg.attention_softcap,
             )
-        elif numerics.native and new == 1:
+        elif numerics.native:
             out = kernels.attention(
-                q[:, 0],
-                cache.k,
-                cache.v,
-                slots,
-                positions[:, 0],
-                layer.window,
-                cfg.attention_softcap,
+                q, cache.k, cache.v, slots, positions, layer.window, cfg.attention_softcap
             )
         else:
             out = attend(

@@ -32,10 +32,10 @@ def attention(
     window: int | None,
     softcap: float | None,
 ) -> jax.Array:
-    """Attention of one new token per row over its slot's cache, read where it lies.
+    """Attention of new tokens over their slots' caches, read where they lie.
 
-    q [B, N, H] f32 at positions [B] of slots [B]; k and v [slots, K, S, H], bfloat16's bits ->
-    [B, N, H] f32. Rows beyond the end are padding, and give 0.
+    q [B, T, N, H] f32 at positions [B, T] of slots [B]; k and v [slots, K, S, H], bfloat16's bits
+    -> [B, T, N, H] f32. Tokens beyond the end are padding, and give 0.
     """
     call = jax.ffi.ffi_call("gemma_attention", jax.ShapeDtypeStruct(q.shape, jnp.float32))
     mixed: jax.Array = call(

@@ -1,13 +1,16 @@
-// Attention of one new token per row over its slot's cached keys and values, for XLA:CPU.
+// Attention of new tokens over their slots' cached keys and values, for XLA:CPU.
 //
-// The visible positions of a row are cut into spans at multiples of kSpan. Each span of a row and
-// key-value head gives a partial softmax, and these are joined in their order. So a row's bits do
-// not depend on the rows beside it or the number of threads, and long texts use all of these.
+// What a token sees is cut into spans at multiples of kSpan. Each span of a token and key-value head
+// gives a partial softmax, and these are joined in their order. So a token's bits do not depend on
+// the tokens beside it, in its row or in others, nor on the number of threads. Tokens of a row share
+// what is read of a span, and long texts use all threads.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "instructions.h"
@@ -21,13 +24,15 @@ namespace {
 constexpr int64_t kSpan = 256;  // keys and values of a span stay in the L2 cache
 constexpr int64_t kLanes = 8;
 constexpr int kTile = 4;  // queries whose sums fit the registers
+constexpr int64_t kLine = kSpan + kLanes;  // of scores: a query's keys are filled up to whole lanes
+constexpr int64_t kKeys = 16;  // widened at a time: they stay in the L1 cache
+constexpr int64_t kTokens = 16;  // of a row that read a span one after the other
+constexpr int64_t kMostPartials = 1 << 23;  // numbers; 32 MB
 
 using Floats = float __attribute__((vector_size(4 * kLanes)));
 using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
 using Bits = uint32_t __attribute__((vector_size(4 * kLanes)));
 using Halves = uint16_t __attribute__((vector_size(2 * kLanes)));
-
-#define INLINE inline __attribute__((always_inline))
 
 struct Shape {
   int64_t heads, kv_heads, length, width;  // N, K, S, H
@@ -37,206 +42,185 @@ struct Shape {
   int64_t group() const { return heads / kv_heads; }
 };
 
-// Some keys and values of one row and key-value head.
-struct Span {
-  const float* q;        // [G, H]
-  const uint16_t *k, *v; // [keys, H], bfloat16
-  int64_t keys;
-};
-
-// The softmax over one span, for each of its G queries.
+// The softmax of one query over one span.
 struct Partial {
-  float* top;    // [G] the largest score
-  float* total;  // [G] the sum of exp(score - top)
-  float* mixed;  // [G, H] the values with these weights
+  float top;      // the largest score
+  float total;    // the sum of exp(score - top); 0 if the query sees nothing of the span
+  float* mixed;   // [H] the values with these weights
 };
 
-INLINE Floats from_bfloat16(const uint16_t* at) {
+// One head of one token, and which keys of a span it sees.
+struct Query {
+  const float* q;  // [H]
+  int64_t first, stop;
+  Partial* to;
+};
+
+namespace anywhere {
+
+inline Floats load(const uint16_t* at) {
   Halves halves;
   std::memcpy(&halves, at, sizeof halves);
-  const Bits bits = __builtin_convertvector(halves, Bits) << 16;
-  return reinterpret_cast<Floats>(bits);
+  return reinterpret_cast<Floats>(__builtin_convertvector(halves, Bits) << 16);
 }
 
-INLINE float one_from_bfloat16(const uint16_t* at) {
-  const uint32_t bits = static_cast<uint32_t>(*at) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
+#define TARGET
+#include "attention_span.h"
+#undef TARGET
 
-INLINE Floats load(const float* at) {
-  Floats floats;
-  std::memcpy(&floats, at, sizeof floats);
-  return floats;
-}
-
-INLINE void store(float* at, Floats floats) { std::memcpy(at, &floats, sizeof floats); }
-
-INLINE float sum(Floats floats) {
-  float halves[4];
-  for (int i = 0; i < 4; i++) halves[i] = floats[i] + floats[i + 4];
-  return (halves[0] + halves[2]) + (halves[1] + halves[3]);
-}
-
-// e^x to 2e-7 of itself, for |x| < 86; beyond, what it is there: 1e-38 instead of 0. The fraction's
-// power of 2 by its Taylor series.
-INLINE Floats exp(Floats x) {
-  Floats t = x * 1.44269504f;
-  t = t < -125.0f ? Floats{} - 125.0f : t;
-  t = t > 125.0f ? Floats{} + 125.0f : t;
-  const Floats shifted = t + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the lowest bits
-  const Ints whole = reinterpret_cast<Ints>(shifted) - 0x4b400000;
-  const Floats f = t - (shifted - 12582912.0f);
-  Floats power = Floats{} + 1.52527338e-5f;
-  for (float factor : {1.54035304e-4f, 1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f,
-                       2.40226507e-1f, 6.93147181e-1f, 1.0f})
-    power = power * f + factor;
-  return reinterpret_cast<Floats>(reinterpret_cast<Ints>(power) + (whole << 23));
-}
-
-template <int Q>
-INLINE void score(const float* q, const uint16_t* k, int64_t keys, int64_t width, float* scores) {
-  for (int64_t j = 0; j < keys; j++, k += width) {
-    Floats dot[Q] = {};
-    int64_t h = 0;
-    for (; h + kLanes <= width; h += kLanes) {
-      const Floats key = from_bfloat16(k + h);
-      for (int i = 0; i < Q; i++) dot[i] += load(q + i * width + h) * key;
-    }
-    for (int i = 0; i < Q; i++) {
-      float total = sum(dot[i]);
-      for (int64_t rest = h; rest < width; rest++)
-        total += q[i * width + rest] * one_from_bfloat16(k + rest);
-      scores[i * kSpan + j] = total;
-    }
-  }
-}
-
-template <int Q>
-INLINE void mix(const float* weights, const uint16_t* v, int64_t keys, int64_t width,
-                float* mixed) {
-  int64_t h = 0;
-  for (; h + 2 * kLanes <= width; h += 2 * kLanes) {
-    Floats total[Q][2] = {};
-    for (int64_t j = 0; j < keys; j++) {
-      const Floats low = from_bfloat16(v + j * width + h);
-      const Floats high = from_bfloat16(v + j * width + h + kLanes);
-      for (int i = 0; i < Q; i++) {
-        total[i][0] += weights[i * kSpan + j] * low;
-        total[i][1] += weights[i * kSpan + j] * high;
-      }
-    }
-    for (int i = 0; i < Q; i++) {
-      store(mixed + i * width + h, total[i][0]);
-      store(mixed + i * width + h + kLanes, total[i][1]);
-    }
-  }
-  for (; h < width; h++)
-    for (int i = 0; i < Q; i++) {
-      float total = 0;
-      for (int64_t j = 0; j < keys; j++)
-        total += weights[i * kSpan + j] * one_from_bfloat16(v + j * width + h);
-      mixed[i * width + h] = total;
-    }
-}
-
-// tanh(x / cap) * cap
-INLINE Floats soft_cap(Floats x, float cap) {
-  return (1.0f - 2.0f / (exp(x * (2.0f / cap)) + 1.0f)) * cap;
-}
-
-// Scores of one query to weights, in place; returns the largest and the sum.
-INLINE void weigh(float* scores, int64_t keys, float softcap, float* top, float* total) {
-  const int64_t padded = (keys + kLanes - 1) / kLanes * kLanes;
-  std::fill(scores + keys, scores + padded, 0.0f);
-  if (softcap > 0)
-    for (int64_t j = 0; j < padded; j += kLanes)
-      store(scores + j, soft_cap(load(scores + j), softcap));
-  const float largest = *std::max_element(scores, scores + keys);
-  std::fill(scores + keys, scores + padded, -INFINITY);
-  Floats sums = {};
-  for (int64_t j = 0; j < padded; j += kLanes) {
-    const Floats weights = exp(load(scores + j) - largest);
-    store(scores + j, weights);
-    sums += weights;
-  }
-  *top = largest;
-  *total = sum(sums);
-}
-
-template <int Q>
-INLINE void attend_tile(const Span& span, const Shape& shape, int64_t first, Partial to) {
-  float scores[Q * kSpan];
-  const int64_t width = shape.width;
-  score<Q>(span.q + first * width, span.k, span.keys, width, scores);
-  for (int i = 0; i < Q; i++)
-    weigh(scores + i * kSpan, span.keys, shape.softcap, to.top + first + i, to.total + first + i);
-  mix<Q>(scores, span.v, span.keys, width, to.mixed + first * width);
-}
-
-INLINE void attend_span(const Span& span, const Shape& shape, Partial to) {
-  int64_t first = 0;
-  for (; first + kTile <= shape.group(); first += kTile)
-    attend_tile<kTile>(span, shape, first, to);
-  for (; first < shape.group(); first++) attend_tile<1>(span, shape, first, to);
-}
-
-using Attend = void (*)(const Span&, const Shape&, Partial);
-
-void attend_anywhere(const Span& span, const Shape& shape, Partial to) {
-  attend_span(span, shape, to);
-}
+}  // namespace anywhere
 
 #if GEMMA_AVX2
-AVX2 void attend_avx2(const Span& span, const Shape& shape, Partial to) {
-  attend_span(span, shape, to);
+namespace avx2 {
+
+AVX2 inline __attribute__((always_inline)) Floats load(const uint16_t* at) {
+  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+  return reinterpret_cast<Floats>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
 }
+
+#define TARGET AVX2
+#include "attention_span.h"
+#undef TARGET
+
+}  // namespace avx2
 #endif
+
+using Attend = void (*)(const Query*, int64_t, const uint16_t*, const uint16_t*, const Shape&);
 
 Attend fastest_here() {
 #if GEMMA_AVX2
-  if (has_avx2()) return attend_avx2;
+  if (has_avx2()) return avx2::attend;
 #endif
-  return attend_anywhere;
+  return anywhere::attend;
 }
 
-// One span of the work: which row and head it belongs to, and which positions it covers.
-struct Part {
-  int64_t row, head, start, stop;
+// The positions that a token sees.
+struct Seen {
+  int64_t first, stop;  // none if they are equal
+
+  Seen(int64_t position, const Shape& shape)
+      : first(shape.window ? std::max<int64_t>(0, position - shape.window + 1) : 0),
+        stop(position + 1) {
+    if (position < 0 || position >= shape.length) first = stop = 0;
+  }
 };
 
-// The parts of every row and head, in order; none for a row that is padding.
-std::vector<Part> cut(const Shape& shape, int64_t rows, int64_t slots, const int32_t* slot,
-                      const int32_t* position) {
-  std::vector<Part> parts;
+// Some tokens of one row that stand beside each other, and the spans that any of them sees.
+struct Block {
+  int64_t slot, token, count;  // token: the first one's place among those of all rows
+  int64_t first, stop;         // spans
+  int64_t partial;             // of the first query and span
+
+  int64_t spans() const { return stop - first; }
+};
+
+// The blocks of all rows, without tokens that are padding.
+std::vector<Block> blocks_of(const Shape& shape, int64_t rows, int64_t tokens, int64_t slots,
+                             const int32_t* slot, const int32_t* position) {
+  std::vector<Block> blocks;
   for (int64_t row = 0; row < rows; row++) {
-    const int64_t last = position[row];
-    if (last < 0 || last >= shape.length || slot[row] < 0 || slot[row] >= slots) continue;
-    const int64_t oldest = shape.window ? std::max<int64_t>(0, last - shape.window + 1) : 0;
-    for (int64_t head = 0; head < shape.kv_heads; head++)
-      for (int64_t start = oldest; start <= last;) {
-        const int64_t stop = std::min(last + 1, (start / kSpan + 1) * kSpan);
-        parts.push_back({row, head, start, stop});
-        start = stop;
+    if (slot[row] < 0 || slot[row] >= slots) continue;
+    for (int64_t at = 0; at < tokens; at += kTokens) {
+      const int64_t token = row * tokens + at;
+      Block block{slot[row], token, std::min(kTokens, tokens - at), shape.length, 0, 0};
+      for (int64_t i = 0; i < block.count; i++) {
+        const Seen seen(position[token + i], shape);
+        if (seen.first == seen.stop) continue;
+        block.first = std::min(block.first, seen.first / kSpan);
+        block.stop = std::max(block.stop, (seen.stop - 1) / kSpan + 1);
       }
+      if (block.first < block.stop) blocks.push_back(block);
+    }
   }
-  return parts;
+  return blocks;
 }
 
-// Joins the partial softmaxes of one row and head: parts [count] -> out [G, H].
-void join(const Partial* parts, int64_t count, const Shape& shape, float* out) {
-  for (int64_t i = 0; i < shape.group(); i++, out += shape.width) {
-    float top = -INFINITY, total = 0;
-    for (int64_t p = 0; p < count; p++) top = std::max(top, parts[p].top[i]);
-    for (int64_t p = 0; p < count; p++) {
-      const float factor = std::exp(parts[p].top[i] - top);
-      const float* mixed = parts[p].mixed + i * shape.width;
-      total += factor * parts[p].total[i];
-      for (int64_t h = 0; h < shape.width; h++) out[h] += factor * mixed[h];
+// One call: its operands, and memory for the partial softmaxes of some blocks.
+struct Call {
+  const Shape shape;
+  const float* q;  // [B, T, N, H]
+  const uint16_t *keys, *values;  // [slots, K, S, H]
+  const int32_t* positions;  // [B, T]
+  float* out;  // [B, T, N, H]
+  std::vector<Partial> partials;
+  std::unique_ptr<float[]> mixed;
+
+  // The queries of a block and head, and what they see of a span.
+  int64_t look(const Block& block, int64_t head, int64_t span, Query* queries) {
+    const int64_t group = shape.group(), start = span * kSpan;
+    Partial* to = partial(block, head, span);
+    int64_t count = 0;
+    for (int64_t i = 0; i < block.count; i++) {
+      const Seen seen(positions[block.token + i], shape);
+      const int64_t first = std::max<int64_t>(seen.first - start, 0);
+      const int64_t stop = std::min(seen.stop - start, kSpan);
+      for (int64_t g = 0; g < group; g++, to++) {
+        to->total = 0;
+        if (first >= stop) continue;
+        const int64_t query = (block.token + i) * shape.heads + head * group + g;
+        queries[count++] = {q + query * shape.width, first, stop, to};
+      }
     }
-    for (int64_t h = 0; h < shape.width; h++) out[h] /= total;
+    return count;
   }
+
+  Partial* partial(const Block& block, int64_t head, int64_t span) {
+    const int64_t before = head * block.spans() + span - block.first;
+    return &partials[block.partial + before * block.count * shape.group()];
+  }
+
+  void attend(Attend attend, const Block& block, int64_t head, int64_t span) {
+    std::vector<Query> queries(block.count * shape.group());
+    const int64_t count = look(block, head, span, queries.data());
+    const int64_t line = block.slot * shape.kv_heads + head;
+    const int64_t start = (line * shape.length + span * kSpan) * shape.width;
+    attend(queries.data(), count, keys + start, values + start, shape);
+  }
+
+  // Joins the partial softmaxes of a block and head.
+  void join(const Block& block, int64_t head) {
+    const int64_t group = shape.group(), queries = block.count * group;
+    const Partial* parts = partial(block, head, block.first);
+    for (int64_t i = 0; i < queries; i++, parts++) {
+      const int64_t query = (block.token + i / group) * shape.heads + head * group + i % group;
+      join_query(parts, queries, block.spans(), out + query * shape.width);
+    }
+  }
+
+  void join_query(const Partial* parts, int64_t stride, int64_t spans, float* to) {
+    float top = -INFINITY, total = 0;
+    for (int64_t s = 0; s < spans; s++)
+      if (parts[s * stride].total != 0) top = std::max(top, parts[s * stride].top);
+    for (int64_t s = 0; s < spans; s++) {
+      const Partial& part = parts[s * stride];
+      if (part.total == 0) continue;
+      const float factor = std::exp(part.top - top);
+      total += factor * part.total;
+      for (int64_t h = 0; h < shape.width; h++) to[h] += factor * part.mixed[h];
+    }
+    if (total != 0)
+      for (int64_t h = 0; h < shape.width; h++) to[h] /= total;
+  }
+};
+
+// Gives the first blocks, as many as have room for their partial softmaxes, a place for them.
+int64_t place(Call& call, Block* blocks, int64_t count) {
+  const Shape& shape = call.shape;
+  const int64_t most = std::max<int64_t>(1, kMostPartials / shape.width);
+  int64_t placed = 0, taken = 0;
+  for (; placed < count; placed++) {
+    Block& block = blocks[placed];
+    const int64_t wanted = block.count * shape.heads * block.spans();
+    if (placed > 0 && taken + wanted > most) break;
+    block.partial = taken;
+    taken += wanted;
+  }
+  if (taken > static_cast<int64_t>(call.partials.size())) {
+    call.partials.resize(taken);
+    call.mixed.reset(new float[taken * shape.width]);
+    for (int64_t i = 0; i < taken; i++) call.partials[i].mixed = &call.mixed[i * shape.width];
+  }
+  return placed;
 }
 
 ffi::Error attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::U16> k,
@@ -244,36 +228,30 @@ ffi::Error attention(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<
                      ffi::Buffer<ffi::S32> positions, int64_t window, float softcap,
                      ffi::ResultBuffer<ffi::F32> out) {
   static const Attend attend = fastest_here();
-  const auto cached = k.dimensions();
-  const int64_t rows = q.dimensions()[0];
-  const Shape shape{q.dimensions()[1], cached[1], cached[2], cached[3], window, softcap};
-  const int32_t* slot = slots.typed_data();
-  const uint16_t *keys = k.typed_data(), *values = v.typed_data();
-  const int64_t group = shape.group(), mixed = group * shape.width;
+  const auto asked = q.dimensions(), cached = k.dimensions();
+  const Shape shape{asked[2], cached[1], cached[2], cached[3], window, softcap};
+  Call call{shape, q.typed_data(), k.typed_data(), v.typed_data(), positions.typed_data(),
+            out->typed_data()};
+  std::fill_n(call.out, q.element_count(), 0.0f);
 
-  const std::vector<Part> parts = cut(shape, rows, cached[0], slot, positions.typed_data());
-  std::vector<float> numbers(parts.size() * (2 * group + mixed));
-  std::vector<Partial> partials;
-  for (size_t i = 0; i < parts.size(); i++) {
-    float* at = numbers.data() + i * (2 * group + mixed);
-    partials.push_back({at, at + group, at + 2 * group});
-  }
-  share(pool, parts.size(), [&](int64_t i) {
-    const Part& part = parts[i];
-    const int64_t line = slot[part.row] * shape.kv_heads + part.head;
-    const int64_t start = (line * shape.length + part.start) * shape.width;
-    const float* queries = q.typed_data() + (part.row * shape.kv_heads + part.head) * mixed;
-    attend({queries, keys + start, values + start, part.stop - part.start}, shape, partials[i]);
-  });
-
-  std::fill_n(out->typed_data(), rows * shape.kv_heads * mixed, 0.0f);
-  for (size_t i = 0, next; i < parts.size(); i = next) {
-    next = i + 1;
-    while (next < parts.size() && parts[next].row == parts[i].row &&
-           parts[next].head == parts[i].head)
-      next++;
-    float* to = out->typed_data() + (parts[i].row * shape.kv_heads + parts[i].head) * mixed;
-    join(&partials[i], next - i, shape, to);
+  std::vector<Block> blocks = blocks_of(shape, asked[0], asked[1], cached[0], slots.typed_data(),
+                                        call.positions);
+  for (size_t done = 0; done < blocks.size();) {
+    Block* some = &blocks[done];
+    const int64_t count = place(call, some, blocks.size() - done);
+    struct Part { const Block* block; int64_t head, span; };
+    std::vector<Part> parts;
+    for (const Block* block = some; block < some + count; block++)
+      for (int64_t head = 0; head < shape.kv_heads; head++)
+        for (int64_t span = block->first; span < block->stop; span++)
+          parts.push_back({block, head, span});
+    share(pool, parts.size(), [&](int64_t i) {
+      call.attend(attend, *parts[i].block, parts[i].head, parts[i].span);
+    });
+    share(pool, count * shape.kv_heads, [&](int64_t i) {
+      call.join(some[i / shape.kv_heads], i % shape.kv_heads);
+    });
+    done += count;
   }
   return ffi::Error::Success();
 }

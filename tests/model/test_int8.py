@@ -13,7 +13,7 @@ from gemma_server.model.quantized import Quantized, product
 from gemma_server.native.library import register
 from gemma_server.private_directory import PrivateDirectory
 from gemma_server.weights.blocks import LARGEST, Blocks, quantize
-from testing.forward import SLOTS, Model, text_of
+from testing.forward import SLOTS, TEXT, Model, text_of
 from testing.models import one_of_each, params_of
 from testing.tiny import quantized
 
@@ -108,6 +108,26 @@ def test_a_row_decodes_to_the_same_bits_alone_and_among_others(case: Any) -> Non
             rows, at = [last[i] for i in some], [starts[i] for i in some]
             for i, got in zip(some, model.feed(some, rows, at, least_rows=1), strict=True):
                 np.testing.assert_array_equal(got, together[i])
+
+
+def test_a_text_has_the_same_bits_however_it_is_cut(case: Any) -> None:
+    """Read at once, in pieces, or fed token by token: logits, keys and values."""
+    name, blocks, _ = case
+    ids = text_of(name, seed=5)
+    whole = Model(name, blocks, dtype="int8", native=True)
+    [expected] = whole.feed([2], [ids], [0])
+    for sizes in ([1] * TEXT, [7, 1, 16, 1, 1, 19], [TEXT - 1, 1]):
+        cut = Model(name, blocks, dtype="int8", native=True)
+        starts = np.cumsum([0, *sizes])
+        pieces = [
+            cut.feed([2], [ids[start : start + size]], [int(start)], least_rows=1)[0]
+            for start, size in zip(starts, sizes, strict=False)
+        ]
+        np.testing.assert_array_equal(np.concatenate(pieces), expected)
+        for one, other in zip(
+            jax.tree.leaves(cut.cache), jax.tree.leaves(whole.cache), strict=True
+        ):
+            np.testing.assert_array_equal(one[2], other[2])
 
 
 @pytest.mark.parametrize("shape", [(16, 32), (5, 70), (33, 64)], ids=str)

@@ -106,41 +106,60 @@ CACHES = [  # heads, key-value heads, head width, cache length, window, soft cap
 ]
 
 
+TOKENS = 21  # of a row: more than a block, and no multiple of a tile
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "width", "length", "window", "cap"), CACHES)
-def test_attention_is_the_definition_s(
+def test_attention_is_the_definition_s_for_tokens_together_and_alone(
     heads: int, kv_heads: int, width: int, length: int, window: int | None, cap: float | None
 ) -> None:
     rng = np.random.default_rng(0)
     slots = np.array([0, 3, 2, 1, 3], np.int32)
-    positions = np.array([0, length - 1, length // 2 + 3, 255, 17], np.int32)
-    q = rng.normal(size=(5, heads, width)).astype(np.float32)
+    first = np.array([0, length - 9, length // 2 + 3, 250, 17], np.int32)
+    steps = np.arange(TOKENS, dtype=np.int32)
+    positions = np.add.outer(first, steps, dtype=np.int32)  # some are beyond the end
+    q = rng.normal(size=(5, TOKENS, heads, width)).astype(np.float32)
     k, v = (_bfloat16(rng, (4, kv_heads, length, width)) for _ in "kv")
     got = _attend(q, k, v, slots, positions, window, cap)
-    for row, (slot, at) in enumerate(zip(slots, positions, strict=True)):
-        first = 0 if window is None else max(0, at - window + 1)
+    for row, token in np.argwhere(positions < length):
+        at = positions[row, token]
+        seen = slice(0 if window is None else max(0, at - window + 1), at + 1)
         for head in range(heads):
-            seen = slot, head // (heads // kv_heads), slice(first, at + 1)
-            scores = k[seen].astype(np.float64) @ q[row, head]
+            cached = slots[row], head // (heads // kv_heads), seen
+            scores = k[cached].astype(np.float64) @ q[row, token, head]
             scores = scores if cap is None else np.tanh(scores / cap) * cap
             weights = np.exp(scores - scores.max())
-            expected = weights @ v[seen].astype(np.float64) / weights.sum()
-            np.testing.assert_allclose(got[row, head], expected, atol=2e-5)
-    alone = [
-        _attend(q[i : i + 1], k, v, slots[i : i + 1], positions[i : i + 1], window, cap)
-        for i in range(5)
-    ]
-    np.testing.assert_array_equal(np.concatenate(alone), got)
+            expected = weights @ v[cached].astype(np.float64) / weights.sum()
+            np.testing.assert_allclose(got[row, token, head], expected, atol=2e-5)
+    flat = q.reshape(-1, 1, heads, width), np.repeat(slots, TOKENS), positions.reshape(-1, 1)
+    alone = _attend(flat[0], k, v, flat[1], flat[2], window, cap)
+    np.testing.assert_array_equal(alone.reshape(got.shape), got)
+    [row] = _attend(q[4:], k, v, slots[4:], positions[4:], window, cap)
+    np.testing.assert_array_equal(row, got[4])
+
+
+def test_attention_over_more_than_its_memory_takes_turns() -> None:
+    """256 tokens over 40,000 positions: their partial sums are 80 MB."""
+    rng = np.random.default_rng(0)
+    k, v = (_bfloat16(rng, (1, 1, 40_000, 32)) for _ in "kv")
+    q = rng.normal(size=(1, 256, 16, 32)).astype(np.float32)
+    positions, slots = np.arange(39_000, 39_256, dtype=np.int32)[None], np.zeros(1, np.int32)
+    together = _attend(q, k, v, slots, positions, None, None)
+    for token in (0, 100, 255):
+        alone = _attend(q[:, [token]], k, v, slots, positions[:, [token]], None, None)
+        np.testing.assert_array_equal(alone[0, 0], together[0, token])
 
 
 def test_attention_skips_padding_and_what_the_last_user_left() -> None:
     rng = np.random.default_rng(0)
     k, v = (_bfloat16(rng, (2, 1, 64, 16)) for _ in "kv")
-    k[0, 0, 10:] = v[0, 0, 10:] = np.nan
-    q = rng.normal(size=(4, 2, 16)).astype(np.float32)
-    slots, positions = np.array([0, 2, 1, -1], np.int32), np.array([9, 5, 64, 5], np.int32)
+    k[0, 0, 12:] = v[0, 0, 12:] = np.nan
+    q = rng.normal(size=(4, 3, 2, 16)).astype(np.float32)
+    slots = np.array([0, 2, 1, -1], np.int32)
+    positions = np.array([[9, 64, 11], [5, 6, 7], [64, 65, 66], [5, 6, 7]], np.int32)
     got = _attend(q, k, v, slots, positions, None, None)
-    assert np.isfinite(got[0]).all()
-    assert (got[1:] == 0).all()
+    assert np.isfinite(got).all()
+    assert np.argwhere(got.any(axis=(2, 3))).tolist() == [[0, 0], [0, 2]]
 
 
 def _bfloat16(rng: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[Any]:
