@@ -10,7 +10,14 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    ByteSize,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gemma_server.errors import UsageError
@@ -88,6 +95,12 @@ class Settings(BaseSettings):
         ge=16,
         le=131072,
         description="most tokens of a prompt and its answer, within the model's own limit",
+    )
+    prompt_cache_bytes: ByteSize = Field(
+        ByteSize(0),
+        ge=0,
+        description="memory for texts that have ended, beside those that free slots still hold, so "
+        "that prompts that begin like them are not read again; such as 2GB",
     )
     max_queue: int = Field(256, ge=0, le=65536, description="most requests waiting for a slot")
     max_queue_tokens: int = Field(

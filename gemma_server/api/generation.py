@@ -67,6 +67,7 @@ class Completion:
     prompt_logprobs: tuple[Logprobs, ...]  # of all prompt tokens but the first, if wanted
     finish_reason: FinishReason
     prompt_tokens: int
+    cached_tokens: int  # of the prompt, which did not have to be read
     completion_tokens: int
     timings: Timings
 
@@ -138,6 +139,7 @@ class Generation:
             tuple(self._prompt_logprobs),
             self._ending.reason,
             len(self._handle.request.token_ids),
+            self._handle.cached_tokens,
             self._ending.tokens,
             self._handle.timestamps.timings(),
         )

@@ -30,7 +30,7 @@ class Usage(TypedDict):
 
     prompt_tokens: int
     completion_tokens: int
-    cached_tokens: int
+    cached_tokens: int  # of the prompts, which did not have to be read
 
 
 class Costs(TypedDict):
@@ -119,7 +119,7 @@ class Job:
         return {
             "prompt_tokens": sum(completion.prompt_tokens for completion in completions),
             "completion_tokens": sum(completion.completion_tokens for completion in completions),
-            "cached_tokens": 0,  # no prefix is reused yet
+            "cached_tokens": sum(completion.cached_tokens for completion in completions),
         }
 
     def costs(self) -> Costs:

@@ -35,6 +35,7 @@ Number = TypeVar("Number", int, float)
 Items = Annotated[list[Item], Field(fail_fast=True)]
 # 100.0 is 100 in JSON, and some clients send it. Behind the bounds, or the document loses them.
 WHOLE = BeforeValidator(_whole)
+CacheSalt = Annotated[str, StringConstraints(max_length=256)]
 PromptText = Annotated[str, StringConstraints(min_length=1)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 Stops = StopText | Annotated[Items[StopText], Field(max_length=MAX_STOPS)]

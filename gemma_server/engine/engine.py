@@ -68,6 +68,9 @@ class Engine(DeviceThread):
             queued=scheduler.queued,
             steps=self._steps,
             tokens_sampled=scheduler.tokens_sampled,
+            prompt_cache_queries=scheduler.prompt_cache.queries,
+            prompt_cache_hits=scheduler.prompt_cache.hits,
+            prompt_cache_tokens=scheduler.prompt_cache.tokens,
         )
 
     def check_prompt(self, tokens: int) -> None:

@@ -1,20 +1,23 @@
-"""How long requests take, as measured."""
+"""How long requests, chunks and steps take, as measured."""
 
+import math
 from collections import deque
 
 from gemma_server.engine.request import Timings
 
 _UNKNOWN_S = 1.0  # per request, until one has ended
-_SHARE = 0.2  # the newest value's weight in the running mean
+_SHARE = 0.2  # the newest value's weight in a running mean
 _CHUNKS = 32  # remembered; a stall can make one look quick, and it must be forgotten
 
 
 class ServiceEstimates:
-    """The basis of Retry-After, and of refusals by deadline."""
+    """The basis of Retry-After, of refusals by deadline, and of how much a plan should hold."""
 
     def __init__(self) -> None:
         self._held_s: float | None = None  # a running mean
-        self._chunks_s: deque[float] = deque(maxlen=_CHUNKS)
+        self._tokens_s: deque[float] = deque(maxlen=_CHUNKS)  # for each token of a chunk
+        self._token_s: float | None = None  # a running mean of these
+        self._steps_s: dict[int, float] = {}  # running means, by the number of rows
 
     @property
     def held_s(self) -> float:
@@ -23,14 +26,36 @@ class ServiceEstimates:
 
     def ended(self, timings: Timings) -> None:
         """A request has left its slot."""
-        held = timings.prefill_s + timings.decode_s
-        before = held if self._held_s is None else self._held_s
-        self._held_s = before + _SHARE * (held - before)
+        self._held_s = _mean(self._held_s, timings.prefill_s + timings.decode_s)
 
-    def chunk_read(self, seconds: float) -> None:
-        """The device has read a full chunk of a prompt."""
-        self._chunks_s.append(seconds)
+    def chunk_read(self, tokens: int, rows: int, seconds: float) -> None:
+        """The device has read a chunk without padding, and made a step of so many rows."""
+        seconds -= self.step_s(rows)
+        if seconds > 0:
+            self._tokens_s.append(seconds / tokens)
+            self._token_s = _mean(self._token_s, seconds / tokens)
 
-    def prefill_s(self, chunks: int) -> float:
-        """The least seconds that so many full chunks take in turn; 0 if none was measured."""
-        return chunks * min(self._chunks_s, default=0.0)
+    def stepped(self, rows: int, seconds: float) -> None:
+        """The device has made one step of so many rows, with no chunk beside them."""
+        self._steps_s[rows] = _mean(self._steps_s.get(rows), seconds)
+
+    def prefill_s(self, tokens: int) -> float:
+        """The least seconds that so many tokens of prompts take; 0 if none was measured."""
+        return tokens * min(self._tokens_s, default=0.0)
+
+    def chunk_s(self, tokens: int, rows: int) -> float:
+        """Seconds of a plan with a chunk and so many rows; infinite if none was measured."""
+        if self._token_s is None:
+            return math.inf
+        return tokens * self._token_s + self.step_s(rows)
+
+    def step_s(self, rows: int) -> float:
+        """Seconds of one step of so many rows, or of as many as were measured; 0 if none were."""
+        if rows == 0 or not self._steps_s:
+            return 0.0
+        known = min((count for count in self._steps_s if count >= rows), default=max(self._steps_s))
+        return self._steps_s[known]
+
+
+def _mean(before: float | None, newest: float) -> float:
+    return newest if before is None else before + _SHARE * (newest - before)

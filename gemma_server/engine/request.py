@@ -65,6 +65,8 @@ class Request:
     top_logprobs: int | None = None  # 0 ... MAX_TOP_LOGPROBS; None: no logprobs at all
     prompt_logprobs: bool = False  # needs top_logprobs
     constraint: Constraint | None = None  # of its own, since it goes along with the answer
+    cache_prompt: bool = True  # may begin where another text left off, and leave its own behind
+    cache_salt: str = ""  # only for requests with the same
 
     def __post_init__(self) -> None:
         """Raises ValueError for what a slot has no room for; the caller has to prevent it."""
@@ -162,6 +164,7 @@ class Handle:
 
     request: Request
     timestamps: Timestamps
+    cached_tokens: int = 0  # of the prompt, which did not have to be read
     _events: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
 
     def deliver(self, event: Event) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from gemma_server.engine.estimates import ServiceEstimates
-from gemma_server.engine.plan import Chunk, Plan, Row, StepResult
+from gemma_server.engine.plan import Chunk, Copy, Plan, Row, StepResult
+from gemma_server.engine.prompt_cache import PromptCache, Text
 from gemma_server.engine.queue import LONGEST_WAIT_S, FairQueue, Promises, Room, rounds_s
 from gemma_server.engine.request import (
     Cancelled,
@@ -31,6 +32,9 @@ from gemma_server.errors import (
     RequestError,
 )
 
+_GAP_STEPS = 2.5  # steps without a chunk: a gap that is not felt as one
+_FILLED = 0.75  # of a chunk, at least, unless it is one of the smallest
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -38,10 +42,12 @@ class Limits:
 
     slots: int
     context_length: int  # tokens of prompt and answer together
-    chunk: int  # most prompt tokens in one plan
+    chunks: tuple[int, ...]  # the sizes of chunks in prompt tokens, the largest last
     max_queue: int  # most requests waiting for a slot
     max_queue_tokens: int  # most prompt tokens in these
     steps: int = 1  # tokens that a row samples in one plan while no prompt is being read
+    kept: int = 0  # further slots of the cache, for texts that have ended
+    gap_s: float | None = None  # wanted between two tokens while a prompt is read; None: whatever
 
     @property
     def longest_prompt(self) -> int:
@@ -66,6 +72,9 @@ class Scheduler:
         self._room = Room(limits.max_queue, limits.max_queue_tokens)
         self._promises = Promises(self._room, clock)
         self._slots: list[Sequence | None] = [None] * limits.slots
+        self.prompt_cache = PromptCache(limits.slots, limits.kept)
+        self._copies: list[Copy] = []  # to be made in the next plan
+        self._turns = itertools.count(1)  # of reading prompts
         self._estimates = ServiceEstimates()
         self._planned_at: deque[float] = deque()  # of plans that are not committed
         self._committed_at = -math.inf  # the last one
@@ -103,16 +112,22 @@ class Scheduler:
         for tokens in prompts:
             self.check_prompt(tokens)
         self._refuse_when_full(prompts, caller, returns=returns)
-        self._refuse_when_late(prompts, deadline)
+        sequences = [self._sequence(request, deadline, caller) for request in requests]
+        self._refuse_when_late(sequences, deadline)
         self._promises.taken_up(caller)
-        return [self._enqueue(request, deadline, caller) for request in requests]
+        for sequence in sequences:
+            self._queue.append(sequence)
+        return [sequence.handle for sequence in sequences]
 
-    def _enqueue(self, request: Request, deadline: float | None, caller: str) -> Handle:
+    def _sequence(self, request: Request, deadline: float | None, caller: str) -> Sequence:
         handle = Handle(request, Timestamps(submitted=self._clock()))
         room = self.limits.context_length - len(request.token_ids)
         longest = min(request.max_new_tokens, room)
-        self._queue.append(Sequence(next(self._ids), handle, longest, deadline, caller))
-        return handle
+        sequence = Sequence(next(self._ids), handle, longest, deadline, caller)
+        if deadline is not None and sequence.reuses:
+            # As it looks now; what there is when it gets a slot decides.
+            sequence.prefilled = self.prompt_cache.longest(sequence.prompt, self._running())
+        return sequence
 
     def check_prompt(self, tokens: int) -> None:
         """Raise `PromptRefused` when a prompt of so many tokens can never be accepted."""
@@ -135,19 +150,29 @@ class Scheduler:
         self._planned_at.append(self._clock())
         # While a prompt is read, rows sample one token a plan: more would delay its next chunk.
         steps = 1 if chunk is not None else self.limits.steps
-        return Plan(chunk, tuple(sequence.next_row(slot, steps) for slot, sequence in decoding))
+        copies, self._copies = tuple(self._copies), []
+        rows = tuple(sequence.next_row(slot, steps) for slot, sequence in decoding)
+        return Plan(chunk, rows, copies)
 
     def commit(self, plan: Plan, result: StepResult) -> None:
         """Turn what a plan sampled into events. Sequences that have ended get none."""
         now = self._clock()
         began = max(self._planned_at.popleft(), self._committed_at)
         self._committed_at = now
+        self._measure(plan, now - began)
         if plan.prefill is not None:
-            if len(plan.prefill.token_ids) == self.limits.chunk:
-                self._estimates.chunk_read(now - began)
             self._take_chunk(plan.prefill, result)
         for row, tokens in zip(plan.decode, result.decode, strict=True):
             self._take(row, tokens)
+
+    def _measure(self, plan: Plan, seconds: float) -> None:
+        chunk, rows = plan.prefill, len(plan.decode)
+        if plan.copies:
+            return
+        if chunk is None:
+            self._estimates.stepped(rows, seconds / plan.steps)
+        elif len(chunk.token_ids) in self.limits.chunks:
+            self._estimates.chunk_read(len(chunk.token_ids), rows, seconds)
 
     def cancel(self, handle: Handle) -> None:
         """End a request early, wherever it is; a request that has ended stays as it is."""
@@ -196,28 +221,49 @@ class Scheduler:
             retry_after_s=max(1, math.ceil(min(wait_s, LONGEST_WAIT_S))),
         )
 
-    def _refuse_when_late(self, prompts: list[int], deadline: float | None) -> None:
+    def _refuse_when_late(self, sequences: list[Sequence], deadline: float | None) -> None:
         """Counts prompts alone, read one after the other: the length of answers is unknown."""
         if deadline is None:
             return
-        unread = [len(sequence.request.token_ids) for sequence in self._queue]
-        unread += [
-            len(sequence.request.token_ids) - sequence.prefilled
-            for sequence in self._slots
-            if sequence
-        ]
-        chunks = sum(tokens // self.limits.chunk for tokens in (*unread, *prompts))
-        soonest, left = self._estimates.prefill_s(chunks), max(0.0, deadline - self._clock())
+        ahead = (sequence for sequence in (*self._queue, *self._slots) if sequence)
+        unread = sum(sequence.unread for sequence in (*ahead, *sequences))
+        soonest, left = self._estimates.prefill_s(unread), max(0.0, deadline - self._clock())
         if soonest > left:
             raise DeadlineExceeded(
                 f"the first token would take {soonest:.1f} s or more, and {left:.1f} s are left"
             )
 
     def _admit(self) -> None:
-        for slot, sequence in enumerate(self._slots):
-            if sequence is None and (admitted := self._next_in_line()) is not None:
-                admitted.handle.timestamps.admitted = self._clock()
-                self._slots[slot] = admitted
+        for _ in range(self._slots.count(None)):
+            if (sequence := self._next_in_line()) is None:
+                return
+            sequence.handle.timestamps.admitted = self._clock()
+            self._slots[self._place(sequence)] = sequence
+
+    def _place(self, sequence: Sequence) -> int:
+        """The slot for a sequence, which begins with what the slot has of its prompt by then."""
+        free = [slot for slot, user in enumerate(self._slots) if user is None]
+        placed = self.prompt_cache.place(
+            sequence.prompt, free, self._running(), reuse=sequence.reuses
+        )
+        self._copies += placed.copies
+        sequence.prefilled = sequence.handle.cached_tokens = placed.cached
+        sequence.turn = next(self._turns)
+        return placed.slot
+
+    def _catch_up(self, slot: int, sequence: Sequence) -> None:
+        if not sequence.reuses or sequence.begun:
+            return
+        cached, running = sequence.prefilled, self._running()
+        copy = self.prompt_cache.catch_up(slot, sequence.prompt, cached, running)
+        if copy is not None:
+            self._copies.append(copy)
+            sequence.prefilled = sequence.handle.cached_tokens = copy.length
+
+    def _running(self) -> dict[int, Text]:
+        """What the slots in use have, of those whose texts others may use."""
+        users = ((slot, sequence) for slot, sequence in enumerate(self._slots) if sequence)
+        return {slot: each.cached for slot, each in users if each.request.cache_prompt}
 
     def _next_in_line(self) -> Sequence | None:
         """The next sequence whose deadline has not passed; those before it end."""
@@ -230,16 +276,32 @@ class Scheduler:
         return None
 
     def _next_chunk(self) -> Chunk | None:
-        """The next chunk of the oldest prompt that is not fully scheduled."""
+        """The next chunk of a prompt that is not fully scheduled. They take turns, so that a short
+        one does not wait for the end of a long one, nor the other way round."""
         prefilling = [
-            (sequence.id, slot, sequence)
+            (sequence.turn, slot, sequence)
             for slot, sequence in enumerate(self._slots)
             if sequence is not None and sequence.prefilling
         ]
-        if not prefilling:
+        others = [sequence for _, _, sequence in prefilling]
+        able = [each for each in prefilling if not any(each[2].waits_for(o) for o in others)]
+        if not able:
             return None
-        _, slot, sequence = min(prefilling)
-        return sequence.next_chunk(slot, self.limits.chunk)
+        _, slot, sequence = min(able)
+        self._catch_up(slot, sequence)
+        sequence.turn = next(self._turns)
+        return sequence.next_chunk(slot, self._chunk_size(sequence.unread))
+
+    def _chunk_size(self, unread: int) -> int:
+        """The most tokens for the next chunk. Where gaps count, it is short enough for the rows
+        beside it, and is filled for the most part: padding takes as long as tokens."""
+        sizes, rows = self.limits.chunks, sum(s is not None and s.decoding for s in self._slots)
+        if self.limits.gap_s is None:
+            return sizes[-1]
+        gap_s = max(self.limits.gap_s, _GAP_STEPS * self._estimates.step_s(rows))
+        most = [s for s in sizes if rows == 0 or self._estimates.chunk_s(s, rows) <= gap_s]
+        fitting = [size for size in most if size * _FILLED <= unread]
+        return max(fitting, default=sizes[0])
 
     def _owner(self, part: Chunk | Row) -> Sequence | None:
         """The sequence that the part belongs to, unless it has ended."""
@@ -266,7 +328,7 @@ class Scheduler:
             sequence.handle.timestamps.first_token = self._clock()
         if sequence.longest > 0:  # else the prompt was all that was wanted
             self.tokens_sampled += 1
-            sequence.confirm()
+            sequence.confirm(token.id)
         if token.id < 0:
             error = GenerationFailed("the model computed no finite number for this prompt")
             self._end(slot, sequence, Failed(error))
@@ -295,6 +357,8 @@ class Scheduler:
 
     def _end(self, slot: int, sequence: Sequence, event: Event) -> None:
         self._slots[slot] = None
+        if sequence.request.cache_prompt and not isinstance(event, Failed):
+            self.prompt_cache.leave(slot, sequence.cached)
         self._terminate(sequence, event)
         self._estimates.ended(sequence.handle.timestamps.timings())
 

@@ -1,8 +1,9 @@
 """A request in the scheduler: how many of its tokens are scheduled, and how many are known."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gemma_server.engine.plan import Chunk, Row
+from gemma_server.engine.prompt_cache import Text, worth_waiting
 from gemma_server.engine.request import Handle, Request
 
 
@@ -10,9 +11,9 @@ from gemma_server.engine.request import Handle, Request
 class Sequence:
     """A request from submission to its terminal event.
 
-    Plans may run ahead of their results. Of the prompt, `prefilled` tokens are scheduled. Of the
-    answer, `confirmed` tokens are known and wanted, and `in_flight` more are scheduled in plans
-    whose results are not known yet. The answer has at most `longest` tokens.
+    Plans may run ahead of their results. Of the prompt, `prefilled` tokens are scheduled, or were
+    in the cache. Of the answer, some tokens are known and wanted, and `in_flight` more are
+    scheduled in plans whose results are not known yet. It has at most `longest` tokens.
     """
 
     id: int
@@ -20,9 +21,10 @@ class Sequence:
     longest: int
     deadline: float | None
     caller: str = ""  # whose request it is; slots and places in the queue are shared among callers
+    turn: int = 0  # of reading, the last that it had
     prefilled: int = 0
-    confirmed: int = 0
     in_flight: int = 0
+    answer: list[int] = field(default_factory=list)  # the confirmed ids
 
     @property
     def request(self) -> Request:
@@ -32,7 +34,28 @@ class Sequence:
     @property
     def prefilling(self) -> bool:
         """Some of its prompt is not scheduled yet."""
-        return self.prefilled < len(self.request.token_ids)
+        return self.unread > 0
+
+    @property
+    def unread(self) -> int:
+        """Tokens of its prompt that are not scheduled yet."""
+        return len(self.request.token_ids) - self.prefilled
+
+    @property
+    def reuses(self) -> bool:
+        """It may begin where another text left off. Logprobs of a prompt come of reading it."""
+        return self.request.cache_prompt and not self.request.prompt_logprobs
+
+    @property
+    def begun(self) -> bool:
+        """Some of its prompt is scheduled to be read."""
+        return self.prefilled > self.handle.cached_tokens
+
+    def waits_for(self, other: "Sequence") -> bool:
+        """Whether to begin when the other, which came first, has read what both begin with."""
+        if self.begun or other.id >= self.id or not (self.reuses and other.request.cache_prompt):
+            return False
+        return worth_waiting(self.prompt, self.prefilled, other.prompt, other.prefilled)
 
     @property
     def decoding(self) -> bool:
@@ -48,8 +71,25 @@ class Sequence:
         return len(self.request.token_ids) + self._scheduled - 1
 
     @property
+    def confirmed(self) -> int:
+        """How many tokens of its answer are known."""
+        return len(self.answer)
+
+    @property
     def _scheduled(self) -> int:
         return self.confirmed + self.in_flight
+
+    @property
+    def prompt(self) -> Text:
+        """Its prompt, as the cache knows it."""
+        return Text(self.request.token_ids, self.request.cache_salt)
+
+    @property
+    def cached(self) -> Text:
+        """The text whose keys and values its slot has once the plans made so far have run: the last
+        token of the answer is not fed yet."""
+        ids = self.request.token_ids[: self.prefilled] + tuple(self.answer[:-1])
+        return Text(ids, self.request.cache_salt)
 
     def next_chunk(self, slot: int, most: int) -> Chunk:
         """Schedule at most `most` further tokens of the prompt; with the prompt's last token, the
@@ -91,7 +131,7 @@ class Sequence:
         constraint = self.request.constraint
         return None if constraint is None else constraint.mask
 
-    def confirm(self) -> None:
+    def confirm(self, token: int) -> None:
         """One of the tokens in flight is known, and wanted."""
         self.in_flight -= 1
-        self.confirmed += 1
+        self.answer.append(token)

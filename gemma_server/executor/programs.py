@@ -43,7 +43,8 @@ class Job(NamedTuple):
 class Programs:
     """The programs of one configuration.
 
-    The weights' dtype is int8, float32 or bfloat16; `native` says that the kernels may be used.
+    The cache has `kept` slots beyond those that rows use. The weights' dtype is int8, float32 or
+    bfloat16; `native` says that the kernels may be used.
     `chunks` are the sizes, in prompt tokens, of the prefill programs, the largest last.
     """
 
@@ -52,6 +53,7 @@ class Programs:
         config: GemmaConfig,
         *,
         slots: int,
+        kept: int = 0,
         context_length: int,
         dtype: Any,
         native: bool = False,
@@ -59,12 +61,13 @@ class Programs:
         chunks: tuple[int, ...] = CHUNKS,
     ) -> None:
         self.config, self.slots, self.dtype, self.policy = config, slots, dtype, policy
+        self.cache_slots = slots + kept
         self.chunks = chunks
-        self.length = -(-context_length // BLOCK) * BLOCK
+        self.length = cache_length(context_length)
         # Without branches no loop's length may depend on data: one block is the whole cache.
         block = BLOCK if policy.branches else self.length
         model = Transformer(config, Numerics(dtype, block, native))
-        self._steps = Steps(model, slots, self.length, branches=policy.branches)
+        self._steps = Steps(model, self.cache_slots, self.length, branches=policy.branches)
         self._compiled: dict[Name, Any] = {}
 
     def compile(self, progress: Callable[[float], None], cache: CompileCache) -> None:
@@ -78,7 +81,7 @@ class Programs:
     @property
     def configuration(self) -> str:
         """All that the programs depend on, except the code."""
-        fixed = (self.slots, self.length, str(self.dtype), self.policy)
+        fixed = (self.slots, self.cache_slots, self.length, str(self.dtype), self.policy)
         return f"{self.config} {fixed} {self._steps.model}"
 
     def jobs(self) -> Iterator[Job]:
@@ -156,6 +159,11 @@ class Programs:
         """Its shapes."""
         shapes: State = jax.eval_shape(self._steps.new_state)
         return shapes
+
+
+def cache_length(context_length: int) -> int:
+    """How many positions a slot has: whole blocks."""
+    return -(-context_length // BLOCK) * BLOCK
 
 
 def chunks_for(context_length: int) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ class JaxRunner:
     @property
     def token_bytes(self) -> int:
         """Bytes of the cache for one position of one slot, over all layers."""
-        positions = self._programs.slots * self._programs.length
+        positions = self._programs.cache_slots * self._programs.length
         return sum(int(leaf.nbytes) for leaf in jax.tree.leaves(self._state.cache)) // positions
 
     def dispatch(self, plan: Plan) -> PendingTokens:
@@ -83,7 +83,7 @@ class JaxRunner:
         programs = self._programs
         count = next(count for count in programs.row_counts if count >= len(rows))
         most = next(most for most in programs.step_counts if most >= steps)
-        beyond = programs.slots, programs.length  # where all writes are dropped
+        beyond = programs.cache_slots, programs.length  # where all writes are dropped
         masks = self._masks([row.mask for row in rows], count)
         return self._run(
             programs.decode(count, most, needed), pack_rows(rows, count, beyond), masks

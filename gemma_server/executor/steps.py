@@ -44,13 +44,13 @@ class Steps:
         )
 
     def copy(self, state: State, words: jax.Array) -> State:
-        """Copy the first positions of one slot's cache and text into another's: words [3] i32."""
+        """Copy the first positions of one slot's cache and text into another's, and maybe some
+        behind them: words [3] i32."""
         source, target, length = words
-        index = jnp.arange(self.length)
-        text = jnp.where(index < length, state.tokens[source], state.tokens[target])
+        block = self.model.numerics.block
         return State(
-            tuple(copy_slot(layer, source, target, length) for layer in state.cache),
-            state.tokens.at[target].set(text),
+            tuple(copy_slot(layer, source, target, length, block) for layer in state.cache),
+            state.tokens.at[target].set(state.tokens[source]),
             state.params,
         )
 

@@ -1,9 +1,10 @@
 """The KV cache: per layer, the keys and values of every slot at every position."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from gemma_server.model.config import GemmaConfig, LayerConfig
@@ -61,7 +62,7 @@ def empty_cache(config: GemmaConfig, slots: int, length: int, weights: DTypeLike
 
     It has the dtype of the weights; beside 8-bit ones it holds bfloat16.
     """
-    dtype = BITS if weights == jnp.int8 else weights
+    dtype = stored_dtype(weights)
 
     def zeros(layer: LayerConfig) -> LayerCache:
         shape = (slots, layer.kv_heads, length, layer.head_dim)
@@ -70,14 +71,31 @@ def empty_cache(config: GemmaConfig, slots: int, length: int, weights: DTypeLike
     return tuple(zeros(config.layers[index]) for index in config.cached_layers)
 
 
+def stored_dtype(weights: DTypeLike) -> np.dtype[Any]:
+    """In what the cache holds its numbers beside such weights."""
+    return np.dtype(BITS if weights == jnp.int8 else weights)
+
+
 def copy_slot(
-    layer: LayerCache, source: jax.Array, target: jax.Array, length: jax.Array
+    layer: LayerCache, source: jax.Array, target: jax.Array, length: jax.Array, block: int
 ) -> LayerCache:
-    """The layer's cache with the first `length` positions of one slot copied into another."""
+    """The layer's cache with the first `length` positions of one slot copied into another, in whole
+    blocks of `block` positions. When one block is the whole cache there is no loop."""
 
     def copied(cached: jax.Array) -> jax.Array:
-        wanted = jnp.arange(cached.shape[2])[:, None] < length  # [S, 1]
-        return cached.at[target].set(jnp.where(wanted, cached[source], cached[target]))
+        _, heads, positions, width = cached.shape
+
+        def copy_block(index: jax.Array | int, cached: jax.Array) -> jax.Array:
+            part = jax.lax.dynamic_slice(
+                cached, (source, 0, index * block, 0), (1, heads, block, width)
+            )
+            return jax.lax.dynamic_update_slice(cached, part, (target, 0, index * block, 0))
+
+        if block == positions:
+            return copy_block(0, cached)
+        blocks = (length + block - 1) // block
+        every: jax.Array = jax.lax.fori_loop(0, blocks, copy_block, cached)
+        return every
 
     return LayerCache(copied(layer.k), copied(layer.v))
 

@@ -12,15 +12,25 @@ OnDeath = Callable[[BaseException], None]
 Wrap = Callable[[Runner], Runner]  # puts something between an engine and its runner
 
 
-def limits_of(settings: Settings, context_length: int, chunk: int, steps: int = 1) -> Limits:
-    """What the engine may accept."""
+def limits_of(
+    settings: Settings,
+    context_length: int,
+    chunks: tuple[int, ...],
+    *,
+    steps: int = 1,
+    kept: int = 0,
+    gap_s: float | None = None,
+) -> Limits:
+    """What the engine may accept, and how it divides the device's time."""
     return Limits(
         slots=settings.slots,
         context_length=context_length,
-        chunk=chunk,
+        chunks=chunks,
         max_queue=settings.max_queue,
         max_queue_tokens=settings.max_queue_tokens,
         steps=steps,
+        kept=kept,
+        gap_s=gap_s,
     )
 
 

@@ -120,9 +120,11 @@ def _load_generative(start: _Start, on_death: OnDeath, wrap: Wrap) -> Generative
     from gemma_server.executor.runner import JaxRunner
 
     settings, policy = start.settings, start.policy
+    kept = _kept_slots(start)
     programs = Programs(
         start.checkpoint.config,
         slots=settings.slots,
+        kept=kept,
         context_length=start.context_length,
         dtype=start.dtype,
         native=start.native,
@@ -131,7 +133,14 @@ def _load_generative(start: _Start, on_death: OnDeath, wrap: Wrap) -> Generative
     )
     runner = JaxRunner(programs, _compile_and_read(start, programs), start.compilations)
     step_times = _warmed_up(start, runner)
-    limits = limits_of(settings, start.context_length, programs.chunks[-1], policy.steps)
+    limits = limits_of(
+        settings,
+        start.context_length,
+        programs.chunks,
+        steps=policy.steps,
+        kept=kept,
+        gap_s=policy.gap_s,
+    )
     engine = start_engine(
         wrap(runner), limits, on_death, step_times, max_in_flight=policy.max_in_flight
     )
@@ -144,6 +153,26 @@ def _load_generative(start: _Start, on_death: OnDeath, wrap: Wrap) -> Generative
         weight_bytes=runner.weight_bytes,
         **start.common(),
     )
+
+
+def _kept_slots(start: _Start) -> int:
+    """How many slots of the cache `prompt_cache_bytes` pays for.
+
+    Raises:
+        ModelLoadError: it is too little for one.
+    """
+    from gemma_server.executor.programs import cache_length
+    from gemma_server.model.cache import stored_dtype
+
+    wanted = start.settings.prompt_cache_bytes
+    numbers = start.checkpoint.config.cached_numbers_per_token * cache_length(start.context_length)
+    each = numbers * stored_dtype(start.dtype).itemsize
+    if 0 < wanted < each:
+        raise ModelLoadError(
+            f"--prompt-cache-bytes {wanted}: one prompt of this model takes up to {each} bytes; "
+            "give so much, or lower --context-length"
+        )
+    return wanted // each
 
 
 def _load_embedding(start: _Start, on_death: OnDeath) -> EmbeddingModel:

@@ -33,7 +33,7 @@ def load_model(
 
 def _fake(settings: Settings, on_death: OnDeath, wrap: Wrap) -> GenerativeModel:
     runner, tokenizer = wrap(FakeRunner(settings.slots)), fake_tokenizer()
-    limits = limits_of(settings, settings.context_length, _FAKE_CHUNK)
+    limits = limits_of(settings, settings.context_length, (_FAKE_CHUNK,))
     return GenerativeModel(
         name=settings.model_name or "fake",
         tokenizer=tokenizer,

@@ -102,6 +102,19 @@ class _EngineMetrics:
             "gemma_tokens_drawn", "Tokens sampled", value=stats.tokens_sampled
         )
         yield CounterMetricFamily(
+            "gemma_prompt_cache_queries",
+            "Prompts that could begin with what is cached",
+            value=stats.prompt_cache_queries,
+        )
+        yield CounterMetricFamily(
+            "gemma_prompt_cache_hits", "Those that did", value=stats.prompt_cache_hits
+        )
+        yield CounterMetricFamily(
+            "gemma_prompt_cache_tokens",
+            "Prompt tokens that were cached, and not read again",
+            value=stats.prompt_cache_tokens,
+        )
+        yield CounterMetricFamily(
             "gemma_compilations",
             "Programs compiled since the start",
             value=loaded.compilations.programs,

@@ -31,7 +31,7 @@ GREEDY = SamplingParams()
 def fake_bench(*, context_length: int = 256, fail_at: int | None = None) -> Bench:
     log = StepLog()
     runner = log.around(FakeRunner(bench.SLOTS, step_s=STEP_S, fail_at=fail_at))
-    limits = Limits(bench.SLOTS, context_length, 64, max_queue=0, max_queue_tokens=0)
+    limits = Limits(bench.SLOTS, context_length, (64,), max_queue=0, max_queue_tokens=0)
     engine = Engine(runner, Scheduler(limits), lambda error: None)
     engine.start()
     tokenizer = fake_tokenizer()
@@ -90,7 +90,7 @@ def test_only_steps_of_all_streams_and_no_prompt_are_compared() -> None:
 
 def test_the_log_has_every_step_in_order() -> None:
     log = StepLog()
-    limits = Limits(1, 64, 4, max_queue=0, max_queue_tokens=0)
+    limits = Limits(1, 64, (4,), max_queue=0, max_queue_tokens=0)
     engine = Engine(log.around(FakeRunner(1)), Scheduler(limits), lambda error: None)
     engine.start()
     [handle] = engine.submit([Request((2, 10, 11, 12, 13), 3)])

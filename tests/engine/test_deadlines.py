@@ -1,12 +1,15 @@
 """What a deadline does to a request, before it has a slot."""
 
+from dataclasses import replace
+
 import pytest
 
-from gemma_server.engine.request import Failed, Finished, Handle
+from gemma_server.engine.request import Failed, Finished, Handle, Request
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.errors import DeadlineExceeded
 from testing.scheduling import submit_one
-from tests.engine.test_scheduler import draw, make_request, next_plan
+from tests.engine.test_scheduler import draw, next_plan
+from tests.engine.test_scheduler import make_request as make_any_request
 
 
 class Clock:
@@ -26,8 +29,13 @@ def clock() -> Clock:
 @pytest.fixture
 def scheduler(clock: Clock) -> Scheduler:
     """One slot, prompts of up to four tokens in one plan."""
-    limits = Limits(slots=1, context_length=32, chunk=4, max_queue=9, max_queue_tokens=99)
+    limits = Limits(slots=1, context_length=32, chunks=(4,), max_queue=9, max_queue_tokens=99)
     return Scheduler(limits, clock)
+
+
+def make_request(prompt: int, max_new_tokens: int = 3) -> Request:
+    """One whose prompt has to be read, though it begins like the others."""
+    return replace(make_any_request(prompt, max_new_tokens), cache_prompt=False)
 
 
 def run(scheduler: Scheduler, clock: Clock, step_s: float) -> None:
@@ -67,6 +75,14 @@ def test_who_waits_for_others_to_be_read_is_refused(scheduler: Scheduler, clock:
     with pytest.raises(DeadlineExceeded, match=r"5\.0 s or more"):
         submit_one(scheduler, make_request(8, 5), late)
     submit_one(scheduler, make_request(8, 5))
+
+
+def test_what_need_not_be_read_refuses_nobody(scheduler: Scheduler, clock: Clock) -> None:
+    submit_one(scheduler, make_any_request(8, 1))
+    run(scheduler, clock, 1.0)
+    submit_one(scheduler, make_any_request(12, 1), deadline=clock.now + 1.1)
+    with pytest.raises(DeadlineExceeded, match=r"4\.0 s or more"):
+        submit_one(scheduler, make_request(12, 1), deadline=clock.now + 3.9)
 
 
 def test_long_answers_before_refuse_nobody(scheduler: Scheduler, clock: Clock) -> None:

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -38,9 +39,9 @@ def make_engine(
     deaths: list[BaseException] | None = None,
     *,
     max_in_flight: int = 1,
-    **changes: int,
+    **changes: Any,
 ) -> Engine:
-    limits = {"slots": 4, "context_length": 512, "chunk": 16, "max_queue": 100}
+    limits: dict[str, Any] = {"slots": 4, "context_length": 512, "chunks": (16,), "max_queue": 100}
     scheduler = Scheduler(Limits(**{**limits, "max_queue_tokens": 10_000, **changes}))
     on_death = (deaths if deaths is not None else []).append
     engine = Engine(runner, scheduler, on_death, max_in_flight=max_in_flight)
@@ -275,7 +276,7 @@ def test_stopping_waits_for_what_the_device_still_has() -> None:
 
 
 def test_the_fake_model_s_logprobs_and_its_answer_until_it_may_end() -> None:
-    engine = make_engine(FakeRunner(1), slots=1, chunk=2)
+    engine = make_engine(FakeRunner(1), slots=1, chunks=(2,))
     request = replace(make_request("ab"), min_tokens=4, top_logprobs=2, prompt_logprobs=True)
     [handle] = engine.submit([request])
     events = [handle.next_event(5) for _ in range(6)]

@@ -21,7 +21,7 @@ class Machine:
 
     def __init__(self, slots: int = SLOTS, places: int = PLACES) -> None:
         self.now = 0.0
-        limits = Limits(slots, 64, 16, max_queue=places, max_queue_tokens=10_000)
+        limits = Limits(slots, 64, (16,), max_queue=places, max_queue_tokens=10_000)
         self.scheduler = Scheduler(limits, lambda: self.now)
         self._runner = FakeRunner(slots)
 
@@ -176,7 +176,7 @@ def test_callers_who_never_come_back_keep_nobody_out_for_long() -> None:
 
 
 def test_tokens_are_promised_too() -> None:
-    limits = Limits(1, 64, 16, max_queue=20, max_queue_tokens=40)
+    limits = Limits(1, 64, (16,), max_queue=20, max_queue_tokens=40)
     now = 0.0
     scheduler = Scheduler(limits, lambda: now)
     runner = FakeRunner(1)

@@ -5,10 +5,13 @@ each request must get is known beforehand.
 """
 
 from collections import deque
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gemma_server.engine import prompt_cache
 from gemma_server.engine.fake import FakeRunner, FakeStep
 from gemma_server.engine.plan import Plan
 from gemma_server.engine.request import Cancelled, Event, Finished, Handle, Request, Token
@@ -23,11 +26,13 @@ CONTEXT = 32
 class Pipeline:
     """A scheduler on the fake runner, with as many plans in flight as the test wants."""
 
-    def __init__(self, slots: int, chunk: int, steps: int) -> None:
-        limits = Limits(slots, CONTEXT, chunk, max_queue=3, max_queue_tokens=50, steps=steps)
+    def __init__(self, slots: int, chunk: int, steps: int, kept: int = 0) -> None:
+        limits = Limits(
+            *(slots, CONTEXT, (chunk,)), max_queue=3, max_queue_tokens=50, steps=steps, kept=kept
+        )
         self.scheduler = Scheduler(limits, clock=lambda: 0.0)
         self.in_flight: deque[tuple[Plan, FakeStep]] = deque()
-        self._runner = FakeRunner(slots)
+        self._runner = FakeRunner(slots + kept)
 
     def dispatch(self) -> bool:
         """Plan and dispatch; False when there is nothing to plan."""
@@ -51,8 +56,13 @@ class Pipeline:
                 self.commit()
 
 
-def make_request(length: int, max_new_tokens: int) -> Request:
-    return Request(tuple(range(20, 20 + length)), max_new_tokens, stop_ids=frozenset({STOP}))
+def make_request(length: int, max_new_tokens: int, branch: int = 0) -> Request:
+    """Prompts that are alike up to some token."""
+    same = length * branch % 4 * 6
+    ids = (*range(20, 20 + same), *range(60 + 40 * branch, 60 + 40 * branch + length - same))
+    return Request(
+        ids[:length], max_new_tokens, stop_ids=frozenset({STOP}), cache_prompt=branch < 5
+    )
 
 
 def answer_to(request: Request) -> list[Event]:
@@ -74,24 +84,41 @@ def events(handle: Handle) -> list[Event]:
 ACTIONS = st.sampled_from(["submit", "submit", "dispatch", "dispatch", "commit", "cancel"])
 
 
+@pytest.fixture(autouse=True, scope="module")
+def short_texts_count() -> Iterator[None]:
+    """So that most are copied and kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompt_cache, "_WORTH_COPYING", 2)
+        patch.setattr(prompt_cache, "_WORTH_KEEPING", 3)
+        yield
+
+
 @settings(deadline=None, max_examples=400)
 @given(
     slots=st.integers(1, 3),
+    kept=st.integers(0, 3),
     chunk=st.integers(1, 9),
     steps=st.integers(1, 9),
     ahead=st.integers(0, 3),
-    actions=st.lists(st.tuples(ACTIONS, st.integers(0, 40), st.integers(0, 40)), max_size=80),
+    actions=st.lists(
+        st.tuples(ACTIONS, st.integers(0, 40), st.integers(0, 40), st.integers(0, 5)), max_size=80
+    ),
 )
 def test_every_accepted_request_gets_its_answer_and_one_terminal_event(
-    slots: int, chunk: int, steps: int, ahead: int, actions: list[tuple[str, int, int]]
+    slots: int,
+    kept: int,
+    chunk: int,
+    steps: int,
+    ahead: int,
+    actions: list[tuple[str, int, int, int]],
 ) -> None:
-    pipeline = Pipeline(slots, chunk, steps)
+    pipeline = Pipeline(slots, chunk, steps, kept)
     handles: list[Handle] = []
     cancelled: set[Handle] = set()
-    for action, number, tokens in actions:
+    for action, number, tokens, branch in actions:
         if action == "submit":
             try:
-                handles.append(submit_one(pipeline.scheduler, make_request(number, tokens)))
+                handles.append(submit_one(pipeline.scheduler, make_request(number, tokens, branch)))
             except (PromptRefused, Overloaded):
                 continue
         elif action == "dispatch" and len(pipeline.in_flight) <= ahead:
@@ -106,6 +133,9 @@ def test_every_accepted_request_gets_its_answer_and_one_terminal_event(
     pipeline.finish(ahead)
     assert (pipeline.scheduler.active, pipeline.scheduler.queued) == (0, 0)
     drawn = 0
+    assert all(handle.cached_tokens <= len(handle.request.token_ids) - 1 for handle in handles)
+    reused = sum(handle.cached_tokens for handle in handles)
+    assert pipeline.scheduler.prompt_cache.tokens == reused
     for handle in handles:
         *tokens_got, ending = events(handle)
         expected = answer_to(handle.request)

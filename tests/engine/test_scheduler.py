@@ -1,6 +1,7 @@
 """Scheduling by hand: the clock is a number, the device is the test."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -29,9 +30,10 @@ from testing.scheduling import submit_one
 STOP = 1
 
 
-def make_scheduler(**changes: int) -> Scheduler:
-    limits = {"slots": 2, "context_length": 32, "chunk": 4, "max_queue": 3, "max_queue_tokens": 50}
-    return Scheduler(Limits(**{**limits, **changes}), clock=lambda: 0.0)
+def make_scheduler(**changes: Any) -> Scheduler:
+    limits: dict[str, Any] = {"slots": 2, "context_length": 32, "chunks": (4,)}
+    queue = {"max_queue": 3, "max_queue_tokens": 50}
+    return Scheduler(Limits(**{**limits, **queue, **changes}), clock=lambda: 0.0)
 
 
 def make_request(prompt: int, max_new_tokens: int = 3) -> Request:
@@ -106,12 +108,18 @@ def test_others_decode_while_a_long_prompt_is_read() -> None:
     assert [row.slot for row in plan.decode] == [0]
 
 
-def test_prompts_are_read_in_the_order_they_came() -> None:
-    scheduler = make_scheduler()
-    for _ in range(2):
-        submit_one(scheduler, make_request(prompt=8))
-    order = [step(scheduler).prefill for _ in range(4)]
-    assert [chunk.slot for chunk in order if chunk is not None] == [0, 0, 1, 1]
+def test_prompts_take_turns_to_be_read() -> None:
+    """A short one does not wait for the end of a long one, nor that for ever for short ones."""
+    scheduler = make_scheduler(slots=3)
+    for tokens in (20, 8):
+        submit_one(scheduler, make_request(tokens, max_new_tokens=1))
+    order = [step(scheduler).prefill for _ in range(5)]
+    assert [chunk.slot for chunk in order if chunk is not None] == [0, 1, 0, 1, 0]
+    order = []
+    for _ in range(4):
+        submit_one(scheduler, make_request(prompt=1, max_new_tokens=1))
+        order.append(step(scheduler).prefill)
+    assert [chunk.slot == 0 for chunk in order if chunk is not None] == [True, False] * 2
 
 
 def test_a_freed_slot_goes_to_the_next_in_line_at_once() -> None:
@@ -324,9 +332,9 @@ def test_stop_ids_are_banned_until_enough_tokens_are_planned() -> None:
     submit_one(scheduler, make_request(prompt=1))
     chunks = [plan.prefill for plan in (step(scheduler) for _ in range(3))]
     found = [(chunk.banned, chunk.min_tokens) for chunk in chunks if chunk is not None]
-    assert found == [((), 0), ((STOP,), 4), ((), 0)]
-    rows = [step(scheduler).decode for _ in range(2)]
-    assert [row.banned for plan in rows for row in plan if row.slot == 0] == [True, False]
+    assert found == [((), 0), ((), 0), ((STOP,), 4)]
+    rows = [step(scheduler).decode for _ in range(3)]
+    assert [row.banned for plan in rows for row in plan if row.slot == 0] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ class _Hung:
 
 def test_all_who_wait_are_told_and_the_engine_counts_as_dead() -> None:
     runner, deaths = HangingRunner(3), list[BaseException]()
-    scheduler = Scheduler(Limits(2, 64, 16, max_queue=8, max_queue_tokens=1000))
+    scheduler = Scheduler(Limits(2, 64, (16,), max_queue=8, max_queue_tokens=1000))
     engine = Engine(runner, scheduler, deaths.append, step_times=StepTimes(given_s=0.6))
     engine.start()
     handles = engine.submit([REQUEST] * 5)  # two at work, three in the queue
@@ -64,7 +64,7 @@ def test_all_who_wait_are_told_and_the_engine_counts_as_dead() -> None:
 
 def test_a_slow_step_that_ends_is_no_death() -> None:
     runner, deaths = HangingRunner(3), list[BaseException]()
-    scheduler = Scheduler(Limits(2, 64, 16, max_queue=8, max_queue_tokens=1000))
+    scheduler = Scheduler(Limits(2, 64, (16,), max_queue=8, max_queue_tokens=1000))
     engine = Engine(runner, scheduler, deaths.append, step_times=StepTimes(given_s=30))
     engine.start()
     [handle] = engine.submit([REQUEST])
@@ -92,7 +92,7 @@ def test_the_bound_fits_the_model() -> None:
 
 
 def test_an_idle_engine_is_never_slow() -> None:
-    scheduler = Scheduler(Limits(1, 64, 16, max_queue=1, max_queue_tokens=1000))
+    scheduler = Scheduler(Limits(1, 64, (16,), max_queue=1, max_queue_tokens=1000))
     deaths: list[BaseException] = []
     engine = Engine(FakeRunner(1), scheduler, deaths.append, step_times=StepTimes(given_s=0.3))
     engine.start()

@@ -34,7 +34,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         lambda share: None, CompileCache(PrivateDirectory(path), programs.configuration)
     )
     runner = JaxRunner(programs, tiny_params(name))
-    engine = Engine(runner, Scheduler(Limits(1, 256, CHUNK, 9, 10_000)), lambda error: None)
+    engine = Engine(runner, Scheduler(Limits(1, 256, (CHUNK,), 9, 10_000)), lambda error: None)
     engine.start()
     yield name, tiny_weights(name), engine, programs
     engine.stop()

@@ -37,7 +37,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return name[0] == "decode" and name[1:3] != (SLOTS, STEPS)
 
     path = tmp_path_factory.mktemp("tiny")
-    policy = DispatchPolicy(steps=STEPS, max_in_flight=1, branches=True)
+    policy = DispatchPolicy(steps=STEPS, max_in_flight=1, branches=True, gap_s=None)
     fixed: dict[str, Any] = {"context_length": 64, "dtype": np.dtype("float32"), "policy": policy}
     programs = Few(tiny_config(NAME), slots=SLOTS, chunks=(CHUNK,), **fixed)
     programs.compile(

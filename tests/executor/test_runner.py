@@ -33,7 +33,7 @@ SLOTS, CONTEXT = 4, 256  # the cache's very length: what is surplus there has no
 POLICIES = {"on a CPU": ON_CPU, "on a GPU": ON_GPU}
 SIZES = {"on a CPU": (8, 64), "on a GPU": (64,)}  # each is one program more, or several
 if is_long():
-    POLICIES["in blocks"] = DispatchPolicy(steps=3, max_in_flight=1, branches=True)
+    POLICIES["in blocks"] = DispatchPolicy(steps=3, max_in_flight=1, branches=True, gap_s=None)
     SIZES = dict.fromkeys(POLICIES, CHUNKS)
 
 
@@ -67,7 +67,7 @@ def engine(programs: Programs) -> Iterator[Engine]:
     policy = programs.policy
     runner = JaxRunner(programs, tiny_params(NAME))
     runner.warm_up()
-    limits = Limits(SLOTS, CONTEXT, programs.chunks[-1], 64, 10_000, steps=policy.steps)
+    limits = Limits(SLOTS, CONTEXT, programs.chunks, 64, 10_000, steps=policy.steps)
     deaths: list[BaseException] = []
     made = Engine(runner, Scheduler(limits), deaths.append, max_in_flight=policy.max_in_flight)
     made.start()

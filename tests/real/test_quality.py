@@ -112,7 +112,7 @@ def engine(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     made = Programs(scorer.config, slots=slots, chunks=chunks, **fixed)
     cache = CompileCache(PrivateDirectory(default_cache_dir() / "programs"), made.configuration)
     made.compile(lambda share: None, cache)
-    limits = Limits(slots, LENGTH, chunks[-1], 64, 100_000)
+    limits = Limits(slots, LENGTH, chunks, 64, 100_000)
     deaths: list[BaseException] = []
     engine = Engine(JaxRunner(made, scorer.params), Scheduler(limits), deaths.append)
     engine.start()

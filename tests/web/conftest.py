@@ -37,15 +37,16 @@ class WatchedRunner(SayingRunner):
         self.open = threading.Event()
         self.open.set()
         self.samplings: list[SamplingParams] = []
-        self.prompts: list[tuple[int, ...]] = []  # each the last chunk
+        self.prompts: list[tuple[int, ...]] = []  # whole ones
 
     def dispatch(self, plan: Plan) -> FakeStep:
         """Wait until tests let steps through, then run the step."""
         self.open.wait()
-        if plan.prefill is not None and plan.prefill.sampling is not None:
-            self.samplings.append(plan.prefill.sampling)
-            self.prompts.append(tuple(plan.prefill.token_ids))
-        return super().dispatch(plan)
+        step, chunk = super().dispatch(plan), plan.prefill
+        if chunk is not None and chunk.sampling is not None:
+            self.samplings.append(chunk.sampling)
+            self.prompts.append(tuple(self._cached[chunk.slot]))
+        return step
 
 
 @dataclass
@@ -105,7 +106,7 @@ def serve() -> Iterator[Serve]:
         **settings: Any,
     ) -> App:
         runner = WatchedRunner(slots, step_s=step_s, fail_at=fail_at)
-        limits = Limits(slots, context_length, chunk, max_queue, max_queue_tokens=10_000)
+        limits = Limits(slots, context_length, (chunk,), max_queue, max_queue_tokens=10_000)
         deaths: list[BaseException] = []
         engine = Engine(runner, Scheduler(limits), deaths.append)
         engine.start()

@@ -15,6 +15,7 @@ from gemma_server.api.constraints import (
 from gemma_server.api.schemas import (
     MAX_PROMPTS,
     WHOLE,
+    CacheSalt,
     Items,
     MinP,
     ModelBody,
@@ -50,6 +51,8 @@ class PromptBody(ModelBody):
     regex: str | None = None
     choice: Choices | None = None
     grammar: str | None = None
+    cache_prompt: bool = True
+    cache_salt: CacheSalt = ""
     stream: bool = False
 
     @property
@@ -102,7 +105,15 @@ class PromptBody(ModelBody):
             seed=seed_of(self.seed, 0),
         )
         stops = frozenset[int]() if self.ignore_eos else stop_ids
-        return Request(tuple(token_ids), steps, options, stops, constraint=constraint)
+        return Request(
+            tuple(token_ids),
+            steps,
+            options,
+            stops,
+            constraint=constraint,
+            cache_prompt=self.cache_prompt,
+            cache_salt=self.cache_salt,
+        )
 
 
 class EchoBody(BaseModel):

@@ -334,14 +334,15 @@ def _head(prefix: str, loaded: LoadedModel) -> Head:
 
 
 def usage(job: Job, n: int) -> OpenAIUsage:
-    """A prompt counts once, however many answers it gets."""
-    found = job.usage()
+    """A prompt counts once, however many answers it gets, which read it once too."""
+    found, cached = job.usage(), [completion.cached_tokens for completion in job.completions]
     prompt, completion = found["prompt_tokens"] // n, found["completion_tokens"]
+    first_read = sum(min(cached[i : i + n]) for i in range(0, len(cached), n))
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": found["cached_tokens"]},
+        "prompt_tokens_details": {"cached_tokens": first_read},
     }
 
 

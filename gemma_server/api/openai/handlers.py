@@ -142,6 +142,8 @@ def _requests(
             body.wanted_logprobs,
             prompt_logprobs=body.scores_prompt,
             constraint=constraint,
+            cache_prompt=body.cache_prompt,
+            cache_salt=body.cache_salt,
         )
         for ids in prompts
         for index, constraint in enumerate(form.start(loaded, ids, body.n))

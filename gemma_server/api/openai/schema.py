@@ -26,6 +26,7 @@ from gemma_server.api.openai.thinking import Effort, TemplateOptions
 from gemma_server.api.schemas import (
     MAX_PROMPTS,
     WHOLE,
+    CacheSalt,
     ForeignBody,
     Items,
     LastN,
@@ -107,6 +108,8 @@ class OpenAIBody(ForeignBody, ModelBody):
     json_schema: Schema | str | None = None
     regex: str | None = None
     grammar: str | None = None
+    cache_prompt: bool = True
+    cache_salt: CacheSalt = ""
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
 
