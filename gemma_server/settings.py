@@ -109,6 +109,13 @@ class Settings(BaseSettings):
     max_steps: int | None = Field(
         None, ge=1, description="most sampling_steps in a request; by default the context length"
     )
+    max_draft: int = Field(
+        7,
+        ge=0,
+        le=63,
+        description="on a CPU, most tokens of an answer that are foreseen from its text and tried "
+        "in one step; 0 is off",
+    )
     drain_timeout: int = Field(
         60, ge=1, le=3600, description="seconds that running requests get after SIGTERM"
     )

@@ -15,6 +15,7 @@ ERROR_TYPES = {
     "timeout_error",
     "unavailable_error",
 }
+DRAFTS = {"draft_tokens", "accepted_tokens"}
 STAGES = {f"{stage}_ms" for stage in ("parse", "tokenize", "queue", "prefill", "decode", "compile")}
 ERROR_FIELDS = {"type", "message", "param", "code", "request_id"}
 

@@ -74,13 +74,13 @@ def read_ids(handle: Handle) -> list[int]:
     return ids
 
 
-def load_real_model(cache_dir: Path | None = None, dtype: str = "auto") -> RealModel:
+def load_real_model(cache_dir: Path | None = None, **options: Any) -> RealModel:
     """Load the demo model, with the default settings apart from these."""
 
     def fail(error: BaseException) -> None:
         raise error
 
-    settings = load_settings(cache_dir=cache_dir or default_cache_dir(), dtype=dtype)
+    settings = load_settings(cache_dir=cache_dir or default_cache_dir(), **options)
     model = ServedModel("real")
     load_model(settings, model, fail)
     loaded = model.require_ready()

@@ -49,7 +49,7 @@ func TestGenerate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := &Response{Text: "Hello", FinishReason: FinishLength, Usage: Usage{3, 4, 2}, Timings: Timings{0.5, 1.5, 2.5}, RequestID: "r3"}
+	want := &Response{Text: "Hello", FinishReason: FinishLength, Usage: Usage{3, 4, 2}, Timings: Timings{QueueMS: 0.5, PrefillMS: 1.5, DecodeMS: 2.5}, RequestID: "r3"}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
@@ -67,10 +67,10 @@ func TestRequestOnTheWire(t *testing.T) {
 		{"zeros", Request{Prompt: "", Seed: Ptr[uint64](0), Stop: []string{}}, false,
 			`{"prompt": "", "seed": 0}`},
 		{"negative steps are the server's to refuse", Request{SamplingSteps: -1}, false, `{"prompt": "", "sampling_steps": -1}`},
-		{"all", Request{"é<&>\n", 7, 0.5, 40, 0.9, 0.1, Ptr[uint64](1 << 63), []string{"x", ""}, true,
+		{"all", Request{"é<&>\n", 7, 0.5, 40, 0.9, 0.1, Ptr[uint64](1 << 63), []string{"x", ""}, true, Ptr(false), "me",
 			json.RawMessage(`{"type": "string"}`), "a*", []string{"b"}, "root ::= c"}, true,
 			`{"prompt": "é<&>\n", "sampling_steps": 7, "temperature": 0.5, "top_k": 40, "top_p": 0.9, "min_p": 0.1,
-			"seed": 9223372036854775808, "stop": ["x", ""], "ignore_eos": true,
+			"seed": 9223372036854775808, "stop": ["x", ""], "ignore_eos": true, "cache_prompt": false, "cache_salt": "me",
 			"response_schema": {"type": "string"}, "regex": "a*", "choice": ["b"], "grammar": "root ::= c", "stream": true}`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -50,7 +50,7 @@ func TestStream(t *testing.T) {
 	want := []Chunk{
 		{Text: "Hello"},
 		{Text: " é"},
-		{Text: "!", FinishReason: FinishStop, Usage: &Usage{1, 2, 0}, Timings: &Timings{1, 2, 3}},
+		{Text: "!", FinishReason: FinishStop, Usage: &Usage{1, 2, 0}, Timings: &Timings{QueueMS: 1, PrefillMS: 2, DecodeMS: 3}},
 	}
 	seq := client.Stream(context.Background(), Request{Prompt: "x"})
 	for range 2 { // each loop is a request of its own

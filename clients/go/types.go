@@ -37,6 +37,11 @@ type Request struct {
 	Stop []string `json:"stop,omitempty"`
 	// IgnoreEOS generates SamplingSteps tokens even past the model's own end.
 	IgnoreEOS bool `json:"ignore_eos,omitempty"`
+	// CachePrompt false reads the whole prompt, and leaves nothing for others
+	// to begin with; see [Ptr].
+	CachePrompt *bool `json:"cache_prompt,omitempty"`
+	// CacheSalt keeps what is read among requests with the same salt.
+	CacheSalt string `json:"cache_salt,omitempty"`
 
 	// The answer can be made to be something, in one of four ways. It is whole
 	// when it ends with [FinishStop]. Stop and IgnoreEOS do not go with them.
@@ -114,11 +119,15 @@ type Usage struct {
 	CachedTokens int `json:"cached_tokens"`
 }
 
-// Timings says where the server spent a request's time, in milliseconds.
+// Timings says where the server spent a request's time, in milliseconds, and
+// how much of the answer it foresaw.
 type Timings struct {
 	QueueMS   float64 `json:"queue_ms"`   // waiting for a slot
 	PrefillMS float64 `json:"prefill_ms"` // reading the prompt, up to the first token
 	DecodeMS  float64 `json:"decode_ms"`  // from the first token to the last
+
+	DraftTokens    int `json:"draft_tokens"`    // tokens that were foreseen from the text
+	AcceptedTokens int `json:"accepted_tokens"` // those of them that came true
 }
 
 // State is the phase of the server's life.

@@ -17,7 +17,7 @@ class Running(Protocol):
         """End it early, from any thread."""
         ...
 
-    def timings(self) -> dict[str, float]:
+    def stages(self) -> dict[str, float]:
         """Milliseconds of each stage up to now."""
         ...
 

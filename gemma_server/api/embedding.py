@@ -74,7 +74,7 @@ class EmbeddingJob:
         """Give up what is not embedded yet; nothing happens if all is."""
         self._engine.cancel(self._request)
 
-    def timings(self) -> dict[str, float]:
+    def stages(self) -> dict[str, float]:
         """Milliseconds of each stage up to now, those before the job included."""
         timings = self._request.timestamps.timings()
         return {

@@ -159,6 +159,11 @@ class Generation:
         """How long each stage has taken up to now."""
         return self._handle.timestamps.timings()
 
+    @property
+    def drafts(self) -> tuple[int, int]:
+        """How many tokens were foreseen, and how many of these came true."""
+        return self._handle.draft_tokens, self._handle.accepted_tokens
+
     def _safe_pieces(self) -> Iterator[Piece]:
         tokens, prompt_told = 0, False
         while True:

@@ -36,7 +36,7 @@ class Usage(TypedDict):
 class Costs(TypedDict):
     """What every dialect's answer ends with."""
 
-    timings: dict[str, float]  # milliseconds of each stage
+    timings: dict[str, float]  # milliseconds of each stage, and counts of drafts
     truncated_tokens: NotRequired[int]
 
 
@@ -130,6 +130,13 @@ class Job:
         return costs
 
     def timings(self) -> dict[str, float]:
+        """The stages, and how many tokens of the answers were foreseen and how many of these came
+        true."""
+        drafts = [generation.drafts for generation in self._generations]
+        drafted, accepted = map(sum, zip(*drafts, strict=True))
+        return {**self.stages(), "draft_tokens": drafted, "accepted_tokens": accepted}
+
+    def stages(self) -> dict[str, float]:
         """Milliseconds of each stage up to now, those before the job included. Generations run in
         parallel: the longest counts in each stage."""
         timings = [generation.timings for generation in self._generations]

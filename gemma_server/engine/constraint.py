@@ -1,5 +1,6 @@
 """What the engine asks of a constraint on an answer."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -15,6 +16,11 @@ class Constraint(Protocol):
     @property
     def is_complete(self) -> bool:
         """No token may follow but those that end an answer."""
+        ...
+
+    def foresee(self, guess: Sequence[int], most: int) -> list[tuple[int, bytes]]:
+        """At most `most` of the tokens that will follow, each with the mask behind it: those that
+        must, and where several may, those of the guess."""
         ...
 
     def take(self, token: int) -> None:

@@ -37,7 +37,8 @@ class ServiceEstimates:
 
     def stepped(self, rows: int, seconds: float) -> None:
         """The device has made one step of so many rows, with no chunk beside them."""
-        self._steps_s[rows] = _mean(self._steps_s.get(rows), seconds)
+        before = self._steps_s.get(rows, seconds)
+        self._steps_s[rows] = _mean(before, min(seconds, 2 * before))  # a stall is none of it
 
     def prefill_s(self, tokens: int) -> float:
         """The least seconds that so many tokens of prompts take; 0 if none was measured."""
@@ -48,6 +49,10 @@ class ServiceEstimates:
         if self._token_s is None:
             return math.inf
         return tokens * self._token_s + self.step_s(rows)
+
+    def measured_s(self, rows: int) -> float | None:
+        """Seconds of one step of exactly so many rows; None if none was measured."""
+        return self._steps_s.get(rows)
 
     def step_s(self, rows: int) -> float:
         """Seconds of one step of so many rows, or of as many as were measured; 0 if none were."""

@@ -48,7 +48,8 @@ class FakeRunner:
         self._cached: list[list[int]] = [[] for _ in range(slots)]
         self._prompt_length = [0] * slots
         self._banned_until = [0] * slots
-        self._last = [0] * slots
+        self._sampled: list[dict[int, int]] = [{} for _ in range(slots)]  # by position
+        self._drafted = [0] * slots  # how many of the last tokens may be wrong
         self._plans = 0
 
     def dispatch(self, plan: Plan) -> "FakeStep":
@@ -73,7 +74,7 @@ class FakeRunner:
         cached = self._cached[copy.source]
         if not 0 < copy.length <= len(cached):
             raise AssertionError(f"slot {copy.source} has not cached {copy.length} positions")
-        self._cached[copy.target] = cached[: copy.length]
+        self._cached[copy.target], self._drafted[copy.target] = cached[: copy.length], 0
 
     def _prefill(self, chunk: Chunk) -> Token | None:
         cached = self._cached[chunk.slot]
@@ -81,6 +82,7 @@ class FakeRunner:
             raise AssertionError(f"slot {chunk.slot}: {chunk.offset} leaves a gap in the cache")
         del cached[chunk.offset :]
         cached += chunk.token_ids
+        self._drafted[chunk.slot] = 0
         if chunk.sampling is None:
             return None
         self._prompt_length[chunk.slot] = len(cached)
@@ -88,13 +90,22 @@ class FakeRunner:
         return self._sample(chunk.slot, chunk.sampling, chunk.top_logprobs, chunk.mask)
 
     def _decode(self, row: Row) -> tuple[Token, ...]:
-        cached = self._cached[row.slot]
-        if row.position != len(cached):
-            raise AssertionError(f"slot {row.slot}: {row.position} is not the cache's end")
-        sampled = []
-        for _ in range(row.steps):
-            cached.append(self._last[row.slot])
-            sampled.append(self._sample(row.slot, row.sampling, row.top_logprobs, row.mask))
+        slot, cached = row.slot, self._cached[row.slot]
+        if not len(cached) - self._drafted[slot] <= row.position <= len(cached):
+            raise AssertionError(f"slot {slot}: {row.position} is not the cache's end")
+        if row.steps > 1 and (row.draft or row.masks != (None,)):
+            raise AssertionError("a draft or a mask takes one step")
+        del cached[row.position :]  # what was foreseen wrongly
+        self._drafted[slot] = len(row.draft)
+        sampled: list[Token] = []
+        fed = self._sampled[slot][row.position]
+        for mask in row.masks * row.steps:
+            cached.append(fed)
+            sampled.append(self._sample(slot, row.sampling, row.top_logprobs, mask))
+            fed = sampled[-1].id
+            if len(sampled) <= len(row.draft) and row.draft[len(sampled) - 1] != fed:
+                # Behind what is wrong, a model says something else.
+                return (*sampled, *[Token(_DOT)] * (row.fed - len(sampled)))
         return tuple(sampled)
 
     def _sample(
@@ -103,7 +114,7 @@ class FakeRunner:
         token = self._wish(slot, sampling)
         if mask is not None:
             token = self._allowed(token, mask)
-        self._last[slot] = token
+        self._sampled[slot][len(self._cached[slot])] = token
         return Token(token, None if top is None else _logprobs(token, top))
 
     def _allowed(self, token: int, mask: bytes) -> int:

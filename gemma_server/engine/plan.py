@@ -43,9 +43,10 @@ class Row:
     """Feed the slot's last sampled token at `position`, and sample `steps` tokens, each of them
     fed at the next position.
 
-    The device has the sampling options from the prompt's last chunk; here they only choose a
-    program. `banned` says whether some ids are still banned. With a `mask` one token is sampled,
-    and it is one of those in it.
+    With a `draft` feed its tokens too, behind that one, and sample a token after each: all in one
+    step. The device has the sampling options from the prompt's last chunk; here they only choose a
+    program. `banned` says whether some ids are still banned. With `masks` each token that is
+    sampled is one of those in its mask; then there is one step.
     """
 
     sequence: int
@@ -55,7 +56,13 @@ class Row:
     top_logprobs: int | None = None
     banned: bool = False
     steps: int = 1
-    mask: bytes | None = None
+    draft: tuple[int, ...] = ()
+    masks: tuple[bytes | None, ...] = (None,)  # one more than in the draft
+
+    @property
+    def fed(self) -> int:
+        """How many tokens it feeds in one step."""
+        return 1 + len(self.draft)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,11 @@ class Plan:
     copies: tuple[Copy, ...] = ()
 
     @property
+    def fed(self) -> int:
+        """How many tokens the rows feed in one step."""
+        return sum(row.fed for row in self.decode)
+
+    @property
     def steps(self) -> int:
         """How often the device runs the model for the rows; 1 if there are none."""
         return max((row.steps for row in self.decode), default=1)
@@ -76,7 +88,7 @@ class Plan:
 @dataclass(frozen=True)
 class StepResult:
     """The tokens sampled: after the prefill chunk (None if it was not the last), and by each row,
-    as many as its steps.
+    as many as its steps, or one after each token that it feeds.
 
     A negative id says that the row's logits were not finite. The device does not know where an
     answer ends: it goes on after a stop token and past the cache's end, and those tokens mean

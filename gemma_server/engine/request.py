@@ -165,6 +165,8 @@ class Handle:
     request: Request
     timestamps: Timestamps
     cached_tokens: int = 0  # of the prompt, which did not have to be read
+    draft_tokens: int = 0  # of the answer, which were foreseen
+    accepted_tokens: int = 0  # and came true
     _events: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
 
     def deliver(self, event: Event) -> None:

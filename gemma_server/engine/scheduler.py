@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from gemma_server.engine.draft import Foreseen, allot
 from gemma_server.engine.estimates import ServiceEstimates
 from gemma_server.engine.plan import Chunk, Copy, Plan, Row, StepResult
 from gemma_server.engine.prompt_cache import PromptCache, Text
@@ -47,6 +48,8 @@ class Limits:
     max_queue_tokens: int  # most prompt tokens in these
     steps: int = 1  # tokens that a row samples in one plan while no prompt is being read
     kept: int = 0  # further slots of the cache, for texts that have ended
+    rows: tuple[int, ...] = ()  # how many there are programs for, if rows may be drafts
+    max_draft: int = 0  # tokens of one answer that are foreseen at a time
     gap_s: float | None = None  # wanted between two tokens while a prompt is read; None: whatever
 
     @property
@@ -151,7 +154,11 @@ class Scheduler:
         # While a prompt is read, rows sample one token a plan: more would delay its next chunk.
         steps = 1 if chunk is not None else self.limits.steps
         copies, self._copies = tuple(self._copies), []
-        rows = tuple(sequence.next_row(slot, steps) for slot, sequence in decoding)
+        drafts = self._drafts([sequence for _, sequence in decoding])
+        rows = tuple(
+            sequence.next_row(slot, steps, draft)
+            for (slot, sequence), draft in zip(decoding, drafts, strict=True)
+        )
         return Plan(chunk, rows, copies)
 
     def commit(self, plan: Plan, result: StepResult) -> None:
@@ -163,10 +170,19 @@ class Scheduler:
         if plan.prefill is not None:
             self._take_chunk(plan.prefill, result)
         for row, tokens in zip(plan.decode, result.decode, strict=True):
-            self._take(row, tokens)
+            self._take_row(row, tokens)
+
+    def _drafts(self, decoding: list[Sequence]) -> list[list[Foreseen]]:
+        """What to feed behind each row's token."""
+        most = min(self.limits.max_draft, max(self.limits.rows, default=0) - len(decoding))
+        if most <= 0 or not decoding:
+            return [[] for _ in decoding]
+        drafts = [sequence.foresee(most) for sequence in decoding]
+        allotted = allot(drafts, self.limits.rows, self._estimates.measured_s)
+        return [draft[:tried] for draft, tried in zip(drafts, allotted, strict=True)]
 
     def _measure(self, plan: Plan, seconds: float) -> None:
-        chunk, rows = plan.prefill, len(plan.decode)
+        chunk, rows = plan.prefill, self._padded(plan.fed)
         if plan.copies:
             return
         if chunk is None:
@@ -295,7 +311,8 @@ class Scheduler:
     def _chunk_size(self, unread: int) -> int:
         """The most tokens for the next chunk. Where gaps count, it is short enough for the rows
         beside it, and is filled for the most part: padding takes as long as tokens."""
-        sizes, rows = self.limits.chunks, sum(s is not None and s.decoding for s in self._slots)
+        sizes = self.limits.chunks
+        rows = self._padded(sum(s is not None and s.decoding for s in self._slots))
         if self.limits.gap_s is None:
             return sizes[-1]
         gap_s = max(self.limits.gap_s, _GAP_STEPS * self._estimates.step_s(rows))
@@ -314,6 +331,18 @@ class Scheduler:
             sequence.handle.deliver(PromptLogprobs(result.prompt))
         if result.prefill is not None:
             self._take(chunk, (result.prefill,))
+
+    def _padded(self, rows: int) -> int:
+        """How many rows the device computes for so many."""
+        return next((count for count in self.limits.rows if count >= rows), rows)
+
+    def _take_row(self, row: Row, tokens: tuple[Token, ...]) -> None:
+        """Take what was sampled behind what is right, up to where the draft is wrong."""
+        sequence, draft = self._owner(row), [*row.draft, None]
+        kept = next(i + 1 for i, (t, d) in enumerate(zip(tokens, draft, strict=False)) if t.id != d)
+        if sequence is not None:
+            sequence.checked(kept)
+        self._take(row, tokens[:kept] if row.draft else tokens)
 
     def _take(self, part: Chunk | Row, tokens: tuple[Token, ...]) -> None:
         """Give a sequence its tokens until it ends; later ones are surplus."""

@@ -1,7 +1,10 @@
 """A request in the scheduler: how many of its tokens are scheduled, and how many are known."""
 
+from collections import abc
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
+from gemma_server.engine.draft import Foreseen, Lookup
 from gemma_server.engine.plan import Chunk, Row
 from gemma_server.engine.prompt_cache import Text, worth_waiting
 from gemma_server.engine.request import Handle, Request
@@ -24,7 +27,9 @@ class Sequence:
     turn: int = 0  # of reading, the last that it had
     prefilled: int = 0
     in_flight: int = 0
+    draft: tuple[Foreseen, ...] = ()  # of these, those that were only foreseen
     answer: list[int] = field(default_factory=list)  # the confirmed ids
+    _lookup: Lookup | None = None
 
     @property
     def request(self) -> Request:
@@ -60,8 +65,10 @@ class Sequence:
     @property
     def decoding(self) -> bool:
         """Its first token is scheduled, and fewer than `longest` tokens are. What may follow a
-        token under a constraint is known only when the token is."""
-        if self.request.constraint is not None and self.in_flight > 0:
+        token under a constraint is known only when the token is, and how many tokens a draft
+        gives, when it is checked."""
+        waits = self.request.constraint is not None or bool(self.draft)
+        if waits and self.in_flight > 0:
             return False
         return 0 < self._scheduled < self.longest
 
@@ -117,14 +124,48 @@ class Sequence:
             self._mask,
         )
 
-    def next_row(self, slot: int, steps: int) -> Row:
-        """Schedule `steps` more tokens of the answer; under a constraint, one."""
+    def next_row(self, slot: int, steps: int, draft: abc.Sequence[Foreseen] = ()) -> Row:
+        """Schedule `steps` more tokens of the answer; one under a constraint, and one and as many
+        as come true of a draft."""
         request = self.request
-        steps = steps if request.constraint is None else 1
+        ids = tuple(each.id for each in draft)
+        masks = self._mask, *(each.mask for each in draft)
+        steps = steps if request.constraint is None and not ids else 1
         banned = bool(request.stop_ids) and self._scheduled < request.min_tokens
-        position, self.in_flight = self.position, self.in_flight + steps
+        self.draft = tuple(draft)
+        position, self.in_flight = self.position, self.in_flight + steps + len(ids)
         how, top = request.sampling, request.top_logprobs
-        return Row(self.id, slot, position, how, top, banned, steps, self._mask)
+        return Row(self.id, slot, position, how, top, banned, steps, ids, masks)
+
+    def foresee(self, most: int) -> list[Foreseen]:
+        """How its answer may go on behind the next token: drafts from its own text, and what a
+        constraint forces."""
+        room = min(most, self.longest - self._scheduled - 1)
+        if room <= 0 or self.in_flight > 0:
+            return []
+        if self._lookup is None:
+            self._lookup = Lookup(self.request.token_ids, self.longest)
+            for token in self.answer:
+                self._lookup.push(token)
+        guess, constraint = self._lookup.propose(room), self.request.constraint
+        if constraint is None:
+            return guess
+        found = constraint.foresee([each.id for each in guess], room)
+        pairs = zip_longest(guess[: len(found)], found)
+        return [
+            Foreseen(token, each.chance if each is not None and each.id == token else 1.0, mask)
+            for each, (token, mask) in pairs
+        ]
+
+    def checked(self, kept: int) -> None:
+        """Of the last row's tokens so many were kept; the others were foreseen wrongly."""
+        draft, self.draft = self.draft, ()
+        came_true = draft[: kept - 1]
+        self.in_flight -= len(draft) - len(came_true)
+        self.handle.draft_tokens += len(draft)
+        self.handle.accepted_tokens += len(came_true)
+        if self._lookup is not None:
+            self._lookup.learn(_guessed(came_true), _guessed(draft))
 
     @property
     def _mask(self) -> bytes | None:
@@ -135,3 +176,10 @@ class Sequence:
         """One of the tokens in flight is known, and wanted."""
         self.in_flight -= 1
         self.answer.append(token)
+        if self._lookup is not None:
+            self._lookup.push(token)
+
+
+def _guessed(draft: abc.Sequence[Foreseen]) -> int:
+    """How many are no certainty."""
+    return sum(each.chance < 1 for each in draft)

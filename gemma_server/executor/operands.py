@@ -16,8 +16,9 @@ from gemma_server.engine.request import MAX_BANS, MAX_BIAS, SamplingParams
 from gemma_server.model.penalties import Penalties
 from gemma_server.model.sampling import Sampling
 
-ROW_WORDS = 4  # slot, position, steps, whether it has a mask
+ROW_WORDS = 5  # slot, position, steps, whether it has a mask, what is fed
 COPY_WORDS = 3  # source, target, length
+SAMPLED = -1
 _ALWAYS = np.iinfo(np.int32).max
 _TABLE = MAX_BIAS + MAX_BANS
 _CHUNK = 6  # words of a chunk before its parameters and tokens
@@ -87,10 +88,14 @@ def unpack_params(packed: jax.Array) -> SlotParams:
 
 
 def pack_rows(rows: Sequence[Row], count: int, beyond: tuple[int, int]) -> npt.NDArray[np.int32]:
-    """Slot, position, steps and masking of each row, then of padding up to `count`:
-    [count, ROW_WORDS]."""
-    filled = [(row.slot, row.position, row.steps, row.mask is not None) for row in rows]
-    return np.array(filled + [(*beyond, 0, 0)] * (count - len(rows)), np.int32)
+    """Slot, position, steps, masking and token of each fed token, then of padding up to `count`:
+    [count, ROW_WORDS]. `SAMPLED` stands for the token that the slot has at that position."""
+    filled = [
+        (row.slot, row.position + index, row.steps, mask is not None, token)
+        for row in rows
+        for index, (token, mask) in enumerate(zip((SAMPLED, *row.draft), row.masks, strict=True))
+    ]
+    return np.array(filled + [(*beyond, 0, 0, SAMPLED)] * (count - len(filled)), np.int32)
 
 
 def pack_masks(masks: Sequence[bytes | None], count: int, words: int) -> npt.NDArray[np.int32]:

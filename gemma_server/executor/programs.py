@@ -173,12 +173,11 @@ def chunks_for(context_length: int) -> tuple[int, ...]:
 
 
 def row_counts(slots: int) -> list[int]:
-    """The row counts that decode is compiled for: 1, 4, 8, 16, ... and all slots, if 1 or >= 4.
+    """The row counts that decode is compiled for: 1, 4, 8, 16, ... and all slots, if >= 4.
 
-    XLA:CPU multiplies two or three rows more slowly than four.
+    XLA:CPU multiplies two or three rows more slowly than four. With one slot the others of four
+    are for drafts.
     """
-    if slots == 1:
-        return [1]
     powers = (1 << n for n in range(2, slots.bit_length()))
     return sorted({1, *(rows for rows in powers if rows < slots), max(slots, 4)})
 

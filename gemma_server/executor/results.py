@@ -1,5 +1,6 @@
 """What the programs return, unpacked on the host: tokens and their logprobs."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,7 @@ class PendingTokens:
         """Wait for the device and fetch them."""
         rows: tuple[tuple[Token, ...], ...] = ()
         if self._decode is not None:
-            words = np.asarray(self._decode).swapaxes(0, 1)
-            pairs = zip(self._plan.decode, words, strict=False)  # the rest is padding
-            rows = tuple(_tokens(found[: row.steps], row.top_logprobs) for row, found in pairs)
+            rows = tuple(self._rows(np.asarray(self._decode)))
         chunk = self._plan.prefill
         if chunk is None:
             return StepResult(None, rows)
@@ -38,6 +37,13 @@ class PendingTokens:
         [first] = _tokens(words[:1], top)
         prompt = tuple(_logprobs(found, top or 0) for found in words[1 : 1 + len(chunk.scored)])
         return StepResult(first if chunk.sampling is not None else None, rows, prompt)
+
+    def _rows(self, words: Words) -> Iterator[tuple[Token, ...]]:
+        at = 0
+        for row in self._plan.decode:  # behind them is padding
+            found = words[0, at : at + row.fed] if row.draft else words[: row.steps, at]
+            yield _tokens(found, row.top_logprobs)
+            at += row.fed
 
 
 def _tokens(words: Words, top: int | None) -> tuple[Token, ...]:

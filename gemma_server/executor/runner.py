@@ -81,10 +81,11 @@ class JaxRunner:
 
     def _decode(self, rows: tuple[Row, ...], steps: int, needed: ProgramVariant) -> jax.Array:
         programs = self._programs
-        count = next(count for count in programs.row_counts if count >= len(rows))
+        fed = sum(row.fed for row in rows)
+        count = next(count for count in programs.row_counts if count >= fed)
         most = next(most for most in programs.step_counts if most >= steps)
         beyond = programs.cache_slots, programs.length  # where all writes are dropped
-        masks = self._masks([row.mask for row in rows], count)
+        masks = self._masks([mask for row in rows for mask in row.masks], count)
         return self._run(
             programs.decode(count, most, needed), pack_rows(rows, count, beyond), masks
         )

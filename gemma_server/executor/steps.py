@@ -7,7 +7,13 @@ import jax.numpy as jnp
 
 from gemma_server.engine.plan import Chunk
 from gemma_server.engine.request import MAX_TOP_LOGPROBS
-from gemma_server.executor.operands import SlotParams, pack_params, unpack_chunk, unpack_params
+from gemma_server.executor.operands import (
+    SAMPLED,
+    SlotParams,
+    pack_params,
+    unpack_chunk,
+    unpack_params,
+)
 from gemma_server.executor.variants import ProgramVariant
 from gemma_server.model.cache import Cache, copy_slot, empty_cache
 from gemma_server.model.logprobs import score_words, scored, unscored
@@ -109,13 +115,15 @@ class Steps:
         steps: int,
         variant: ProgramVariant,
     ) -> tuple[State, jax.Array]:
-        """Feed each row's last token at its position and sample the next, as many times as the
-        row asks: rows [B, 4] i32, masks [B, W] i32 -> [steps, B, words] i32.
+        """Feed each row's token at its position and sample the next, as many times as the row
+        asks: rows [B, ROW_WORDS] i32, masks [B, W] i32 -> [steps, B, words] i32.
+
+        Rows of one slot at positions behind each other are a draft: attention sees all of them.
 
         Padding rows have a slot and a position past the end, where all writes are dropped. A row
         that has reached the cache's end or has had its steps gets such a position too.
         """
-        slots, positions, wanted, masked = rows.T
+        slots, positions, wanted, masked, drafted = rows.T
         slot_params = unpack_params(state.params[slots])
         of_rows = Masks(masked != 0, masks)
 
@@ -135,7 +143,12 @@ class Steps:
             )
             return (cache, tokens.at[slots, at + 1].set(sampled[:, 0], mode="drop")), sampled
 
-        carry = state.cache, state.tokens
+        tokens = state.tokens
+        if steps == 1:  # a draft is put where sampled tokens are
+            known = tokens.at[slots, positions].get(mode="clip")
+            fed = jnp.where(drafted == SAMPLED, known, drafted)
+            tokens = tokens.at[slots, positions].set(fed, mode="drop")
+        carry = state.cache, tokens
         if steps == 1:
             carry, one = step(carry, 0)
             sampled = one[None]

@@ -46,6 +46,11 @@ def least_of(variants: tuple[ProgramVariant, ...], needed: ProgramVariant) -> Pr
     return next(variant for variant in variants if variant.covers(needed))
 
 
+def _is_masked(part: Chunk | Row) -> bool:
+    masks = (part.mask,) if isinstance(part, Chunk) else part.masks
+    return any(mask is not None for mask in masks)
+
+
 def _needed_by_one(part: Chunk | Row) -> ProgramVariant:
     scoring = isinstance(part, Chunk) and bool(part.scored)
     sampling = part.sampling
@@ -53,7 +58,7 @@ def _needed_by_one(part: Chunk | Row) -> ProgramVariant:
         return ProgramVariant(scoring=scoring)
     return ProgramVariant(
         sampling=sampling.temperature > 0,
-        penalties=sampling.adjusts or bool(part.banned) or part.mask is not None,
+        penalties=sampling.adjusts or bool(part.banned) or _is_masked(part),
         logprobs=part.top_logprobs is not None,
         scoring=scoring,
     )

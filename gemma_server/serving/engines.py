@@ -19,6 +19,7 @@ def limits_of(
     *,
     steps: int = 1,
     kept: int = 0,
+    rows: tuple[int, ...] = (),
     gap_s: float | None = None,
 ) -> Limits:
     """What the engine may accept, and how it divides the device's time."""
@@ -30,6 +31,8 @@ def limits_of(
         max_queue_tokens=settings.max_queue_tokens,
         steps=steps,
         kept=kept,
+        rows=rows,
+        max_draft=settings.max_draft,
         gap_s=gap_s,
     )
 

@@ -139,6 +139,7 @@ def _load_generative(start: _Start, on_death: OnDeath, wrap: Wrap) -> Generative
         programs.chunks,
         steps=policy.steps,
         kept=kept,
+        rows=tuple(programs.row_counts) if policy.steps == 1 else (),
         gap_s=policy.gap_s,
     )
     engine = start_engine(

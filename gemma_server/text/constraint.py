@@ -1,7 +1,7 @@
 """Keeps answers to a grammar, token by token, with llguidance."""
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from enum import Enum, auto
 from functools import cached_property
 from typing import Any
@@ -94,6 +94,36 @@ class Matcher:
                 self.mask = self._next_mask()
         except (ValueError, RuntimeError) as error:  # the engine's thread must not die of it
             raise ConstraintFailed(str(error)[:300]) from error
+
+    def foresee(self, guess: Sequence[int], most: int) -> list[tuple[int, bytes]]:
+        """At most `most` of the tokens that will follow, each with the mask behind it: those that
+        must, and where several may, those of the guess. What ends the text is none of them."""
+        found: list[tuple[int, bytes]] = []
+        mask, taken = self.mask, 0
+        try:
+            while len(found) < most:
+                token = self._foreseen(mask, guess, [each for each, _ in found])
+                if token is None or not self._matcher.consume_token(token):
+                    break
+                taken += 1
+                if self._matcher.is_stopped():
+                    break
+                mask = self._next_mask()
+                found.append((token, mask))
+        except (ConstraintFailed, ValueError, RuntimeError):
+            found = []  # `take` says so, if the answer goes there
+        self._matcher.rollback(taken)
+        return found
+
+    def _foreseen(self, mask: bytes, guess: Sequence[int], before: list[int]) -> int | None:
+        bits = int.from_bytes(mask, "little")
+        token = None
+        if bits.bit_count() == 1:
+            token = bits.bit_length() - 1
+        elif len(before) < len(guess) and list(guess[: len(before)]) == before:
+            token = guess[len(before)]
+        fits = token is not None and token not in self._ends and bits >> token & 1
+        return token if fits else None
 
     def _next_mask(self) -> bytes:
         """A stranger's grammar may name control tokens: they are taken out."""
@@ -192,6 +222,15 @@ class InTurn:
     @property
     def _all(self) -> bytes:
         return b"\xff" * len(self._none)
+
+    def foresee(self, guess: Sequence[int], most: int) -> list[tuple[int, bytes]]:
+        """See `Matcher.foresee`; none where a tag may come."""
+        if self._part is _Part.CALL:
+            assert self._call is not None
+            return self._call.foresee(guess, most)
+        if self._part is _Part.CONTENT and self._content is not None:
+            return self._content.foresee(guess, most)
+        return []
 
 
 class _Part(Enum):

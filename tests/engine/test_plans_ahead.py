@@ -6,6 +6,7 @@ each request must get is known beforehand.
 
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,22 +15,32 @@ from hypothesis import strategies as st
 from gemma_server.engine import prompt_cache
 from gemma_server.engine.fake import FakeRunner, FakeStep
 from gemma_server.engine.plan import Plan
-from gemma_server.engine.request import Cancelled, Event, Finished, Handle, Request, Token
+from gemma_server.engine.request import (
+    Cancelled,
+    Event,
+    Finished,
+    Handle,
+    Request,
+    SamplingParams,
+    Token,
+)
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.errors import Overloaded, PromptRefused
 from testing.scheduling import submit_one
 
 STOP = 1  # the fake runner's <eos>
 CONTEXT = 32
+SMALL, CAPITAL = (FakeRunner.first_byte + ord(letter) for letter in "aA")
 
 
 class Pipeline:
     """A scheduler on the fake runner, with as many plans in flight as the test wants."""
 
-    def __init__(self, slots: int, chunk: int, steps: int, kept: int = 0) -> None:
-        limits = Limits(
-            *(slots, CONTEXT, (chunk,)), max_queue=3, max_queue_tokens=50, steps=steps, kept=kept
-        )
+    def __init__(
+        self, slots: int, chunk: int, steps: int, kept: int = 0, max_draft: int = 0
+    ) -> None:
+        others: dict[str, Any] = {"rows": (1, 4, 8), "max_draft": max_draft, "kept": kept}
+        limits = Limits(slots, CONTEXT, (chunk,), 3, 50, steps=steps, **others)
         self.scheduler = Scheduler(limits, clock=lambda: 0.0)
         self.in_flight: deque[tuple[Plan, FakeStep]] = deque()
         self._runner = FakeRunner(slots + kept)
@@ -57,17 +68,26 @@ class Pipeline:
 
 
 def make_request(length: int, max_new_tokens: int, branch: int = 0) -> Request:
-    """Prompts that are alike up to some token."""
-    same = length * branch % 4 * 6
-    ids = (*range(20, 20 + same), *range(60 + 40 * branch, 60 + 40 * branch + length - same))
+    """Prompts that are alike up to some token. Those of odd branches are of small letters, answered
+    by capital ones; these say the same again and go on otherwise, so that drafts are wrong."""
+    same, sampling = length * branch % 4 * 6, SamplingParams()
+    ids = (*range(20, 20 + same), *range(130 + 20 * branch, 130 + 20 * branch + length))
+    if branch % 2:
+        ids = tuple(SMALL + i * i // (4 + branch) % 2 for i in range(length))
+        sampling = SamplingParams(temperature=1.0, seed=1)
     return Request(
-        ids[:length], max_new_tokens, stop_ids=frozenset({STOP}), cache_prompt=branch < 5
+        ids[:length],
+        max_new_tokens,
+        sampling,
+        stop_ids=frozenset({STOP}),
+        cache_prompt=branch < 5,
     )
 
 
 def answer_to(request: Request) -> list[Event]:
     """The prompt again without its first token, then <eos>, as far as there is room."""
-    echo = [*request.token_ids[1:], STOP]
+    capital = SMALL - CAPITAL if request.sampling.seed else 0
+    echo = [*(token - capital for token in request.token_ids[1:]), STOP]
     most = min(request.max_new_tokens, CONTEXT - len(request.token_ids))
     if most >= len(echo):
         return [*map(Token, echo[:-1]), Finished("stop", len(echo), Token(STOP))]
@@ -97,6 +117,7 @@ def short_texts_count() -> Iterator[None]:
 @given(
     slots=st.integers(1, 3),
     kept=st.integers(0, 3),
+    max_draft=st.integers(0, 5),
     chunk=st.integers(1, 9),
     steps=st.integers(1, 9),
     ahead=st.integers(0, 3),
@@ -107,12 +128,13 @@ def short_texts_count() -> Iterator[None]:
 def test_every_accepted_request_gets_its_answer_and_one_terminal_event(
     slots: int,
     kept: int,
+    max_draft: int,
     chunk: int,
     steps: int,
     ahead: int,
     actions: list[tuple[str, int, int, int]],
 ) -> None:
-    pipeline = Pipeline(slots, chunk, steps, kept)
+    pipeline = Pipeline(slots, chunk, steps, kept, max_draft)
     handles: list[Handle] = []
     cancelled: set[Handle] = set()
     for action, number, tokens, branch in actions:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from testing.answers import STAGES, assert_error, error_inside, parse_json, sse_events
+from testing.answers import DRAFTS, STAGES, assert_error, error_inside, parse_json, sse_events
 from testing.waiting import wait_until
 from tests.web.conftest import App, Serve
 
@@ -31,7 +31,7 @@ def test_a_stream_is_pieces_then_a_summary_then_done(app: App) -> None:
     assert response.headers["X-Request-Id"]
     *pieces, last = sse_events(response.data)
     assert pieces == [{"response": "h"}, {"response": "e"}, {"response": "y"}]
-    assert set(last.pop("timings")) == STAGES
+    assert set(last.pop("timings")) == STAGES | DRAFTS
     assert last == {
         "response": "",
         "finish_reason": "stop",

@@ -32,6 +32,8 @@ type timings struct {
 	Prefill  float64 `json:"prefill_ms"`
 	Decode   float64 `json:"decode_ms"`
 	Compile  float64 `json:"compile_ms"`
+	Drafted  int     `json:"draft_tokens"`
+	Accepted int     `json:"accepted_tokens"`
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

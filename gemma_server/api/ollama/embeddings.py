@@ -86,7 +86,7 @@ def embed(body: EmbedBody, models: Models, caller: Caller) -> Embedded:
     cut = Cut(loaded, truncate=body.truncate)
     job = _job(body, body.inputs, loaded, models, caller, cut)
     vectors = [] if job is None else job.run()
-    timings = caller.stages if job is None else job.timings()
+    timings = caller.stages if job is None else job.stages()
     sums = durations(nanoseconds(timings))
     answer: Embedded = {
         "model": body.model,

@@ -107,7 +107,7 @@ def embeddings(body: EmbeddingsBody, models: Models, caller: Caller) -> Embeddin
         "data": [_embedding(index, each, body) for index, each in enumerate(vectors)],
         "model": loaded.name,
         "usage": {"prompt_tokens": job.tokens, "total_tokens": job.tokens},
-        "timings": job.timings(),
+        "timings": job.stages(),
     }
     if body.truncate:
         answer["truncated_tokens"] = cut.dropped
