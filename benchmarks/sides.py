@@ -48,12 +48,15 @@ class Streamed:
     usage: Json
 
 
-def both_sides(checkpoint: Path) -> tuple[Side, Side]:
-    """The two servers to compare. An end-of-text token does not end an answer."""
+def both_sides(
+    checkpoint: Path, ours: tuple[str, ...] = (), theirs: tuple[str, ...] = ()
+) -> tuple[Side, Side]:
+    """The two servers to compare, with further options. An end-of-text token ends no answer."""
+    serve = ("-m", "gemma_server", "serve", "--port", "0", "--model-checkpoint", str(checkpoint))
     return (
         Side(
             OURS,
-            ("-m", "gemma_server", "serve", "--port", "0", "--model-checkpoint", str(checkpoint)),
+            (*serve, *ours),
             "/prompt",
             lambda prompt, tokens: {
                 "prompt": prompt,
@@ -65,7 +68,7 @@ def both_sides(checkpoint: Path) -> tuple[Side, Side]:
         ),
         Side(
             THEIRS,
-            ("-m", "benchmarks.llama", str(checkpoint)),
+            ("-m", "benchmarks.llama", str(checkpoint), *theirs),
             "/v1/completions",
             lambda prompt, tokens: {
                 "prompt": prompt,
@@ -143,6 +146,17 @@ def _events(response: http.client.HTTPResponse) -> Iterator[Json]:
             if "error" in event:
                 raise RuntimeError(f"a stream ended with {event['error']}")
             yield event
+
+
+def beside_each_other(labels: Mapping[str, str], samples: Samples) -> tuple[str, Json]:
+    """The table for people and the rows for programs, with a column for each side."""
+    table = [["", *(f"{side} [min-max]" for side in samples)]]
+    rows: Json = {}
+    for row, label in labels.items():
+        found = {side: Summary.of(values[row]) for side, values in samples.items()}
+        table.append([label, *map(str, found.values())])
+        rows[row] = {side: summary.as_json() for side, summary in found.items()}
+    return format_table(table), rows
 
 
 def comparison(labels: Mapping[str, str], samples: Samples) -> tuple[str, Json]:

@@ -25,7 +25,7 @@ from gemma_server.model.masks import mask_words
 from gemma_server.model.numerics import Numerics
 from gemma_server.model.transformer import Params, Transformer, abstract_params
 
-CHUNKS = (8, 32, 128, 256)
+CHUNKS = (8, 16, 32, 128, 256)
 BLOCK = 256  # cached positions that attention reads at a time
 
 Name = tuple[str | int, ...]  # what a program does, and all that its shapes depend on
