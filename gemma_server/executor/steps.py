@@ -176,7 +176,7 @@ class Steps:
 
         `texts` are the tokens of all slots [slots, S], and the slot of each row [B].
         """
-        logits = self._logits(params, hidden)
+        logits, masks = self._masked_logits(params, hidden, slot_params, positions, masks)
         tokens, slots = texts
         adjusted = Adjusted(
             logits,
@@ -191,6 +191,23 @@ class Steps:
             lambda: scored(logits, ids, _TOP),
             lambda: unscored(ids, _TOP),
         )
+
+    def _masked_logits(
+        self,
+        params: Params,
+        hidden: jax.Array,
+        slot_params: SlotParams,
+        positions: jax.Array,
+        masks: Masks,
+    ) -> tuple[jax.Array, Masks]:
+        """The logits, and the masks that are still to be applied. A native kernel applies those of
+        rows without logprobs, which are the model's own, and leaves out what is padding."""
+        if not self.model.numerics.native:
+            return self._logits(params, hidden), masks
+        padding = positions > self.length
+        spared = Masks((masks.active & ~slot_params.logprobs) | padding, masks.words)
+        logits: jax.Array = self._apply("logits", params, hidden, spared)
+        return logits, Masks(masks.active & slot_params.logprobs, masks.words)
 
     def _scored(self, params: Params, hidden: jax.Array, ids: jax.Array) -> jax.Array:
         """Score ids [T], which follow hidden [T, D], `SCORED` at a time: [T, words]."""

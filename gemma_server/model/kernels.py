@@ -23,6 +23,24 @@ def product(rows: jax.Array, values: jax.Array, scales: jax.Array, out: int) -> 
     return multiplied
 
 
+def masked_product(
+    rows: jax.Array,
+    values: jax.Array,
+    scales: jax.Array,
+    out: int,
+    masks: jax.Array,
+    masked: jax.Array,
+) -> jax.Array:
+    """The product, with -inf where a row that is `masked` [B] i32 has no bit in masks [B, W] i32.
+
+    What no row has is not computed, and its weights are not read. The rest has its bits.
+    """
+    result = jax.ShapeDtypeStruct((rows.shape[0], out), jnp.float32)
+    call = jax.ffi.ffi_call("gemma_masked_product", result)
+    multiplied: jax.Array = call(rows, values, scales, masks, masked)
+    return multiplied
+
+
 def attention(
     q: jax.Array,
     k: jax.Array,

@@ -10,8 +10,9 @@ from jax.typing import DTypeLike
 
 from gemma_server.model import kernels
 from gemma_server.model.config import GemmaConfig
+from gemma_server.model.masks import Masks
 from gemma_server.model.numerics import Numerics
-from gemma_server.model.quantized import Quantized, blank, product
+from gemma_server.model.quantized import Quantized, blank, masked_product, product
 
 Matrix = jax.Array | Quantized  # [out, in]
 
@@ -134,8 +135,10 @@ class Embedder(nn.Module):
         own = _scaled_rows(self.per_layer_embedding, tokens, width).reshape(shape)
         return (context + own) * 2**-0.5
 
-    def decode(self, hidden: jax.Array) -> jax.Array:
-        """[B, D] -> [B, V] logits in f32."""
+    def decode(self, hidden: jax.Array, masks: Masks | None = None) -> jax.Array:
+        """[B, D] -> [B, V] logits in f32, -inf where a row's mask has no bit."""
+        if masks is not None and isinstance(self.embedding, Quantized):
+            return masked_product(hidden, self.embedding, masks)
         return linear(hidden, self.embedding, jnp.float32, self.numerics.native)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from gemma_server.model import kernels
 from gemma_server.model.config import BLOCK, GROUP
+from gemma_server.model.masks import Masks
 
 
 @partial(
@@ -75,6 +76,14 @@ def product(x: jax.Array, matrix: Quantized, *, native: bool) -> jax.Array:
     else:
         result = _xla_product(rows, matrix)
     return result.reshape(*x.shape[:-1], matrix.shape[0])
+
+
+def masked_product(x: jax.Array, matrix: Quantized, masks: Masks) -> jax.Array:
+    """x @ matrix.T [B, out], with -inf where a row's mask has no bit; by the native kernel."""
+    rows, masked = x.astype(jnp.float32), masks.active.astype(jnp.int32)
+    return kernels.masked_product(
+        rows, matrix.values, matrix.scales, matrix.shape[0], masks.words, masked
+    )
 
 
 def _xla_product(rows: jax.Array, matrix: Quantized) -> jax.Array:

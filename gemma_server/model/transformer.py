@@ -12,6 +12,7 @@ from gemma_server.model.attention import MASKED, Attention
 from gemma_server.model.cache import Cache, LayerCache, empty_cache
 from gemma_server.model.config import Experts, GemmaConfig, LayerConfig
 from gemma_server.model.layers import Dense, Embedder, FeedForward, Linear, RMSNorm, Scale, soft_cap
+from gemma_server.model.masks import Masks
 from gemma_server.model.mixture import Mixture
 from gemma_server.model.numerics import Numerics
 
@@ -179,11 +180,15 @@ class Transformer(nn.Module):
             x, caches[owner] = self.blocks[index](x, positions, caches[owner], slots, of_layer)
         return Stream(x, own), tuple(caches.values())
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """[B, D] -> [B, V] in f32."""
-        logits = soft_cap(self.embedder.decode(hidden), self.config.final_softcap)
+    def logits(self, hidden: jax.Array, masks: Masks | None = None) -> jax.Array:
+        """[B, D] -> [B, V] in f32. Masks are for native kernels, and spare them what no row wants:
+        that is -inf."""
+        logits = self.embedder.decode(hidden, masks)
+        if self.config.final_softcap is not None:
+            capped = soft_cap(logits, self.config.final_softcap)
+            logits = capped if masks is None else jnp.where(logits == -jnp.inf, logits, capped)
         if self.config.suppressed:
-            logits = logits.at[:, jnp.array(self.config.suppressed)].set(MASKED)
+            logits = logits.at[:, jnp.array(self.config.suppressed)].min(MASKED)
         return logits
 
 

@@ -82,6 +82,17 @@ INLINE void score(const Query* queries, const Number* k, int64_t first, int64_t 
   if (from < until) score_keys<Q, 1>(queries, k, width, scores + from);
 }
 
+// Adds what one query sees beside the values that all of its tile see. It is seldom much.
+template <typename Number>
+TARGET __attribute__((noinline)) void add_rest(const float* weights, const Number* v,
+                                               int64_t first, int64_t stop, int64_t width,
+                                               Floats* total) {
+  for (int64_t j = first; j < stop; j++, v += width) {
+    total[0] += weights[j] * load(v);
+    total[1] += weights[j] * load(v + kLanes);
+  }
+}
+
 // Adds the values from `first` to `stop`, the first of them at v, to two vectors of each query.
 template <int Q, typename Number>
 INLINE void add_values(const float* weights, const Number* v, int64_t first, int64_t stop,
@@ -115,14 +126,14 @@ INLINE void mix(const Query* queries, const Number* v, int64_t first, int64_t st
       total[i][0] = load(queries[i].to->mixed + h);
       total[i][1] = load(queries[i].to->mixed + h + kLanes);
       if (from[i] < common)
-        add_values<1>(weights + i * kLine, at(from[i]), from[i], std::min(common, until[i]), width,
-                      total + i);
+        add_rest(weights + i * kLine, at(from[i]), from[i], std::min(common, until[i]), width,
+                 total[i]);
     }
     add_values<Q>(weights, at(common), common, end, width, total);
     for (int i = 0; i < Q; i++) {
       const int64_t after = std::max(end, from[i]);
       if (after < until[i])
-        add_values<1>(weights + i * kLine, at(after), after, until[i], width, total + i);
+        add_rest(weights + i * kLine, at(after), after, until[i], width, total[i]);
       store(queries[i].to->mixed + h, total[i][0]);
       store(queries[i].to->mixed + h + kLanes, total[i][1]);
     }

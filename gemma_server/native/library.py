@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 SOURCES = tuple(sorted(HERE.glob("*.cc")))
-TARGETS = ("gemma_attention", "gemma_norm", "gemma_product")
+TARGETS = ("gemma_attention", "gemma_masked_product", "gemma_norm", "gemma_product")
 # No -march: the kernels choose their instructions at run time.
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
 _COMPILE_TIMEOUT_S = 300

@@ -210,23 +210,44 @@ Instructions fastest_here() {
   return {quantise_row_anywhere, add_block_anywhere};
 }
 
-void multiply_group(AddBlock add_block, const Weights& weights, const Rows& rows, int64_t group,
-                    float* out) {
+// Which outputs of each row are wanted: all, or those that have a bit in the row's mask.
+struct Wanted {
+  const uint32_t* bits;  // [rows][words]
+  int64_t words;
+  const int32_t* masked;  // [rows]; 0: all are
+
+  // A bit for each of a group's outputs.
+  uint32_t of(int64_t row, int64_t group) const {
+    constexpr int64_t kGroups = 32 / kGroup;
+    if (!masked || !masked[row]) return (1u << kGroup) - 1;
+    return bits[row * words + group / kGroups] >> kGroup * (group % kGroups) & ((1u << kGroup) - 1);
+  }
+};
+
+// Weights of outputs that no row wants are not read. What a row does not want is -infinity.
+void multiply_group(AddBlock add_block, const Weights& weights, const Rows& rows,
+                    const Wanted& wanted, int64_t group, float* out) {
   alignas(64) float sums[kPanel * kGroup];
   const int64_t first = group * kGroup, filled = std::min(kGroup, weights.out - first);
+  uint32_t any = 0;
+  for (int64_t row = 0; row < rows.count; row++) any |= wanted.of(row, group);
   for (int64_t row = 0; row < rows.count; row += kPanel) {
     const int64_t count = std::min(kPanel, rows.count - row);
     std::fill_n(sums, count * kGroup, 0.0f);
-    for (int64_t b = 0; b < weights.blocks; b++)
+    for (int64_t b = 0; any && b < weights.blocks; b++)
       add_block(weights.block(group, b), weights.scale(group, b), rows.at(b, row), count, sums);
-    for (int64_t r = 0; r < count; r++)
+    for (int64_t r = 0; r < count; r++) {
+      const uint32_t bits = wanted.of(row + r, group);
+      float* to = out + (row + r) * weights.out + first;
       for (int64_t o = 0; o < filled; o++)
-        out[(row + r) * weights.out + first + o] = sums[r * kGroup + o] * rows.scales[row + r];
+        to[o] = bits >> o & 1 ? sums[r * kGroup + o] * rows.scales[row + r] : -INFINITY;
+    }
   }
 }
 
-ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S8> values,
-                   ffi::Buffer<ffi::F16> scales, ffi::ResultBuffer<ffi::F32> out) {
+ffi::Error multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S8> values,
+                    ffi::Buffer<ffi::F16> scales, const Wanted& wanted,
+                    ffi::ResultBuffer<ffi::F32> out) {
   static const Instructions here = fastest_here();
   const int64_t count = x.dimensions()[0], width = x.dimensions()[1];
   Rows rows(count, width);
@@ -237,12 +258,30 @@ ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   if (static_cast<int64_t>(values.element_count()) !=
       weights.groups() * weights.blocks * kGroup * kBlock)
     return ffi::Error::InvalidArgument("the weights are not packed for this product");
-  const int64_t groups = weights.groups(), parts = std::min<int64_t>(groups, 4 * pool.num_threads());
+  const int64_t groups = weights.groups();
+  const int64_t parts = std::min<int64_t>(groups, (wanted.masked ? 32 : 4) * pool.num_threads());
   share(pool, parts, [&](int64_t part) {
     for (int64_t g = groups * part / parts; g < groups * (part + 1) / parts; g++)
-      multiply_group(here.add_block, weights, rows, g, out->typed_data());
+      multiply_group(here.add_block, weights, rows, wanted, g, out->typed_data());
   });
   return ffi::Error::Success();
+}
+
+ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::S8> values,
+                   ffi::Buffer<ffi::F16> scales, ffi::ResultBuffer<ffi::F32> out) {
+  return multiply(pool, x, values, scales, Wanted{}, out);
+}
+
+ffi::Error masked_product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x,
+                          ffi::Buffer<ffi::S8> values, ffi::Buffer<ffi::F16> scales,
+                          ffi::Buffer<ffi::S32> masks, ffi::Buffer<ffi::S32> masked,
+                          ffi::ResultBuffer<ffi::F32> out) {
+  const auto shape = masks.dimensions();
+  if (shape[0] != x.dimensions()[0] || shape[1] * 32 < out->dimensions()[1])
+    return ffi::Error::InvalidArgument("the masks are not those of this product");
+  const Wanted wanted{reinterpret_cast<const uint32_t*>(masks.typed_data()), shape[1],
+                      masked.typed_data()};
+  return multiply(pool, x, values, scales, wanted, out);
 }
 
 }  // namespace
@@ -253,4 +292,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(gemma_product, product,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::S8>>()
                                   .Arg<ffi::Buffer<ffi::F16>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(gemma_masked_product, masked_product,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::F16>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());

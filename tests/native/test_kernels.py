@@ -11,7 +11,8 @@ import pytest
 
 from gemma_server.model import kernels
 from gemma_server.model.config import BLOCK, GROUP
-from gemma_server.model.quantized import Quantized, product
+from gemma_server.model.masks import Masks
+from gemma_server.model.quantized import Quantized, masked_product, product
 from gemma_server.native.library import load
 from gemma_server.private_directory import PrivateDirectory
 from gemma_server.settings import default_cache_dir
@@ -95,6 +96,22 @@ def test_rows_of_any_size_have_finite_products(size: float) -> None:
     matrix = quantized(Blocks(np.ones((16, 32), np.int8), np.full((16, 1), 2**-10, np.float16)))
     got = np.asarray(product(jnp.full((1, 32), size, jnp.float32), matrix, native=True))
     np.testing.assert_allclose(got, np.float32(size / 32), rtol=1e-4, atol=1e-30)
+
+
+@pytest.mark.parametrize("size", [(3 * GROUP, 64), (70, 96), (1000, 32)], ids=str)
+def test_a_masked_product_has_the_bits_of_what_is_wanted(size: tuple[int, int]) -> None:
+    matrix, _ = _matrix(*size)
+    x, rng = jnp.asarray(_outliers(6, size[1])), np.random.default_rng(5)
+    wanted = rng.random((6, size[0])) < np.array([[0.0], [0.01], [0.5], [1.0], [0.02], [0.0]])
+    wanted[1, -1] = wanted[4, 0] = True
+    bits = np.zeros((6, -(-size[0] // 32) * 32), np.uint8)
+    bits[:, : size[0]] = wanted
+    words = np.packbits(bits, axis=1, bitorder="little").view(np.int32)
+    active = np.array([True, True, True, True, False, True])
+    got = masked_product(x, matrix, Masks(jnp.asarray(active), jnp.asarray(words)))
+    every = np.asarray(product(x, matrix, native=True))
+    expected = np.where(wanted | ~active[:, None], every, -np.inf)
+    np.testing.assert_array_equal(np.asarray(got), expected)
 
 
 CACHES = [  # heads, key-value heads, head width, cache length, window, soft cap
