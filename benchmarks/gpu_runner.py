@@ -16,7 +16,7 @@ from gemma_server.engine.plan import Chunk, PendingStep, Plan, Row
 from gemma_server.engine.request import SamplingParams
 from gemma_server.executor.compile_cache import CompileCache
 from gemma_server.executor.dispatch_policy import ON_GPU
-from gemma_server.executor.programs import CHUNKS, Job, Name, Programs, row_counts
+from gemma_server.executor.programs import Job, Name, Programs, row_counts
 from gemma_server.executor.runner import JaxRunner
 from gemma_server.executor.variants import GREEDY
 from gemma_server.model.config import GemmaConfig
@@ -50,7 +50,7 @@ def measure(
     }
     params = random_params(config)
     weights = sum(int(leaf.nbytes) for leaf in jax.tree.leaves(params))
-    runner = make_runner(config, params, 1, ("prefill", CHUNKS[-1], str(GREEDY)))
+    runner = make_runner(config, params, 1, ("prefill", ON_GPU.chunks[-1], str(GREEDY)))
     prefill_s = seconds_to_read(runner)
     yield about | {"prefill_s": prefill_s, "tok_s": PROMPT / prefill_s}
     for batch in batches:
@@ -104,9 +104,9 @@ def seconds_to_read(runner: JaxRunner) -> float:
     taken = []
     for _ in range(1 + REPEATS):
         began = time.perf_counter()
-        for offset in range(0, PROMPT, CHUNKS[-1]):
-            last = offset + CHUNKS[-1] == PROMPT
-            ids = tuple(range(offset, offset + CHUNKS[-1]))
+        for offset in range(0, PROMPT, ON_GPU.chunks[-1]):
+            last = offset + ON_GPU.chunks[-1] == PROMPT
+            ids = tuple(range(offset, offset + ON_GPU.chunks[-1]))
             chunk = Chunk(0, 0, offset, ids, _GREEDY if last else None)
             pending = runner.dispatch(Plan(chunk, ()))
         pending.read()

@@ -17,6 +17,7 @@ class Text(NamedTuple):
 # To copy takes as long as to read some tokens, and a short text is soon read again.
 _WORTH_COPYING = 32  # tokens
 _WORTH_KEEPING = 64
+_BLOCK = 64  # tokens that are compared at a time
 
 
 class Placement(NamedTuple):
@@ -155,15 +156,13 @@ def shared(text: Text, prompt: Text) -> int:
     """How many first tokens of a prompt a text has too, but for the prompt's last."""
     if text.salt != prompt.salt:
         return 0
-    one, other = text.ids, prompt.ids[:-1]
-    low, high = 0, min(len(one), len(other))
-    while low < high:  # by halves: slices are compared quickly
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    one, other = text.ids, prompt.ids
+    longest = min(len(one), len(other) - 1)
+    same = 0
+    while same < longest and one[same : same + _BLOCK] == other[same : same + _BLOCK]:
+        same += _BLOCK
+    block = range(same, min(same + _BLOCK, longest))
+    return next((index for index in block if one[index] != other[index]), min(block.stop, longest))
 
 
 def _begins(longer: Text, shorter: Text) -> bool:

@@ -312,9 +312,9 @@ class Scheduler:
         """The most tokens for the next chunk. Where gaps count, it is short enough for the rows
         beside it, and is filled for the most part: padding takes as long as tokens."""
         sizes = self.limits.chunks
-        rows = self._padded(sum(s is not None and s.decoding for s in self._slots))
         if self.limits.gap_s is None:
             return sizes[-1]
+        rows = self._padded(sum(s is not None and s.decoding for s in self._slots))
         gap_s = max(self.limits.gap_s, _GAP_STEPS * self._estimates.step_s(rows))
         most = [s for s in sizes if rows == 0 or self._estimates.chunk_s(s, rows) <= gap_s]
         fitting = [size for size in most if size * _FILLED <= unread]

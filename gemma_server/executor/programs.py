@@ -25,7 +25,6 @@ from gemma_server.model.masks import mask_words
 from gemma_server.model.numerics import Numerics
 from gemma_server.model.transformer import Params, Transformer, abstract_params
 
-CHUNKS = (8, 16, 32, 128, 256)
 BLOCK = 256  # cached positions that attention reads at a time
 
 Name = tuple[str | int, ...]  # what a program does, and all that its shapes depend on
@@ -45,7 +44,7 @@ class Programs:
 
     The cache has `kept` slots beyond those that rows use. The weights' dtype is int8, float32 or
     bfloat16; `native` says that the kernels may be used.
-    `chunks` are the sizes, in prompt tokens, of the prefill programs, the largest last.
+    `chunks` are the sizes of the prefill programs, if they are not the policy's.
     """
 
     def __init__(
@@ -58,11 +57,11 @@ class Programs:
         dtype: Any,
         native: bool = False,
         policy: DispatchPolicy = ON_CPU,
-        chunks: tuple[int, ...] = CHUNKS,
+        chunks: tuple[int, ...] | None = None,
     ) -> None:
         self.config, self.slots, self.dtype, self.policy = config, slots, dtype, policy
         self.cache_slots = slots + kept
-        self.chunks = chunks
+        self.chunks = chunks or chunks_for(context_length, policy)
         self.length = cache_length(context_length)
         # Without branches no loop's length may depend on data: one block is the whole cache.
         block = BLOCK if policy.branches else self.length
@@ -166,10 +165,10 @@ def cache_length(context_length: int) -> int:
     return -(-context_length // BLOCK) * BLOCK
 
 
-def chunks_for(context_length: int) -> tuple[int, ...]:
+def chunks_for(context_length: int, policy: DispatchPolicy) -> tuple[int, ...]:
     """The chunk sizes for a context: all that are shorter, and the first that is not."""
-    shorter = [size for size in CHUNKS if size < context_length]
-    return CHUNKS[: len(shorter) + 1]
+    shorter = [size for size in policy.chunks if size < context_length]
+    return policy.chunks[: len(shorter) + 1]
 
 
 def row_counts(slots: int) -> list[int]:

@@ -116,7 +116,7 @@ def _start(settings: Settings, model: ServedModel, compilations: CompileCounter)
 
 
 def _load_generative(start: _Start, on_death: OnDeath, wrap: Wrap) -> GenerativeModel:
-    from gemma_server.executor.programs import Programs, chunks_for
+    from gemma_server.executor.programs import Programs
     from gemma_server.executor.runner import JaxRunner
 
     settings, policy = start.settings, start.policy
@@ -129,7 +129,6 @@ def _load_generative(start: _Start, on_death: OnDeath, wrap: Wrap) -> Generative
         dtype=start.dtype,
         native=start.native,
         policy=policy,
-        chunks=chunks_for(start.context_length),
     )
     runner = JaxRunner(programs, _compile_and_read(start, programs), start.compilations)
     step_times = _warmed_up(start, runner)

@@ -93,8 +93,11 @@ def _turns(messages: Iterable[Message]) -> list[Message]:
             _append(turns, Message("user", system + message.content.strip()))
             system = ""
         else:
+            if system:  # a turn of its own, where it stands
+                _append(turns, Message("user", system.strip()))
+                system = ""
             _append(turns, Message("assistant", message.content.strip()))
-    if system:  # no user message follows it
+    if system:
         _append(turns, Message("user", system.strip()))
     return turns
 

@@ -129,7 +129,8 @@ def _invoke(*arguments: object) -> Result:
 @pytest.mark.slow
 def test_the_command_measures_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "READ_BYTES", 1 << 20)
-    monkeypatch.setattr(programs, "CHUNKS", (128, 256))  # fewer programs: they take all of the time
+    # Fewer programs: they take all of the time.
+    monkeypatch.setattr(programs, "chunks_for", lambda context_length, policy: (128, 256))
     monkeypatch.setattr(programs, "row_counts", lambda slots: [slots])
     path = write_gguf(tmp_path / "model.gguf", "gemma2", tiny_weights("gemma2"))
     flags = ("--model-checkpoint", path, "--cache-dir", tmp_path / "cache", "--dtype", "float32")

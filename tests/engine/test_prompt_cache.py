@@ -1,11 +1,13 @@
 """Where prompts are put, what is kept of texts that have ended, and how long chunks are."""
 
+import itertools
+import random
 from dataclasses import replace
 
 import pytest
 
 from gemma_server.engine.plan import Copy, Plan, StepResult
-from gemma_server.engine.prompt_cache import Placement, PromptCache, Text
+from gemma_server.engine.prompt_cache import Placement, PromptCache, Text, shared
 from gemma_server.engine.request import Request, Token
 from gemma_server.engine.scheduler import Limits, Scheduler
 from testing.scheduling import submit_one
@@ -75,6 +77,17 @@ def test_what_others_have_is_not_kept_twice() -> None:
     assert cache.place(THIRD, {0}, {}).copies == (Copy(0, 2, 100),)
     cache.leave(0, longer(CHAT))
     assert cache.place(THIRD, {0}, {}).copies == (Copy(0, 2, 150),)  # over its own beginning
+
+
+def test_what_is_shared_is_found_at_any_length() -> None:
+    rng = random.Random(1)
+    for _ in range(300):
+        one = tuple(rng.choices((1, 2), k=rng.randrange(200)))
+        end = tuple(rng.choices((1, 2), k=rng.randrange(1, 150)))
+        other = one[: rng.randrange(len(one) + 1)] + end
+        pairs = zip(one, other[:-1], strict=False)
+        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+        assert shared(Text(one), Text(other)) == len(list(alike))
 
 
 def test_salts_part_texts_and_who_wants_none_gets_none() -> None:

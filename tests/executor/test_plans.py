@@ -1,6 +1,7 @@
 """What a plan may say, on a tiny model: copies of slots, and steps that differ from row to row."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from gemma_server.engine.plan import Chunk, Copy, Plan, Row
 from gemma_server.engine.request import SamplingParams, Token
-from gemma_server.executor.dispatch_policy import DispatchPolicy
+from gemma_server.executor.dispatch_policy import ON_CPU
 from gemma_server.private_directory import PrivateDirectory
 from gemma_server.weights.orbax.gemma import OrbaxWeights
 from testing.tiny import load_params, tiny_config, tiny_weights, write_orbax
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.slow
 
 NAME = "gemma2"  # the fewest layers that are of both kinds
 SLOTS, CHUNK, STEPS = 4, 32, 4
+KEPT = SLOTS  # a slot where no row runs
 SAMPLED = SamplingParams(temperature=1.0, seed=11)
 PROMPT = tuple(np.random.default_rng(0).integers(0, tiny_config(NAME).vocab, 20).tolist())
 OTHER = tuple(np.random.default_rng(1).integers(0, tiny_config(NAME).vocab, 25).tolist())
@@ -37,9 +39,9 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return name[0] == "decode" and name[1:3] != (SLOTS, STEPS)
 
     path = tmp_path_factory.mktemp("tiny")
-    policy = DispatchPolicy(steps=STEPS, max_in_flight=1, branches=True, gap_s=None)
+    policy = replace(ON_CPU, steps=STEPS)
     fixed: dict[str, Any] = {"context_length": 64, "dtype": np.dtype("float32"), "policy": policy}
-    programs = Few(tiny_config(NAME), slots=SLOTS, chunks=(CHUNK,), **fixed)
+    programs = Few(tiny_config(NAME), slots=SLOTS, kept=1, chunks=(CHUNK,), **fixed)
     programs.compile(
         lambda share: None, CompileCache(PrivateDirectory(path), programs.configuration)
     )
@@ -72,6 +74,18 @@ def test_a_copied_slot_goes_on_as_its_source_does(runner: Any) -> None:
     assert read_prompt(runner, 2, PROMPT, keep) == first
     mine, copied = decode(runner, row(0, len(PROMPT)), row(2, len(PROMPT)))
     assert mine == copied
+
+
+def test_a_text_that_was_kept_comes_back(runner: Any) -> None:
+    first, keep = read_prompt(runner, 0, PROMPT), len(PROMPT) - 1
+    expected = decode(runner, row(0, len(PROMPT)), row(0, len(PROMPT)))[0]
+    runner.dispatch(Plan(None, (), (Copy(0, KEPT, keep),)))
+    for slot in range(SLOTS):
+        read_prompt(runner, slot, OTHER)
+    decode(runner, row(0, len(OTHER)), row(1, len(OTHER)), row(2, len(OTHER)))  # and padding
+    runner.dispatch(Plan(None, (), (Copy(KEPT, 1, keep),)))
+    assert read_prompt(runner, 1, PROMPT, keep) == first
+    assert decode(runner, row(1, len(PROMPT)), row(0, len(OTHER)))[0] == expected
 
 
 def test_a_copy_of_a_part_leaves_the_source_alone(runner: Any) -> None:

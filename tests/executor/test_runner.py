@@ -19,8 +19,8 @@ from gemma_server.engine.request import (
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.executor import programs as executor_programs
 from gemma_server.executor.compile_cache import CompileCache
-from gemma_server.executor.dispatch_policy import ON_CPU, ON_GPU, DispatchPolicy
-from gemma_server.executor.programs import CHUNKS, Programs
+from gemma_server.executor.dispatch_policy import ON_CPU, ON_GPU
+from gemma_server.executor.programs import Programs
 from gemma_server.executor.runner import JaxRunner
 from gemma_server.private_directory import PrivateDirectory
 from testing.counts import is_long
@@ -33,8 +33,8 @@ SLOTS, CONTEXT = 4, 256  # the cache's very length: what is surplus there has no
 POLICIES = {"on a CPU": ON_CPU, "on a GPU": ON_GPU}
 SIZES = {"on a CPU": (8, 64), "on a GPU": (64,)}  # each is one program more, or several
 if is_long():
-    POLICIES["in blocks"] = DispatchPolicy(steps=3, max_in_flight=1, branches=True, gap_s=None)
-    SIZES = dict.fromkeys(POLICIES, CHUNKS)
+    POLICIES["in blocks"] = replace(ON_CPU, steps=3)
+    SIZES = {name: policy.chunks for name, policy in POLICIES.items()}
 
 
 @pytest.fixture(scope="module", params=POLICIES)

@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 
 from gemma_server.engine.request import Finished, Handle, Request, SamplingParams, Token
-from testing.real import RealModel
+from gemma_server.errors import ModelLoadError
+from testing.counts import is_long
+from testing.real import RealModel, load_real_model
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.real_model
 
 STEPS = 12
-WAYS = (
+WAYS = [
     SamplingParams(),
-    SamplingParams(temperature=1.0, seed=3),
     SamplingParams(temperature=0.8, top_k=40, top_p=0.95, seed=4, repetition_penalty=1.1),
-)
+]
+if is_long():
+    WAYS.append(SamplingParams(temperature=1.0, seed=3))
 
 
 def ids_of(seed: int, length: int) -> tuple[int, ...]:
@@ -46,7 +49,7 @@ def cold(real: RealModel, request: Request) -> list[Token]:
 @pytest.mark.parametrize("how", WAYS, ids=str)
 def test_a_conversation_reads_each_turn_once(real: RealModel, how: SamplingParams) -> None:
     ids, cached = ids_of(0, 50), 0
-    for turn in range(4):
+    for turn in range(3):
         request = request_for(ids, how)
         [handle] = real.engine.submit([request])
         answer = read(handle)
@@ -60,31 +63,36 @@ def test_a_conversation_reads_each_turn_once(real: RealModel, how: SamplingParam
 @pytest.mark.parametrize("how", WAYS, ids=str)
 def test_prompts_with_one_beginning_share_it(real: RealModel, how: SamplingParams) -> None:
     """At once, from a slot that is free, and from one that is at work."""
-    beginning = ids_of(10, 300)
-    requests = [request_for(beginning + ids_of(20 + n, 3 + 40 * n), how) for n in range(4)]
+    beginning = ids_of(10, 100)
+    requests = [request_for(beginning + ids_of(20 + n, 3 + 40 * n), how) for n in range(3)]
     expected = [cold(real, request) for request in requests]
     handles = real.engine.submit(requests)
     assert [read(handle) for handle in handles] == expected
-    assert [handle.cached_tokens for handle in handles] == [0, 300, 300, 300]
+    assert [handle.cached_tokens for handle in handles] == [0, 100, 100]
     long = replace(requests[0], max_new_tokens=60)
     [busy] = real.engine.submit([long])
     busy.next_event(60)
     for request, answer in zip(requests, expected, strict=True):
         [handle] = real.engine.submit([request])
         assert read(handle) == answer
-        assert handle.cached_tokens >= 300
+        assert handle.cached_tokens >= 100
     real.engine.cancel(busy)
 
 
 def test_several_answers_to_one_prompt_read_it_once(real: RealModel) -> None:
-    ids = ids_of(30, 200)
+    ids = ids_of(30, 100)
     requests = [
         replace(request_for(ids, replace(WAYS[1], seed=seed)), cache_salt="n") for seed in range(4)
     ]
     handles = real.engine.submit(requests)
     answers = [read(handle) for handle in handles]
-    assert [handle.cached_tokens for handle in handles] == [0, 199, 199, 199]
+    assert [handle.cached_tokens for handle in handles] == [0, 99, 99, 99]
     assert answers == [cold(real, request) for request in requests]
+
+
+def test_too_little_memory_for_one_text_is_refused() -> None:
+    with pytest.raises(ModelLoadError, match=r"--prompt-cache-bytes 1000: .* up to 37748736 bytes"):
+        load_real_model(prompt_cache_bytes=1000)
 
 
 def test_a_salt_parts_what_is_shared(real: RealModel) -> None:

@@ -12,7 +12,8 @@ from gemma_server.engine.request import Request, SamplingParams
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.executor import programs
 from gemma_server.executor.compile_cache import CompileCache
-from gemma_server.executor.programs import CHUNKS, Programs
+from gemma_server.executor.dispatch_policy import ON_CPU
+from gemma_server.executor.programs import Programs
 from gemma_server.executor.runner import JaxRunner
 from gemma_server.private_directory import PrivateDirectory
 from gemma_server.settings import default_cache_dir
@@ -105,7 +106,7 @@ def test_the_distributions_are_the_oracle_s(
 @pytest.fixture
 def engine(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     """In float32. Outside the long run without the programs for other sizes."""
-    chunks, slots = CHUNKS if is_long() else (128,), 8
+    chunks, slots = ON_CPU.chunks if is_long() else (128,), 8
     if not is_long():
         monkeypatch.setattr(programs, "row_counts", lambda slots: [slots])
     fixed: dict[str, Any] = {"context_length": LENGTH, "dtype": np.dtype("float32")}

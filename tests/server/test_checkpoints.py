@@ -101,7 +101,8 @@ def test_the_server_answers_what_the_oracle_would(
     # The context is filled to its end and not beyond.
     to_the_end = server.prompt(PROMPT, sampling_steps=96, ignore_eos=True)
     assert to_the_end.json["finish_reason"] == "length"
-    assert sum(to_the_end.json["usage"].values()) == 96
+    usage = to_the_end.json["usage"]
+    assert usage["prompt_tokens"] + usage["completion_tokens"] == 96
 
 
 def test_gemma4_is_converted_and_served(start: Start, tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def test_what_no_official_template_takes_is_folded_not_refused() -> None:
     assert _shown(two) == "<bos><start_of_turn>user\na\n\nb<end_of_turn>\n<start_of_turn>model\n"
     late = _ids(("user", "a"), ("assistant", "b"), ("system", "c"), ("user", "d"))
     assert "<start_of_turn>user\nc\n\nd<end_of_turn>" in _shown(late)
+    begun = TEMPLATE.encode([Message("system", "s"), Message("assistant", "b")], goes_on=True)
+    assert begun == TEMPLATE.encode([Message("user", "s"), Message("assistant", "b")], goes_on=True)
     alone = _ids(("system", " s "))
     assert _shown(alone) == "<bos><start_of_turn>user\ns<end_of_turn>\n<start_of_turn>model\n"
     last = _ids(("user", "a"), ("system", "s"))
