@@ -5,7 +5,7 @@ system turn: a system message opens the next user turn, as in Gemma 3's own temp
 2's refuse it). Only the template makes control tokens: a turn marker in a message stays text.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from gemma_server.text.chat import Message, Tool
@@ -82,23 +82,21 @@ class GemmaTemplate:
         return [self._tokenizer.end_of_turn_id, *self._newline]
 
 
-def _turns(messages: Iterable[Message]) -> list[Message]:
-    """Alternating turns of user and assistant; successive messages of a role become one turn."""
+def _turns(messages: Sequence[Message]) -> list[Message]:
+    """Alternating turns of user and assistant; successive messages of a role become one turn. What
+    the system says begins the user's next turn, or is one of the user's where none follows."""
     turns: list[Message] = []
     system = ""
-    for message in messages:
-        if message.role == "system":
+    last = max((i for i, each in enumerate(messages) if each.role == "user"), default=-1)
+    for index, message in enumerate(messages):
+        content = message.content.strip()
+        if message.role == "system" and index < last:
             system += message.content + GAP
-        elif message.role == "user":
-            _append(turns, Message("user", system + message.content.strip()))
-            system = ""
+        elif message.role == "assistant":
+            _append(turns, Message("assistant", content))
         else:
-            if system:  # a turn of its own, where it stands
-                _append(turns, Message("user", system.strip()))
-                system = ""
-            _append(turns, Message("assistant", message.content.strip()))
-    if system:
-        _append(turns, Message("user", system.strip()))
+            _append(turns, Message("user", system + content))
+            system = ""
     return turns
 
 
