@@ -239,6 +239,9 @@ def _plain(schema: Any, path: Path) -> Any:
         for word, value in schema.items()
         if word != _OWN_OPTIONS and not (word in _HARMLESS and value == _HARMLESS[word])
     }
+    for word in ("const", "enum"):
+        if _has_nul(plain.get(word)):  # llguidance leaves it out
+            raise GrammarRefused("it has a NUL character", _spelled((*path, word)))
     name, others = plain.get("format"), plain.get("allOf", [])
     if isinstance(name, str) and name not in _FORMATS:
         del plain["format"]
@@ -255,6 +258,13 @@ def _plain(schema: Any, path: Path) -> Any:
         elif kind != _BY_NAME and isinstance(value, list):
             plain[word] = [made[word, place] for place in range(len(value))]
     return plain
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    keys = value if isinstance(value, dict) else ()
+    return any(map(_has_nul, (*keys, *_values(value))))
 
 
 def _inner(schema: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:

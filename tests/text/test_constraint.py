@@ -225,3 +225,11 @@ def test_a_thought_is_free_but_has_to_end() -> None:
         assert not turn.is_complete
         turn.take(token)
     assert turn.is_complete
+
+
+@pytest.mark.parametrize("word", [{"const": "a\0b"}, {"enum": [1, ["a", {"\0": 1}]]}], ids=str)
+def test_a_nul_character_is_refused_where_it_would_be_left_out(word: dict[str, Any]) -> None:
+    with pytest.raises(GrammarRefused) as error:
+        grammar.of_schema({"properties": {"x": word}})
+    assert error.value.where == f"#/properties/x/{next(iter(word))}"
+    assert grammar.of_choice(["a\0b"])  # there it is kept
