@@ -17,6 +17,7 @@ class Text(NamedTuple):
 # To copy takes as long as to read some tokens, and a short text is soon read again.
 _WORTH_COPYING = 32  # tokens
 _WORTH_KEEPING = 64
+_MOSTLY = 0.75
 _BLOCK = 64  # tokens that are compared at a time
 
 
@@ -134,8 +135,9 @@ class PromptCache:
         if any(_begins(longer, left.text) for longer in (*others, *running.values(), prompt)):
             return ()
         oldest = min(places, key=lambda place: self._left[place].used)
-        for place in places:  # a beginning of this very text need not stay beside it
-            if self._left[place].text.ids and _begins(left.text, self._left[place].text):
+        for place in places:  # what is mostly in this text too need not stay beside it
+            text = self._left[place].text
+            if text.ids and shared(text, left.text) >= _MOSTLY * len(text.ids):
                 oldest = place
         self._left[oldest] = left
         return (Copy(slot, oldest, len(left.text.ids)),)

@@ -90,6 +90,16 @@ def test_what_is_shared_is_found_at_any_length() -> None:
         assert shared(Text(one), Text(other)) == len(list(alike))
 
 
+def test_a_text_takes_the_place_of_one_that_is_mostly_in_it() -> None:
+    """An answer that nobody went on with, behind a prompt that somebody did."""
+    cache = PromptCache(slots=1, kept=2)
+    for each in (CHAT, OTHER, Text((*CHAT.ids[:90], *range(8000, 8060)))):
+        cache.place(each, {0}, {})
+        cache.leave(0, each)
+    assert cache.place(THIRD, {0}, {}).copies == (Copy(0, 1, 150),)
+    assert cache.longest(longer(OTHER), {}) == 100
+
+
 def test_salts_part_texts_and_who_wants_none_gets_none() -> None:
     cache = PromptCache(slots=1)
     cache.leave(0, CHAT)
