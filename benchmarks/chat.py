@@ -16,17 +16,15 @@ starts both servers anew. The columns take turns:
 The last line of standard output is the result as one JSON document.
 """
 
-import argparse
 import json
 import random
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 
-from benchmarks.servers import Server, end_servers_on_sigterm, positive, say
+from benchmarks.servers import Server
 from benchmarks.sides import (
     OURS,
     Json,
@@ -34,8 +32,9 @@ from benchmarks.sides import (
     beside_each_other,
     both_sides,
     complete,
+    in_rounds,
+    parse_rounds,
     random_words,
-    start,
     stream,
 )
 from gemma_server.settings import default_cache_dir
@@ -56,29 +55,23 @@ Row = dict[str, float]
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.chat", description="texts that begin like others, and llama.cpp's"
-    )
-    parser.add_argument("--rounds", type=positive, default=3, help="default: 3")
-    rounds = parser.parse_args().rounds
-    end_servers_on_sigterm()
+    rounds = parse_rounds("chat", "texts that begin like others, and llama.cpp's")
     ours, theirs = both_sides(demo_checkpoint(default_cache_dir()), theirs=("--cache",))
     columns = (ours, replace(ours, name=READS_ALL, body=_reading_all(ours)), theirs)
     samples: dict[str, dict[str, list[float]]] = {
         column.name: defaultdict(list) for column in columns
     }
-    with start(ours):
-        pass  # fills the compile cache
-    for number in range(rounds):
-        say(f"round {number + 1} of {rounds}")
-        with ExitStack() as stack:
-            servers = {side.name: stack.enter_context(start(side)) for side in (ours, theirs)}
-            for measure in (again, chat, shared):
-                for column in columns:
-                    server = servers.get(column.name, servers[OURS])
-                    found = measure(column, server, random.Random(f"{number} {column.name}"))
-                    for row, value in found.items():
-                        samples[column.name][row].append(value)
+
+    def measure_all(number: int, servers: list[tuple[Side, Server]]) -> None:
+        of_side = {side.name: server for side, server in servers}
+        for measure in (again, chat, shared):
+            for column in columns:
+                server = of_side.get(column.name, of_side[OURS])
+                found = measure(column, server, random.Random(f"{number} {column.name}"))
+                for row, value in found.items():
+                    samples[column.name][row].append(value)
+
+    in_rounds(rounds, (ours, theirs), measure_all)
     table, rows = beside_each_other(ROWS, samples)
     print(table)
     print(json.dumps({"benchmark": "chat", "rounds": rounds, "rows": rows}))

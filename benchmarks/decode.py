@@ -47,8 +47,8 @@ from benchmarks.sides import (
     both_sides,
     comparison,
     complete,
+    in_rounds,
     random_words,
-    start,
 )
 from gemma_server.cli.report import Summary, format_table
 from gemma_server.settings import default_cache_dir
@@ -133,34 +133,35 @@ def main() -> None:
 def compare(rounds: int, checkpoint: Path, library: Library | None) -> None:
     """Measure `rounds` times, then print the tables and the JSON document."""
     sides = both_sides(checkpoint)
-    with start(sides[0]):
-        pass  # fills the compile cache
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for number in range(rounds):
-        say(f"round {number + 1} of {rounds}")
-        measure_round(sides, library, samples, random.Random(number))
+
+    def measure_all(number: int, servers: list[tuple[Side, Server]]) -> None:
+        measure_round(servers, library, samples, random.Random(number))
+
+    in_rounds(rounds, sides, measure_all)
     report(rounds, samples)
 
 
 def measure_round(
-    sides: Sequence[Side], library: Library | None, samples: Samples, rng: random.Random
+    servers: Sequence[tuple[Side, Server]],
+    library: Library | None,
+    samples: Samples,
+    rng: random.Random,
 ) -> None:
-    """Start both servers, let all take turns at each work, and add what was measured."""
-    with ExitStack() as stack:
-        servers = [(side, stack.enter_context(start(side))) for side in sides]
-        for side, server in servers:
-            samples[side.name]["ready_s"].append(server.ready_s)
-            for work in WORKS:
-                seconds(side, server, work.warmup, rng)
+    """Let all take turns at each work, and add what was measured."""
+    for side, server in servers:
+        samples[side.name]["ready_s"].append(server.ready_s)
         for work in WORKS:
-            seed = rng.random()
-            for side, server in servers:
-                taken = seconds(side, server, work, random.Random(seed))
-                samples[side.name][work.row].append(work.counted / taken)
-            if library is not None and work in OF_LIBRARY:
-                measure_library(library, work, samples)
+            seconds(side, server, work.warmup, rng)
+    for work in WORKS:
+        seed = rng.random()
         for side, server in servers:
-            samples[side.name]["peak_mb"].append(peak_mb(server))
+            taken = seconds(side, server, work, random.Random(seed))
+            samples[side.name][work.row].append(work.counted / taken)
+        if library is not None and work in OF_LIBRARY:
+            measure_library(library, work, samples)
+    for side, server in servers:
+        samples[side.name]["peak_mb"].append(peak_mb(server))
 
 
 def measure_library(library: Library, work: Work, samples: Samples) -> None:

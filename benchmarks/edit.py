@@ -13,14 +13,22 @@ one stream at a time. The speed is that of decoding: tokens between the first an
 The last line of standard output is the result as one JSON document.
 """
 
-import argparse
 import json
 from collections import defaultdict
-from contextlib import ExitStack
 from dataclasses import replace
 
-from benchmarks.servers import Server, end_servers_on_sigterm, positive, say
-from benchmarks.sides import OURS, THEIRS, Json, Side, beside_each_other, both_sides, start, stream
+from benchmarks.servers import Server
+from benchmarks.sides import (
+    OURS,
+    THEIRS,
+    Json,
+    Side,
+    beside_each_other,
+    both_sides,
+    in_rounds,
+    parse_rounds,
+    stream,
+)
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
 
@@ -46,12 +54,7 @@ STORIES = (
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.edit", description="drafts from the text, and llama.cpp's"
-    )
-    parser.add_argument("--rounds", type=positive, default=3, help="default: 3")
-    rounds = parser.parse_args().rounds
-    end_servers_on_sigterm()
+    rounds = parse_rounds("edit", "drafts from the text, and llama.cpp's")
     checkpoint = demo_checkpoint(default_cache_dir())
     drafting = both_sides(checkpoint, theirs=("--ngram",))
     ours, theirs = both_sides(checkpoint, ours=("--max-draft", "0"))
@@ -62,17 +65,15 @@ def main() -> None:
         replace(theirs, name=f"{THEIRS}, no drafts"),
     )
     samples: dict[str, dict[str, list[float]]] = {side.name: defaultdict(list) for side in sides}
-    with start(ours):
-        pass  # fills the compile cache
-    for number in range(rounds):
-        say(f"round {number + 1} of {rounds}")
-        with ExitStack() as stack:
-            servers = [(side, stack.enter_context(start(side))) for side in sides]
-            for side, server in servers:
-                speed(side, server, "A word")  # warms up
-            for side, server in servers:
-                for row, value in measure(side, server, number).items():
-                    samples[side.name][row].append(value)
+
+    def measure_all(number: int, servers: list[tuple[Side, Server]]) -> None:
+        for side, server in servers:
+            speed(side, server, "A word")  # warms up
+        for side, server in servers:
+            for row, value in measure(side, server, number).items():
+                samples[side.name][row].append(value)
+
+    in_rounds(rounds, sides, measure_all)
     table, rows = beside_each_other(ROWS, samples)
     print(table)
     print(json.dumps({"benchmark": "edit", "rounds": rounds, "rows": rows}))

@@ -12,18 +12,24 @@ Both serve the demo model on the CPU as in `benchmarks.decode`. Four streams wri
 The last line of standard output is the result as one JSON document.
 """
 
-import argparse
 import json
 import random
 import statistics
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from itertools import pairwise
 
-from benchmarks.servers import Server, end_servers_on_sigterm, positive, say
-from benchmarks.sides import Side, both_sides, comparison, random_words, start, stream
+from benchmarks.servers import Server
+from benchmarks.sides import (
+    Side,
+    both_sides,
+    comparison,
+    in_rounds,
+    parse_rounds,
+    random_words,
+    stream,
+)
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
 
@@ -40,23 +46,16 @@ ROWS = {
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.gaps", description="who waits for a long prompt, and llama.cpp's"
-    )
-    parser.add_argument("--rounds", type=positive, default=3, help="default: 3")
-    rounds = parser.parse_args().rounds
-    end_servers_on_sigterm()
+    rounds = parse_rounds("gaps", "who waits for a long prompt, and llama.cpp's")
     sides = both_sides(demo_checkpoint(default_cache_dir()))
     samples: dict[str, dict[str, list[float]]] = {side.name: defaultdict(list) for side in sides}
-    with start(sides[0]):
-        pass  # fills the compile cache
-    for number in range(rounds):
-        say(f"round {number + 1} of {rounds}")
-        with ExitStack() as stack:
-            servers = [(side, stack.enter_context(start(side))) for side in sides]
-            for side, server in servers:
-                for row, value in measure(side, server, random.Random(number)).items():
-                    samples[side.name][row].append(value)
+
+    def measure_all(number: int, servers: list[tuple[Side, Server]]) -> None:
+        for side, server in servers:
+            for row, value in measure(side, server, random.Random(number)).items():
+                samples[side.name][row].append(value)
+
+    in_rounds(rounds, sides, measure_all)
     table, rows = comparison(ROWS, samples)
     print(table)
     print(json.dumps({"benchmark": "gaps", "rounds": rounds, "rows": rows}))

@@ -1,17 +1,18 @@
 """gemma-server and llama.cpp: how to start each on the same GGUF file, and how to ask it."""
 
+import argparse
 import http.client
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import llama
-from benchmarks.servers import Server, serving
+from benchmarks.servers import Server, end_servers_on_sigterm, positive, say, serving
 from gemma_server.cli.report import Summary, format_table
 
 OURS, THEIRS = "gemma-server", llama.NAME
@@ -85,6 +86,32 @@ def both_sides(
 def start(side: Side) -> AbstractContextManager[Server]:
     """The side's server, for a `with` block; jax may not take a GPU that llama.cpp lacks."""
     return serving(*side.arguments, JAX_PLATFORMS="cpu")
+
+
+def parse_rounds(benchmark: str, description: str) -> int:
+    """What `--rounds` says, of a benchmark without other options. SIGTERM ends its servers."""
+    parser = argparse.ArgumentParser(prog=f"benchmarks.{benchmark}", description=description)
+    parser.add_argument("--rounds", type=positive, default=3, help="default: 3")
+    rounds: int = parser.parse_args().rounds
+    end_servers_on_sigterm()
+    return rounds
+
+
+def in_rounds(
+    rounds: int,
+    sides: Sequence[Side],
+    measure: Callable[[int, list[tuple[Side, Server]]], None],
+) -> None:
+    """Start all sides anew in each round, and measure them: the round's number, and the servers.
+
+    The first side is ours: a start before the first round fills its compile cache.
+    """
+    with start(sides[0]):
+        pass
+    for number in range(rounds):
+        say(f"round {number + 1} of {rounds}")
+        with ExitStack() as stack:
+            measure(number, [(side, stack.enter_context(start(side))) for side in sides])
 
 
 def random_words(tokens: int, rng: random.Random) -> str:

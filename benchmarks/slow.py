@@ -10,7 +10,6 @@ tokens that the engine sampled meanwhile, by its own count.
 The last line of standard output is the result as one JSON document.
 """
 
-import argparse
 import json
 import random
 import socket
@@ -19,8 +18,15 @@ import time
 import urllib.request
 from collections import defaultdict
 
-from benchmarks.servers import Server, end_servers_on_sigterm, positive, say
-from benchmarks.sides import beside_each_other, both_sides, random_words, start
+from benchmarks.servers import Server
+from benchmarks.sides import (
+    Side,
+    beside_each_other,
+    both_sides,
+    in_rounds,
+    parse_rounds,
+    random_words,
+)
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
 
@@ -29,18 +35,17 @@ CLIENTS, TOKENS, SECONDS = 64, 64, 15.0
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog="benchmarks.slow", description="clients that read slowly")
-    parser.add_argument("--rounds", type=positive, default=3, help="default: 3")
-    rounds = parser.parse_args().rounds
-    end_servers_on_sigterm()
+    rounds = parse_rounds("slow", "clients that read slowly")
     side, _ = both_sides(demo_checkpoint(default_cache_dir()))
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for number in range(rounds):
-        say(f"round {number + 1} of {rounds}")
-        with start(side) as server:
-            speed(server, 0.0)  # warms up
-            for name, pause_s in (("fast readers", 0.0), ("slow readers", 1.0)):
-                samples[name]["speed"].append(speed(server, pause_s))
+
+    def measure_all(number: int, servers: list[tuple[Side, Server]]) -> None:
+        [(_, server)] = servers
+        speed(server, 0.0)  # warms up
+        for name, pause_s in (("fast readers", 0.0), ("slow readers", 1.0)):
+            samples[name]["speed"].append(speed(server, pause_s))
+
+    in_rounds(rounds, [side], measure_all)
     table, rows = beside_each_other({"speed": "engine, tok/s"}, samples)
     print(table)
     print(json.dumps({"benchmark": "slow", "rounds": rounds, "rows": rows}))

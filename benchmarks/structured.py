@@ -15,18 +15,15 @@ share of it, and answers a second of the person. The tokens of an answer count a
 The last line of standard output is the result as one JSON document.
 """
 
-import argparse
 import json
 import random
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
-from benchmarks.servers import Server, end_servers_on_sigterm, positive, say
+from benchmarks.servers import Server
 from benchmarks.sides import (
     OURS,
     THEIRS,
@@ -36,8 +33,9 @@ from benchmarks.sides import (
     both_sides,
     comparison,
     complete,
+    in_rounds,
+    parse_rounds,
     random_words,
-    start,
 )
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
@@ -68,31 +66,18 @@ _FIELD = {OURS: "response_schema", THEIRS: "json_schema"}
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.structured", description="answers of a schema, and llama.cpp's"
-    )
-    parser.add_argument("--rounds", type=positive, default=3, help="default: 3")
-    arguments = parser.parse_args()
-    end_servers_on_sigterm()
-    compare(arguments.rounds, demo_checkpoint(default_cache_dir()))
-
-
-def compare(rounds: int, checkpoint: Path) -> None:
-    """Measure `rounds` times, then print the table and the JSON document."""
-    sides = both_sides(checkpoint)
+    rounds = parse_rounds("structured", "answers of a schema, and llama.cpp's")
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    with start(sides[0]):
-        pass  # fills the compile cache
-    for number in range(rounds):
-        say(f"round {number + 1} of {rounds}")
-        with ExitStack() as stack:
-            servers = [(side, stack.enter_context(start(side))) for side in sides]
+
+    def measure_all(number: int, servers: list[tuple[Side, Server]]) -> None:
+        for side, server in servers:
+            for kind in ("free", *SCHEMAS):
+                measure(side, server, kind, 1, random.Random(0))  # warms up
+        for streams in STREAMS:
             for side, server in servers:
-                for kind in ("free", *SCHEMAS):
-                    measure(side, server, kind, 1, random.Random(0))  # warms up
-            for streams in STREAMS:
-                for side, server in servers:
-                    add(samples[side.name], side, server, streams, number)
+                add(samples[side.name], side, server, streams, number)
+
+    in_rounds(rounds, both_sides(demo_checkpoint(default_cache_dir())), measure_all)
     report(rounds, samples)
 
 

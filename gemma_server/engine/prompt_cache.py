@@ -17,7 +17,7 @@ class Text(NamedTuple):
 # To copy takes as long as to read some tokens, and a short text is soon read again.
 _WORTH_COPYING = 32  # tokens
 _WORTH_KEEPING = 64
-_MOSTLY = 0.75
+_MOSTLY = 0.75  # of a kept text, beside which another that has so much of it is not kept
 _BLOCK = 64  # tokens that are compared at a time
 
 
