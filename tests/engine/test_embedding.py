@@ -147,8 +147,8 @@ def test_a_request_that_is_given_up_takes_no_step(engine: Engine) -> None:
 
 def test_a_deadline_that_passes_in_the_queue_ends_the_request(engine: Engine) -> None:
     hold(engine)
-    request = engine.submit([LONG], deadline=time.monotonic() + 0.01)
-    time.sleep(0.02)
+    request = engine.submit([LONG], deadline=time.monotonic() + 0.3)
+    time.sleep(0.4)
     engine.runner.open.set()
     with pytest.raises(DeadlineExceeded):
         request.wait(10)
