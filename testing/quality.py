@@ -153,7 +153,9 @@ class Scorer:
         opened = open_checkpoint(checkpoint)
         native = dtype == "int8" and register(PrivateDirectory(default_cache_dir() / "native"))
         self.config, self._dtype = opened.config, jnp.dtype(dtype)
-        self._module: Any = Transformer(self.config, Numerics(self._dtype, BLOCK, native))
+        table = opened.weights.own_table
+        numerics = Numerics(self._dtype, BLOCK, native, table.layout if table else None)
+        self._module: Any = Transformer(self.config, numerics)
         self.params = put_on_device(opened, self._dtype, lambda done, total: None)
 
     @cached_property

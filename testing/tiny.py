@@ -17,7 +17,7 @@ from gemma_server.text.sentencepiece_model import model_from_pieces
 from gemma_server.weights.blocks import Blocks, pack
 from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.orbax.gemma import OrbaxWeights
-from gemma_server.weights.source import WeightSource, load_leaves
+from gemma_server.weights.source import OWN_TABLE, WeightSource, load_leaves
 from testing.oracle.gemma import PRESETS, OracleConfig, random_weights
 
 # Kaggle's names of a layer's norms -> llama.cpp's.
@@ -240,6 +240,20 @@ def load_flat(
     return cast(
         dict[str, npt.NDArray[Any]], dict(load_leaves(source, wanted, lambda done, total: None))
     )
+
+
+def stored_rows(source: WeightSource) -> npt.NDArray[np.float32]:
+    """All rows of the source's own table, widened by the model from what is stored."""
+    import jax.numpy as jnp
+
+    from gemma_server.model.stored_rows import StoredRows
+
+    table, shape = source.own_table, source.config.leaf_shapes[OWN_TABLE]
+    assert table is not None
+    units, first = table.open()
+    assert units.shape == (table.layout.units, table.layout.unit)
+    stored = StoredRows(jnp.asarray(units), jnp.int32(first), table.layout.kind, shape[1])
+    return np.asarray(stored.rows(jnp.arange(shape[0])))
 
 
 def load_params(source: WeightSource, config: GemmaConfig) -> dict[str, Any]:

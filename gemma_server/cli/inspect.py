@@ -1,5 +1,6 @@
 """`gemma-server inspect`: what a checkpoint is and needs, from its headers alone."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from gemma_server.cli.report import format_facts
 from gemma_server.model.config import GemmaConfig, LayerConfig
 from gemma_server.serving.checkpoint import Checkpoint
 from gemma_server.settings import Settings
+from gemma_server.weights.source import OWN_TABLE
 
 # 8-bit weights have a scale of 16 bits to every 32; the cache beside them is bfloat16.
 _WEIGHT_BYTES = {"int8": 1 + 2 / 32, "bfloat16": 2, "float32": 4}
@@ -34,7 +36,7 @@ def describe(checkpoint: Checkpoint) -> str:
             "context": _context(config),
             "tokenizer": _tokenizer(checkpoint),
             **({} if config.bidirectional else {"sampling": _sampling(checkpoint)}),
-            "weights take": _each_dtype(config.parameters, _WEIGHT_BYTES),
+            "weights take": _weights(checkpoint),
             **_kind(config),
         }
     )
@@ -71,6 +73,16 @@ def _kind(config: GemmaConfig) -> dict[str, str]:
     if config.bidirectional:
         return {"makes": f"embeddings of {config.embedding_width} numbers, no text"}
     return {"cache takes": _cache(config)}
+
+
+def _weights(checkpoint: Checkpoint) -> str:
+    numbers, table = checkpoint.config.parameters, checkpoint.weights.own_table
+    if table is None:
+        return _each_dtype(numbers, _WEIGHT_BYTES)
+    numbers -= math.prod(checkpoint.config.leaf_shapes[OWN_TABLE])
+    where = "a row for each token's layers, read from the file as it is"
+    beside = f"beside {decimal(table.layout.nbytes)} in {table.layout.kind}, {where}"
+    return f"{_each_dtype(numbers, _WEIGHT_BYTES)}; {beside}"
 
 
 def _sampling(checkpoint: Checkpoint) -> str:

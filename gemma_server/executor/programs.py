@@ -23,6 +23,7 @@ from gemma_server.executor.variants import (
 from gemma_server.model.config import GemmaConfig
 from gemma_server.model.masks import mask_words
 from gemma_server.model.numerics import Numerics
+from gemma_server.model.stored_as import StoredAs
 from gemma_server.model.transformer import Params, Transformer, abstract_params
 
 BLOCK = 256  # cached positions that attention reads at a time
@@ -43,7 +44,7 @@ class Programs:
     """The programs of one configuration.
 
     The cache has `kept` slots beyond those that rows use. The weights' dtype is int8, float32 or
-    bfloat16; `native` says that the kernels may be used.
+    bfloat16; `native` says that the kernels may be used, `own_table` what `Numerics` says.
     `chunks` are the sizes of the prefill programs, if they are not the policy's.
     """
 
@@ -56,6 +57,7 @@ class Programs:
         context_length: int,
         dtype: Any,
         native: bool = False,
+        own_table: StoredAs | None = None,
         policy: DispatchPolicy = ON_CPU,
         chunks: tuple[int, ...] | None = None,
     ) -> None:
@@ -65,7 +67,7 @@ class Programs:
         self.length = cache_length(context_length)
         # Without branches no loop's length may depend on data: one block is the whole cache.
         block = BLOCK if policy.branches else self.length
-        model = Transformer(config, Numerics(dtype, block, native))
+        model = Transformer(config, Numerics(dtype, block, native, own_table))
         self._steps = Steps(model, self.cache_slots, self.length, branches=policy.branches)
         self._compiled: dict[Name, Any] = {}
 
@@ -151,7 +153,7 @@ class Programs:
     @cached_property
     def _weights(self) -> Params:
         """Their shapes, without tracing the model, which would slow down a warm start."""
-        return abstract_params(self.config, self.dtype)
+        return abstract_params(self.config, self.dtype, self._steps.model.numerics.own_table)
 
     @cached_property
     def _state(self) -> State:

@@ -13,6 +13,8 @@ from gemma_server.model.config import GemmaConfig
 from gemma_server.model.masks import Masks
 from gemma_server.model.numerics import Numerics
 from gemma_server.model.quantized import Quantized, blank, masked_product, product
+from gemma_server.model.stored_as import StoredAs
+from gemma_server.model.stored_rows import StoredRows, blank_rows
 
 Matrix = jax.Array | Quantized  # [out, in]
 
@@ -110,15 +112,19 @@ class Embedder(nn.Module):
             of_all = len(cfg.layers) * cfg.per_layer_width
             shape = (cfg.vocab, of_all)
             if cfg.per_layer_table:
+                layout = numerics.own_table
                 self.per_layer_embedding = self.param(
-                    "per_layer_embedding", init, shape, numerics.dtype
+                    "per_layer_embedding",
+                    init if layout is None else _stored_as(layout),
+                    shape,
+                    numerics.dtype,
                 )
             self.per_layer_projection = Linear(of_all, numerics)
             self.per_layer_norm = RMSNorm(cfg.norm_eps, numerics)
 
     def encode(self, tokens: jax.Array) -> jax.Array:
         """[B, T] ids -> [B, T, D]. The factor sqrt(D) is rounded to the dtype, as Gemma was."""
-        return _scaled_rows(self.embedding, tokens, self.config.width)
+        return _scaled(_rows(self.embedding, tokens), self.config.width)
 
     def per_layer(self, tokens: jax.Array, x: jax.Array) -> jax.Array | None:
         """[B, T] ids and their rows [B, T, D] -> what each layer reads beside its input,
@@ -132,8 +138,8 @@ class Embedder(nn.Module):
         context = self.per_layer_norm(projected.reshape(shape))
         if not self.config.per_layer_table:
             return context
-        own = _scaled_rows(self.per_layer_embedding, tokens, width).reshape(shape)
-        return (context + own) * 2**-0.5
+        own = _rows(self.per_layer_embedding, tokens).astype(x.dtype).reshape(shape)
+        return (context + _scaled(own, width)) * 2**-0.5
 
     def decode(self, hidden: jax.Array, masks: Masks | None = None) -> jax.Array:
         """[B, D] -> [B, V] logits in f32, -inf where a row's mask has no bit."""
@@ -142,9 +148,19 @@ class Embedder(nn.Module):
         return linear(hidden, self.embedding, jnp.float32, self.numerics.native)
 
 
-def _scaled_rows(table: Matrix, tokens: jax.Array, width: int) -> jax.Array:
-    rows = table.rows(tokens) if isinstance(table, Quantized) else table[tokens]
+def _rows(table: Matrix | StoredRows, tokens: jax.Array) -> jax.Array:
+    return table.rows(tokens) if isinstance(table, Quantized | StoredRows) else table[tokens]
+
+
+def _scaled(rows: jax.Array, width: int) -> jax.Array:
     return rows * jnp.sqrt(jnp.float32(width)).astype(rows.dtype)
+
+
+def _stored_as(layout: StoredAs) -> Callable[..., StoredRows]:
+    def init(key: jax.Array, shape: tuple[int, int], dtype: DTypeLike) -> StoredRows:
+        return blank_rows(layout, shape[1])
+
+    return init
 
 
 def matrix_of(init: nn.initializers.Initializer) -> Callable[..., Matrix]:

@@ -15,6 +15,7 @@ from gemma_server.model.layers import Dense, Embedder, FeedForward, Linear, RMSN
 from gemma_server.model.masks import Masks
 from gemma_server.model.mixture import Mixture
 from gemma_server.model.numerics import Numerics
+from gemma_server.model.stored_as import StoredAs
 
 Params = dict[str, Any]  # a plain tree of dicts whose leaves are arrays
 
@@ -192,11 +193,13 @@ class Transformer(nn.Module):
         return logits
 
 
-def abstract_params(config: GemmaConfig, dtype: DTypeLike) -> Params:
+def abstract_params(
+    config: GemmaConfig, dtype: DTypeLike, own_table: StoredAs | None = None
+) -> Params:
     """The parameter tree with the leaves' shapes and dtypes, from the modules' declaration."""
     one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     slot = jax.ShapeDtypeStruct((1,), jnp.int32)
-    model = Transformer(config, Numerics(dtype, block=8))
+    model = Transformer(config, Numerics(dtype, block=8, own_table=own_table))
     if config.bidirectional:
         init = partial(model.init, method="embed")
         tree = jax.eval_shape(init, jax.random.key(0), one, slot)

@@ -28,7 +28,8 @@ from gemma_server.weights.architecture import family_of
 from gemma_server.weights.arrays import Array
 from gemma_server.weights.blocks import Packed
 from gemma_server.weights.demo import demo_checkpoint
-from gemma_server.weights.source import Progress, load_leaves
+from gemma_server.weights.source import OWN_TABLE, Progress, load_leaves, open_table
+from gemma_server.weights.stored_table import Units
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -128,6 +129,7 @@ def _load_generative(start: _Start, on_death: OnDeath, wrap: Wrap) -> Generative
         context_length=start.context_length,
         dtype=start.dtype,
         native=start.native,
+        own_table=table.layout if (table := start.checkpoint.weights.own_table) else None,
         policy=policy,
     )
     runner = JaxRunner(programs, _compile_and_read(start, programs), start.compilations)
@@ -241,12 +243,26 @@ def put_on_device(checkpoint: Checkpoint, dtype: "DTypeLike", progress: Progress
         path: jax.ShapeDtypeStruct(shape, np.float32 if stays_float32(path) else dtype)
         for path, shape in checkpoint.config.leaf_shapes.items()
     }
-    leaves = {
-        path: jax.block_until_ready(_on_device(loaded, checkpoint.config.leaf_shapes[path]))
-        for path, loaded in load_leaves(checkpoint.weights, wanted, progress)
-    }
+    leaves: dict[str, Any] = {}
+    if (table := checkpoint.weights.own_table) is not None:
+        units = open_table(checkpoint.weights, table)
+        leaves[OWN_TABLE] = _table_on_device(units, table.layout.kind, wanted.pop(OWN_TABLE).shape)
+    for path, loaded in load_leaves(checkpoint.weights, wanted, progress):
+        on_device = _on_device(loaded, checkpoint.config.leaf_shapes[path])
+        leaves[path] = jax.block_until_ready(on_device)
     params: Params = unflatten_dict(leaves, sep="/")
     return params
+
+
+def _table_on_device(table: Units, kind: str, shape: tuple[int, ...]) -> Any:
+    """A table as it is stored; on a CPU one that is mapped from its file stays there."""
+    import jax
+    import numpy as np
+
+    from gemma_server.model.stored_rows import StoredRows
+
+    units, first = jax.device_put((table.units, np.int32(table.first)), may_alias=True)
+    return jax.block_until_ready(StoredRows(units, first, kind, shape[1]))
 
 
 def _on_device(loaded: Array | Packed, shape: tuple[int, ...]) -> Any:

@@ -20,7 +20,8 @@ from gemma_server.weights.numbers import Numbers
 from gemma_server.weights.orbax.container import open_arrays, refuse_other_dtypes
 from gemma_server.weights.orbax.gemma import copy_array, stored_bytes
 from gemma_server.weights.sampling_defaults import SamplingDefaults, read_sampling
-from gemma_server.weights.source import Rows
+from gemma_server.weights.source import OWN_TABLE, Rows
+from gemma_server.weights.stored_table import StoredTable, copied_table
 
 DESCRIPTION = "gemma-server.json"
 _FORMAT = 4
@@ -50,6 +51,13 @@ class ConvertedWeights:
             raise ModelLoadError(
                 f"{path}: {DESCRIPTION} says {len(self.config.layers)} layers, it has {len(layers)}"
             )
+
+    @property
+    def own_table(self) -> StoredTable | None:
+        array = self._arrays.get(OWN_TABLE)
+        if array is None:
+            return None
+        return copied_table(partial(copy_array, array), array.dtype.numpy_dtype, array.shape)
 
     def rows(self, leaf: str) -> Sequence[Rows]:
         array = self._arrays[leaf]

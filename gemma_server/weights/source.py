@@ -1,6 +1,7 @@
 """The interface of every checkpoint format, and the loop that reads one into the tree."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -14,9 +15,11 @@ from gemma_server.weights.arrays import Array, aligned_empty
 from gemma_server.weights.blocks import Blocks, Packed, pack, quantize
 from gemma_server.weights.files import INCOMPLETE
 from gemma_server.weights.sampling_defaults import SamplingDefaults
+from gemma_server.weights.stored_table import StoredTable, Units
 
 EMBEDDING = "embedder/embedding"
-TABLES = (EMBEDDING, "embedder/per_layer_embedding")  # a row for each token, and maybe a few more
+OWN_TABLE = "embedder/per_layer_embedding"
+TABLES = (EMBEDDING, OWN_TABLE)  # a row for each token, and maybe a few more
 _NAMED_AT_MOST = 4  # tensors in one error message
 
 
@@ -79,6 +82,11 @@ class WeightSource(Protocol):
     def stored(self) -> Mapping[str, int]:
         """Bytes of these tensors by stored type."""
 
+    @property
+    def own_table(self) -> StoredTable | None:
+        """The table of each layer's own embeddings as it is stored. None if the model has none, or
+        its rows are of a kind that is widened at loading."""
+
     def rows(self, leaf: str) -> Sequence[Rows]: ...
 
 
@@ -133,6 +141,16 @@ def load_leaves(
         yield path, _finished(out, leaf)
 
 
+def open_table(source: WeightSource, table: StoredTable) -> Units:
+    """Map or read the source's own table.
+
+    Raises:
+        ModelLoadError: it cannot be read.
+    """
+    with _reading(source, OWN_TABLE):
+        return table.open()
+
+
 def _rows_for(source: WeightSource, path: str, shape: tuple[int, ...]) -> Sequence[Rows]:
     """The leaf's rows, checked to make up its shape."""
     try:
@@ -176,16 +194,23 @@ def _finished(loaded: Array | Blocks, leaf: Leaf) -> Array | Packed:
 
 
 def _copy(source: WeightSource, part: Rows, out: Array | Blocks) -> None:
-    try:
+    with _reading(source, part.tensor):
         if isinstance(out, Blocks):
             assert part.copy_blocks is not None
             part.copy_blocks(out)
         else:
             part.copy(out)
+
+
+@contextmanager
+def _reading(source: WeightSource, tensor: str) -> Iterator[None]:
+    """Raises ModelLoadError, which names the tensor, for what reading raises in the block."""
+    try:
+        yield
     except (ValueError, NotImplementedError, OSError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0][:300]
         raise ModelLoadError(
-            f"{source.path}: {part.tensor} cannot be read: {reason}; {INCOMPLETE}"
+            f"{source.path}: {tensor} cannot be read: {reason}; {INCOMPLETE}"
         ) from None
 
 

@@ -16,7 +16,7 @@ from gemma_server.text.jinja_template import JinjaTemplate
 from gemma_server.weights.gguf.gemma import GgufWeights
 from gemma_server.weights.hugging_face.gemma import HuggingFaceWeights
 from gemma_server.weights.open import open_weights
-from gemma_server.weights.source import WeightSource, check
+from gemma_server.weights.source import OWN_TABLE, WeightSource, check, open_table
 from testing.gemma4 import (
     gemma4_config,
     gemma4_pieces,
@@ -27,7 +27,7 @@ from testing.gemma4 import (
 )
 from testing.models import oracle_logits
 from testing.oracle.gemma4 import PRESETS
-from testing.tiny import load_flat
+from testing.tiny import load_flat, stored_rows
 
 NAMES = ["gemma4-e", "gemma4-kv", "gemma4-moe"]
 Tree = dict[str, Any]
@@ -35,7 +35,10 @@ Tree = dict[str, Any]
 
 def _tree(source: WeightSource) -> tuple[GemmaConfig, Tree]:
     check(source)
-    return replace(source.config, norm_eps=1e-6), load_flat(source, source.config)
+    tree = load_flat(source, source.config)
+    if OWN_TABLE in tree:
+        np.testing.assert_array_equal(stored_rows(source), tree[OWN_TABLE])
+    return replace(source.config, norm_eps=1e-6), tree
 
 
 def _assert_same(found: tuple[GemmaConfig, Tree], expected: tuple[GemmaConfig, Tree]) -> None:
@@ -71,6 +74,15 @@ def test_keys_and_values_that_nothing_reads_are_dropped(tmp_path: Path) -> None:
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(ModelLoadError, match=r"no place for the tensors .*layers\.2\.self_attn"):
         check(open_weights(path))
+
+
+def test_a_table_whose_file_has_gone_is_named(tmp_path: Path) -> None:
+    source = open_weights(write_gemma4_hf(tmp_path / "hf", "gemma4-e"))
+    table = source.own_table
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    assert table is not None
+    with pytest.raises(ModelLoadError, match=f"{OWN_TABLE} cannot be read: .*No such file"):
+        open_table(source, table)
 
 
 @pytest.mark.parametrize(

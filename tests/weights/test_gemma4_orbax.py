@@ -17,12 +17,12 @@ from gemma_server.serving.checkpoint import open_checkpoint
 from gemma_server.weights.hugging_face.gemma import HuggingFaceWeights
 from gemma_server.weights.open import open_weights
 from gemma_server.weights.orbax.gemma import OrbaxWeights
-from gemma_server.weights.source import check
+from gemma_server.weights.source import OWN_TABLE, check
 from testing import layouts
 from testing.gemma4 import write_gemma4_hf, write_gemma4_tokenizer
 from testing.gemma4_orbax import gemma4_flat, gemma4_preset
 from testing.oracle.gemma4 import PRESETS
-from testing.tiny import Weights, load_flat, write_orbax
+from testing.tiny import Weights, load_flat, stored_rows, write_orbax
 
 NAMES = ["gemma4-e", "gemma4-kv", "gemma4-moe"]
 
@@ -83,6 +83,8 @@ def test_every_layout_gives_the_model_of_the_other_formats(
     leaves = load_flat(found, found.config)
     for path, array in load_flat(expected, expected.config).items():
         np.testing.assert_array_equal(leaves[path], array, err_msg=path)
+    if OWN_TABLE in leaves:
+        np.testing.assert_array_equal(stored_rows(found), leaves[OWN_TABLE])
 
 
 @pytest.mark.slow
@@ -97,6 +99,8 @@ def test_it_is_converted(name: str, tmp_path: Path) -> None:
     expected = load_flat(before.weights, before.config)
     for leaf, array in load_flat(after.weights, after.config).items():
         np.testing.assert_array_equal(array, expected[leaf], err_msg=leaf)
+    if OWN_TABLE in expected:
+        np.testing.assert_array_equal(stored_rows(after.weights), expected[OWN_TABLE])
 
 
 def test_padding_rows_of_both_tables_are_left_out(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from gemma_server.model import stored_as
 from gemma_server.model.config import BLOCK
+from gemma_server.model.stored_rows import StoredRows
 from gemma_server.weights.blocks import Blocks
 from gemma_server.weights.gguf.blocks import EXACT_IN_BLOCKS
 from gemma_server.weights.gguf.container import GgufFile
@@ -69,6 +71,24 @@ def test_8_bit_blocks_hold_the_same_numbers(
     GgufFile(path).copy_blocks(kind, blocks)
     scales = np.repeat(blocks.scales.astype(np.float32), BLOCK, axis=1)
     np.testing.assert_array_equal(blocks.values * scales, expected.reshape(rows, columns))
+
+
+@pytest.mark.parametrize("kind", stored_as.BLOCKS)
+def test_rows_that_stay_in_the_file_are_the_same_numbers(
+    path: Path, tensors: dict[str, Bytes], kind: str
+) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    expected = np.array(decode(kind, tensors[kind].tobytes()), np.float32).reshape(-1, COLUMNS)
+    table = GgufFile(path).table(kind)
+    assert table is not None
+    units, first = table.open()
+    assert units.ctypes.data % 64 == 0
+    rows = StoredRows(jnp.asarray(units), jnp.int32(first), kind, COLUMNS)
+    index = np.random.default_rng(1).integers(0, len(expected), (3, 5))
+    found = jax.jit(lambda table, index: table.rows(index))(rows, index)
+    np.testing.assert_array_equal(np.asarray(found), expected[index])
 
 
 def _read(path: Path, name: str) -> npt.NDArray[np.float32]:

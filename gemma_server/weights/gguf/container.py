@@ -9,6 +9,7 @@ import mmap
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gemma_server.weights.arrays import on_all_cores
 from gemma_server.weights.blocks import Blocks
 from gemma_server.weights.files import INCOMPLETE, require_file
 from gemma_server.weights.gguf.blocks import unpack_blocks
+from gemma_server.weights.stored_table import StoredTable, mapped_table
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -130,6 +132,12 @@ class GgufFile:
 
         on_all_cores(unpack, self._chunks(tensor, len(out.values), first))
         self._forget(tensor)
+
+    def table(self, name: str) -> StoredTable | None:
+        """The matrix as it lies in the file, if its rows can be read so."""
+        tensor = self.tensors[name]
+        raw = partial(np.frombuffer, self._data, np.uint8)
+        return mapped_table(raw, tensor.start, tensor.type_name, tensor.shape)
 
     def _chunks(self, tensor: Tensor, rows: int, first: int) -> Iterator[Chunk]:
         """Rows of a tensor as stored, from `first` on, in chunks [rows, bytes] that fit a CPU's

@@ -26,7 +26,8 @@ from gemma_server.weights.gguf.blocks import EXACT_IN_BLOCKS
 from gemma_server.weights.gguf.container import GgufFile
 from gemma_server.weights.numbers import Numbers
 from gemma_server.weights.sampling_defaults import SamplingDefaults, read_sampling
-from gemma_server.weights.source import EMBEDDING, Rows
+from gemma_server.weights.source import EMBEDDING, OWN_TABLE, Rows
+from gemma_server.weights.stored_table import StoredTable
 
 _NOT_TEXT = ("v.", "mm.", "a.")  # prefixes of the vision tower, its projector, the audio tower
 # What ends an answer, a turn, a message to a tool; Ollama's converter writes the list.
@@ -110,6 +111,11 @@ class GgufWeights:
         ]
         merged = isinstance(merges, list)
         return pieces, scores.tolist(), kinds if merged else types_with_newlines(pieces, kinds)
+
+    @property
+    def own_table(self) -> StoredTable | None:
+        stored = self._outside[OWN_TABLE] in self.tensors
+        return self._file.table(self._outside[OWN_TABLE]) if stored else None
 
     def rows(self, leaf: str) -> Sequence[Rows]:
         names = self._stored_names(leaf)

@@ -1,16 +1,20 @@
 """The safetensors files of one directory as one set of tensors, sharded or not."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.weights.arrays import Array
 from gemma_server.weights.files import INCOMPLETE, read_json, require_file
+from gemma_server.weights.stored_table import StoredTable, mapped_table
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # No Gemma comes near these limits; a larger hostile file would take long to parse.
@@ -63,6 +67,12 @@ class SafetensorsDir:
             for row in range(0, len(out), step):
                 stop = min(row + step, len(out))
                 out[row:stop] = rows[row:stop]
+
+    def table(self, name: str) -> StoredTable | None:
+        """The matrix as it lies in its file, if its rows can be read so."""
+        tensor = self.tensors[name]
+        raw = partial(np.memmap, tensor.file, np.uint8, "r")
+        return mapped_table(raw, _start(tensor.file, name), tensor.dtype, tensor.shape)
 
     def require_floats(self, names: Iterable[str]) -> None:
         """Refuse tensors that do not hold plain floats.
@@ -122,3 +132,14 @@ class SafetensorsDir:
         if name in self.tensors:
             raise ModelLoadError(f"{tensor.file}: {name} is in {self.tensors[name].file.name} too")
         self.tensors[name] = tensor
+
+
+def _start(path: Path, name: str) -> int:
+    """The byte of a file that is known to be whole at which a tensor begins.
+
+    Source: huggingface/safetensors, README.md, "Format".
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        begin: int = json.loads(file.read(size))[name]["data_offsets"][0]
+    return 8 + size + begin

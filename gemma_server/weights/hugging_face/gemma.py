@@ -33,7 +33,8 @@ from gemma_server.weights.hugging_face.embedding2 import (
 from gemma_server.weights.hugging_face.gemma4 import gemma4_config
 from gemma_server.weights.hugging_face.sentence_transformers import WEIGHT, dense_layers
 from gemma_server.weights.numbers import Numbers
-from gemma_server.weights.source import EMBEDDING, Rows, plus_one
+from gemma_server.weights.source import EMBEDDING, OWN_TABLE, Rows, plus_one
+from gemma_server.weights.stored_table import StoredTable
 
 _TABLE = "embed_tokens.weight"
 # Tensors outside the text model, or copies of its own: the tied output layer, rotary tables.
@@ -122,6 +123,11 @@ class HuggingFaceWeights:
     def stored(self) -> Mapping[str, int]:
         stored = self._files.stored(self._tensors.values())
         return sum((files.stored(files.tensors) for files in self._dense), stored)
+
+    @property
+    def own_table(self) -> StoredTable | None:
+        stored = self._tensors.get(self._outside.get(OWN_TABLE, ""))
+        return self._files.table(stored) if stored is not None else None
 
     def rows(self, leaf: str) -> Sequence[Rows]:
         if leaf.startswith("dense_") and leaf not in self._outside:

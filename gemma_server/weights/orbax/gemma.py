@@ -26,7 +26,8 @@ from gemma_server.weights.arrays import Array
 from gemma_server.weights.orbax import gemma4
 from gemma_server.weights.orbax.container import nbytes, open_arrays, refuse_other_dtypes
 from gemma_server.weights.sampling_defaults import SamplingDefaults
-from gemma_server.weights.source import EMBEDDING, Rows, plus_one
+from gemma_server.weights.source import EMBEDDING, OWN_TABLE, Rows, plus_one
+from gemma_server.weights.stored_table import StoredTable, copied_table
 
 _TABLE = "embedder/input_embedding"
 _STACKED = re.compile(r"stacked_layers/attention_type_(\d+)/(.*)")
@@ -79,6 +80,13 @@ class OrbaxWeights:
             raise ModelLoadError(f"{path}: no Gemma that is served: {error}") from None
         self.tensors = stored.keys() - self._dropped()
         self.stored = stored_bytes([stored[name] for name in self.tensors])
+
+    @property
+    def own_table(self) -> StoredTable | None:
+        if OWN_TABLE not in self.config.leaf_shapes:
+            return None
+        [rows], name = self.rows(OWN_TABLE), gemma4.OUTSIDE_LAYERS[OWN_TABLE].name
+        return copied_table(rows.copy, self._arrays[name].array.dtype.numpy_dtype, rows.shape)
 
     def rows(self, leaf: str) -> Sequence[Rows]:
         if self._is_gemma4:
