@@ -86,7 +86,7 @@ def _load(path: Path, dtype: str) -> dict[str, Any]:
     import jax
 
     from gemma_server.serving.checkpoint import open_checkpoint
-    from gemma_server.serving.gemma import put_on_device
+    from gemma_server.serving.on_device import put_on_device
 
     jax.devices()
     began = time.monotonic()

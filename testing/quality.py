@@ -147,7 +147,7 @@ class Scorer:
         from gemma_server.native.library import register
         from gemma_server.private_directory import PrivateDirectory
         from gemma_server.serving.checkpoint import open_checkpoint
-        from gemma_server.serving.gemma import put_on_device
+        from gemma_server.serving.on_device import put_on_device
         from gemma_server.settings import default_cache_dir
 
         opened = open_checkpoint(checkpoint)

@@ -33,6 +33,7 @@ def test_the_model_keeps_the_names_that_people_use(monkeypatch: pytest.MonkeyPat
         ({"port": "70000"}, ["--port", "65535"]),
         ({"context_length": "ten"}, ["--context-length", "integer"]),
         ({"dtype": "float16"}, ["--dtype", "bfloat16"]),
+        ({"draft_checkpoint": "x", "max_draft": "0"}, ["--draft-checkpoint", "--max-draft"]),
         ({"host": "0.0.0.0"}, ["0.0.0.0", "--api-key-file"]),
     ],
     ids=str,

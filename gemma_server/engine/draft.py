@@ -31,6 +31,26 @@ class Foreseen(NamedTuple):
     mask: bytes | None = None
 
 
+class Chance:
+    """How often a token of one kind of draft comes true: a running mean.
+
+    The newest outcome weighs `share` in it; with none it goes `back` of the way to what it was
+    first.
+    """
+
+    def __init__(self, first: float, share: float = _SHARE, back: float = _RETURN) -> None:
+        self._first = self.value = first
+        self._share, self._back = share, back
+
+    def learn(self, accepted: int, drafted: int) -> None:
+        """So many tokens came true, of those that were tried; none was tried: what made it small
+        may be over."""
+        if drafted == 0:
+            self.value += self._back * (self._first - self.value)
+        for came_true in [True] * accepted + [False] * (accepted < drafted):
+            self.value += self._share * (came_true - self.value)
+
+
 class Lookup:
     """Drafts of one answer: what followed in prompt and answer where they read the same before.
 
@@ -41,8 +61,8 @@ class Lookup:
         self._ids: npt.NDArray[Any] = np.zeros(len(prompt) + longest, np.int32)
         self._ids[: len(prompt)] = prompt
         self._count = len(prompt)
-        self._chances = [chance for _, chance in _CLASSES]
-        self._kind: int | None = None  # of the last match
+        self._chances = [Chance(first) for _, first in _CLASSES]
+        self.chance: Chance | None = None  # of the last match
 
     def push(self, token: int) -> None:
         """The answer has one more token."""
@@ -53,25 +73,13 @@ class Lookup:
         """Up to `most` tokens; none where the text was never like this."""
         ids = self._ids[: self._count]
         follows, length = self._longest_match(ids)
-        self._kind = None
+        self.chance = None
         if length < _LEAST:
             return []
-        self._kind = sum(length >= least for least, _ in _CLASSES) - 1
-        chance = self._chances[self._kind]
+        self.chance = self._chances[sum(length >= least for least, _ in _CLASSES) - 1]
         period = self._count - follows  # a text that repeats itself goes on to
-        return [Foreseen(int(ids[follows + i % period]), chance) for i in range(most)]
-
-    def learn(self, accepted: int, drafted: int) -> None:
-        """So many tokens of the last proposal came true, of those that were tried."""
-        if self._kind is None:
-            return
-        first = _CLASSES[self._kind][1]
-        chance = self._chances[self._kind]
-        if drafted == 0:
-            chance += _RETURN * (first - chance)
-        for came_true in [True] * accepted + [False] * (accepted < drafted):
-            chance += _SHARE * (came_true - chance)
-        self._chances[self._kind] = chance
+        value = self.chance.value
+        return [Foreseen(int(ids[follows + i % period]), value) for i in range(most)]
 
     def _longest_match(self, ids: npt.NDArray[Any]) -> tuple[int, int]:
         """Where the text goes on behind the place that is most like its end, and how many tokens
@@ -120,3 +128,24 @@ def allot(
     for _, row, _ in gains[:chosen]:
         allotted[row] += 1
     return allotted
+
+
+def worth_asking(
+    chances: Sequence[float],
+    rows: int,
+    most: int,
+    step_s: Callable[[int], float],
+    ask_s: float,
+) -> int:
+    """How many tokens of a draft model to ask for, for each of some of the rows; 0: none.
+
+    A step of so many rows takes `step_s`, and each token asked for takes `ask_s`. `chances` are
+    those that a token comes true, of the rows that would be asked for.
+    """
+    speeds = []
+    for count in range(most + 1):
+        gain = sum(chance**place for chance in chances for place in range(1, count + 1))
+        seconds = step_s(rows + len(chances) * count) + count * ask_s
+        speeds.append((rows + gain) / seconds if seconds > 0 else 0.0)
+    best = max(range(most + 1), key=speeds.__getitem__)
+    return best if speeds[best] > speeds[0] * _GAIN else 0

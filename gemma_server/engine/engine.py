@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 from gemma_server.engine.device_thread import DeviceThread
+from gemma_server.engine.draft_model import DraftModel
 from gemma_server.engine.plan import PendingStep, Plan, Runner
 from gemma_server.engine.request import Handle, Request
 from gemma_server.engine.scheduler import Scheduler
@@ -29,7 +30,7 @@ class Engine(DeviceThread):
     Any thread may submit and cancel. Every accepted request ends with exactly one terminal event.
 
     `max_in_flight` is the most plans in flight at once. With two, the device runs one while the
-    host reads the tokens of the other.
+    host reads the tokens of the other. A draft model is asked between plans.
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class Engine(DeviceThread):
         *,
         max_in_flight: int = 1,
         step_times: StepTimes | None = None,
+        draft_model: DraftModel | None = None,
     ) -> None:
         super().__init__(on_death, step_times or StepTimes())
         self._runner = runner
         self._scheduler = scheduler
         self._max_in_flight = max_in_flight
+        self._draft_model = draft_model
         self._in_flight: deque[tuple[Plan, PendingStep]] = deque()  # its thread's alone
         self._probes: deque[_Probe] = deque()
         self._steps = 0
@@ -129,6 +132,7 @@ class Engine(DeviceThread):
             if len(self._in_flight) >= (self._max_in_flight if plan is not None else 1):
                 self._commit_oldest()
             self._receive()
+            self._ask()
 
     def _next_plan(self) -> Plan | None:
         """The next plan; None while results or probes come first, or the engine is stopping."""
@@ -153,6 +157,21 @@ class Engine(DeviceThread):
         self._steps += plan.steps
         with self._changed:
             self._scheduler.commit(plan, result)
+
+    def _ask(self) -> None:
+        """Ask the draft model how answers may go on."""
+        model = self._draft_model
+        if model is None or self._in_flight:
+            return
+        with self._changed:
+            asked = self._scheduler.to_ask(model.token_s)
+        if not asked:
+            return
+        self._progress_at = time.monotonic()  # so that a hang here counts too
+        proposed = model.propose(asked)
+        self._progress_at = None
+        with self._changed:
+            self._scheduler.foreseen(proposed)
 
     def _receive(self) -> None:
         """Answer the probes."""

@@ -91,21 +91,23 @@ class FakeRunner:
 
     def _decode(self, row: Row) -> tuple[Token, ...]:
         slot, cached = row.slot, self._cached[row.slot]
-        if not len(cached) - self._drafted[slot] <= row.position <= len(cached):
+        least = 0 if row.token is not None else len(cached) - self._drafted[slot]
+        if not least <= row.position <= len(cached):
             raise AssertionError(f"slot {slot}: {row.position} is not the cache's end")
-        if row.steps > 1 and (row.draft or row.masks != (None,)):
-            raise AssertionError("a draft or a mask takes one step")
+        if row.steps > 1 and (row.draft or row.masks != (None,) or row.token is not None):
+            raise AssertionError("a draft, a mask or a given token takes one step")
         del cached[row.position :]  # what was foreseen wrongly
-        self._drafted[slot] = len(row.draft)
+        guesses = row.draft if row.token is None else ()
+        self._drafted[slot] = len(guesses)
         sampled: list[Token] = []
-        fed = self._sampled[slot][row.position]
-        for mask in row.masks * row.steps:
+        wrong = False  # behind what is wrong, a model says something else
+        fed = self._sampled[slot][row.position] if row.token is None else row.token
+        for index, mask in enumerate(row.masks * row.steps):
             cached.append(fed)
-            sampled.append(self._sample(slot, row.sampling, row.top_logprobs, mask))
-            fed = sampled[-1].id
-            if len(sampled) <= len(row.draft) and row.draft[len(sampled) - 1] != fed:
-                # Behind what is wrong, a model says something else.
-                return (*sampled, *[Token(_DOT)] * (row.fed - len(sampled)))
+            token = self._sample(slot, row.sampling, row.top_logprobs, mask)
+            sampled.append(Token(_DOT) if wrong else token)
+            fed = row.draft[index] if index < len(row.draft) else token.id
+            wrong = wrong or (index < len(guesses) and guesses[index] != token.id)
         return tuple(sampled)
 
     def _sample(

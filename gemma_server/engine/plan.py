@@ -40,8 +40,8 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Row:
-    """Feed the slot's last sampled token at `position`, and sample `steps` tokens, each of them
-    fed at the next position.
+    """Feed the slot's last sampled token, or `token`, at `position`, and sample `steps` tokens,
+    each of them fed at the next position.
 
     With a `draft` feed its tokens too, behind that one, and sample a token after each: all in one
     step. The device has the sampling options from the prompt's last chunk; here they only choose a
@@ -58,6 +58,7 @@ class Row:
     steps: int = 1
     draft: tuple[int, ...] = ()
     masks: tuple[bytes | None, ...] = (None,)  # one more than in the draft
+    token: int | None = None  # with one step
 
     @property
     def fed(self) -> int:

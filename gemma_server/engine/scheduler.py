@@ -4,10 +4,11 @@ import itertools
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from gemma_server.engine.draft import Foreseen, allot
+from gemma_server.engine.draft import Chance, Foreseen, allot, worth_asking
+from gemma_server.engine.draft_model import Asked
 from gemma_server.engine.estimates import ServiceEstimates
 from gemma_server.engine.plan import Chunk, Copy, Plan, Row, StepResult
 from gemma_server.engine.prompt_cache import PromptCache, Text
@@ -33,6 +34,9 @@ from gemma_server.errors import (
     RequestError,
 )
 
+# Of a draft model with the large one, until some were tried. That it never agrees is unlearned in
+# hundreds of steps: until then it costs nothing.
+_AGREEMENT = (0.7, 0.1, 0.002)
 _GAP_STEPS = 2.5  # steps without a chunk: a gap that is not felt as one
 _FILLED = 0.75  # of a chunk, at least, unless it is one of the smallest
 
@@ -79,6 +83,7 @@ class Scheduler:
         self._copies: list[Copy] = []  # to be made in the next plan
         self._turns = itertools.count(1)  # of reading prompts
         self._estimates = ServiceEstimates()
+        self._agreement = Chance(*_AGREEMENT)
         self._planned_at: deque[float] = deque()  # of plans that are not committed
         self._committed_at = -math.inf  # the last one
         self.tokens_sampled = 0  # for requests; surplus does not count
@@ -126,7 +131,7 @@ class Scheduler:
         handle = Handle(request, Timestamps(submitted=self._clock()))
         room = self.limits.context_length - len(request.token_ids)
         longest = min(request.max_new_tokens, room)
-        sequence = Sequence(next(self._ids), handle, longest, deadline, caller)
+        sequence = Sequence(next(self._ids), handle, longest, deadline, self._agreement, caller)
         if deadline is not None and sequence.reuses:
             # As it looks now; what there is when it gets a slot decides.
             sequence.prefilled = self.prompt_cache.longest(sequence.prompt, self._running())
@@ -142,11 +147,7 @@ class Scheduler:
     def plan(self) -> Plan | None:
         """Hand out free slots, then say what the device does next; None when all is planned."""
         self._admit()
-        decoding = [
-            (slot, sequence)
-            for slot, sequence in enumerate(self._slots)
-            if sequence is not None and sequence.decoding
-        ]
+        decoding = self._decoding()
         chunk = self._next_chunk()
         if chunk is None and not decoding:
             return None
@@ -172,9 +173,46 @@ class Scheduler:
         for row, tokens in zip(plan.decode, result.decode, strict=True):
             self._take_row(row, tokens)
 
+    def to_ask(self, token_s: Callable[[int], float]) -> list[Asked]:
+        """What a draft model should go on with, if it takes `token_s` for one token of so many
+        texts: as many tokens as make answers come sooner."""
+        decoding = self._decoding()
+        spare, rows = self._spare_rows(len(decoding)), len(decoding)
+        most = self.limits.max_draft
+        if spare <= 0:
+            return []
+        each = [sequence.to_ask(slot, most) for slot, sequence in decoding]
+        able = [asked for asked in each if asked is not None][:spare]
+        if not able:
+            return []
+        count = worth_asking(
+            [self._agreement.value] * len(able),
+            rows,
+            min(most, spare // len(able)),
+            lambda count: self._estimates.step_s(self._padded(count)),
+            token_s(len(able)),
+        )
+        if count == 0:
+            self._agreement.learn(0, 0)
+            return []
+        return [asked._replace(most=min(count, asked.most)) for asked in able]
+
+    def foreseen(self, proposed: Mapping[int, list[int]]) -> None:
+        """How answers may go on, by the ids of their sequences."""
+        for _, sequence in self._decoding():
+            sequence.proposed = proposed.get(sequence.id, [])
+
+    def _decoding(self) -> list[tuple[int, Sequence]]:
+        """The sequences that may sample their next token, and their slots."""
+        slots = enumerate(self._slots)
+        return [(slot, each) for slot, each in slots if each is not None and each.decoding]
+
+    def _spare_rows(self, rows: int) -> int:
+        return max(self.limits.rows, default=0) - rows
+
     def _drafts(self, decoding: list[Sequence]) -> list[list[Foreseen]]:
         """What to feed behind each row's token."""
-        most = min(self.limits.max_draft, max(self.limits.rows, default=0) - len(decoding))
+        most = min(self.limits.max_draft, self._spare_rows(len(decoding)))
         if most <= 0 or not decoding:
             return [[] for _ in decoding]
         drafts = [sequence.foresee(most) for sequence in decoding]

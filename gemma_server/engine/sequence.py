@@ -4,7 +4,8 @@ from collections import abc
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from gemma_server.engine.draft import Foreseen, Lookup
+from gemma_server.engine.draft import Chance, Foreseen, Lookup
+from gemma_server.engine.draft_model import Asked
 from gemma_server.engine.plan import Chunk, Row
 from gemma_server.engine.prompt_cache import Text, worth_waiting
 from gemma_server.engine.request import Handle, Request
@@ -23,13 +24,16 @@ class Sequence:
     handle: Handle
     longest: int
     deadline: float | None
+    agreement: Chance  # of a draft model with its own, over all sequences
     caller: str = ""  # whose request it is; slots and places in the queue are shared among callers
     turn: int = 0  # of reading, the last that it had
     prefilled: int = 0
     in_flight: int = 0
     draft: tuple[Foreseen, ...] = ()  # of these, those that were only foreseen
+    proposed: list[int] = field(default_factory=list)  # by a draft model, to follow the answer
     answer: list[int] = field(default_factory=list)  # the confirmed ids
     _lookup: Lookup | None = None
+    _tried: Chance | None = None  # of the last draft's guesses
 
     @property
     def request(self) -> Request:
@@ -138,16 +142,12 @@ class Sequence:
         return Row(self.id, slot, position, how, top, banned, steps, ids, masks)
 
     def foresee(self, most: int) -> list[Foreseen]:
-        """How its answer may go on behind the next token: drafts from its own text, and what a
-        constraint forces."""
-        room = min(most, self.longest - self._scheduled - 1)
-        if room <= 0 or self.in_flight > 0:
+        """How its answer may go on behind the next token: drafts from its own text or of a draft
+        model, and what a constraint forces."""
+        room, self._tried = self._room(most), None
+        if room <= 0:
             return []
-        if self._lookup is None:
-            self._lookup = Lookup(self.request.token_ids, self.longest)
-            for token in self.answer:
-                self._lookup.push(token)
-        guess, constraint = self._lookup.propose(room), self.request.constraint
+        guess, constraint = self._guess(room), self.request.constraint
         if constraint is None:
             return guess
         found = constraint.foresee([each.id for each in guess], room)
@@ -157,6 +157,40 @@ class Sequence:
             for each, (token, mask) in pairs
         ]
 
+    def to_ask(self, slot: int, most: int) -> Asked | None:
+        """What to ask a draft model; None where its own text says more, or there is no room."""
+        room = self._room(most)
+        if room <= 0:
+            return None
+        looked_up = self._looked_up(room)
+        if looked_up and looked_up[0].chance >= self.agreement.value:
+            return None
+        text = Text(self.request.token_ids + tuple(self.answer), self.request.cache_salt)
+        request, prompt = self.request, len(self.request.token_ids)
+        return Asked(self.id, slot, text, prompt, request.sampling, room, request.cache_prompt)
+
+    def _room(self, most: int) -> int:
+        """How many tokens may be foreseen."""
+        return 0 if self.in_flight > 0 else min(most, self.longest - self._scheduled - 1)
+
+    def _looked_up(self, most: int) -> list[Foreseen]:
+        if self._lookup is None:
+            self._lookup = Lookup(self.request.token_ids, self.longest)
+            for token in self.answer:
+                self._lookup.push(token)
+        return self._lookup.propose(most)
+
+    def _guess(self, most: int) -> list[Foreseen]:
+        """Of what it could be, the likelier."""
+        looked_up, proposed = self._looked_up(most), self.proposed[:most]
+        self.proposed = []
+        value = self.agreement.value
+        if proposed and not (looked_up and looked_up[0].chance >= value):
+            self._tried = self.agreement
+            return [Foreseen(token, value) for token in proposed]
+        self._tried = self._lookup.chance if self._lookup is not None else None
+        return looked_up
+
     def checked(self, kept: int) -> None:
         """Of the last row's tokens so many were kept; the others were foreseen wrongly."""
         draft, self.draft = self.draft, ()
@@ -164,8 +198,8 @@ class Sequence:
         self.in_flight -= len(draft) - len(came_true)
         self.handle.draft_tokens += len(draft)
         self.handle.accepted_tokens += len(came_true)
-        if self._lookup is not None:
-            self._lookup.learn(_guessed(came_true), _guessed(draft))
+        if self._tried is not None:
+            self._tried.learn(_guessed(came_true), _guessed(draft))
 
     @property
     def _mask(self) -> bytes | None:

@@ -93,9 +93,13 @@ def pack_rows(rows: Sequence[Row], count: int, beyond: tuple[int, int]) -> npt.N
     filled = [
         (row.slot, row.position + index, row.steps, mask is not None, token)
         for row in rows
-        for index, (token, mask) in enumerate(zip((SAMPLED, *row.draft), row.masks, strict=True))
+        for index, (token, mask) in enumerate(zip(_fed(row), row.masks, strict=True))
     ]
     return np.array(filled + [(*beyond, 0, 0, SAMPLED)] * (count - len(filled)), np.int32)
+
+
+def _fed(row: Row) -> tuple[int, ...]:
+    return (SAMPLED if row.token is None else row.token, *row.draft)
 
 
 def pack_masks(masks: Sequence[bytes | None], count: int, words: int) -> npt.NDArray[np.int32]:

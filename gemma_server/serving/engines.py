@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from gemma_server.engine.draft_model import DraftModel
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.plan import Runner
 from gemma_server.engine.scheduler import Limits, Scheduler
@@ -44,10 +45,16 @@ def start_engine(
     step_times: StepTimes,
     *,
     max_in_flight: int = 1,
+    draft_model: DraftModel | None = None,
 ) -> Engine:
     """Start an engine on this runner."""
     engine = Engine(
-        runner, Scheduler(limits), on_death, max_in_flight=max_in_flight, step_times=step_times
+        runner,
+        Scheduler(limits),
+        on_death,
+        max_in_flight=max_in_flight,
+        step_times=step_times,
+        draft_model=draft_model,
     )
     engine.start()
     return engine

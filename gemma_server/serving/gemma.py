@@ -3,14 +3,15 @@
 import logging
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from gemma_server.engine.draft_model import DraftModel
 from gemma_server.engine.embedding import EmbeddingEngine, EmbeddingLimits
 from gemma_server.engine.watchdog import StepTimes
 from gemma_server.errors import ModelLoadError
 from gemma_server.executor.compile_counter import CompileCounter
-from gemma_server.model.config import GemmaConfig, stays_float32
+from gemma_server.model.config import GemmaConfig
 from gemma_server.private_directory import PrivateDirectory
 from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
 from gemma_server.serving.engines import OnDeath, Wrap, limits_of, start_engine
@@ -22,14 +23,11 @@ from gemma_server.serving.model import (
     ServedModel,
     byte_rate,
 )
+from gemma_server.serving.on_device import put_on_device
 from gemma_server.settings import Settings
 from gemma_server.text.prompted_tools import with_tools
 from gemma_server.weights.architecture import family_of
-from gemma_server.weights.arrays import Array
-from gemma_server.weights.blocks import Packed
 from gemma_server.weights.demo import demo_checkpoint
-from gemma_server.weights.source import OWN_TABLE, Progress, load_leaves, open_table
-from gemma_server.weights.stored_table import Units
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -117,22 +115,12 @@ def _start(settings: Settings, model: ServedModel, compilations: CompileCounter)
 
 
 def _load_generative(start: _Start, on_death: OnDeath, wrap: Wrap) -> GenerativeModel:
-    from gemma_server.executor.programs import Programs
-    from gemma_server.executor.runner import JaxRunner
-
     settings, policy = start.settings, start.policy
-    kept = _kept_slots(start)
-    programs = Programs(
-        start.checkpoint.config,
-        slots=settings.slots,
-        kept=kept,
-        context_length=start.context_length,
-        dtype=start.dtype,
-        native=start.native,
-        own_table=table.layout if (table := start.checkpoint.weights.own_table) else None,
-        policy=policy,
+    kept, small = _kept_slots(start), _opened_draft(start)  # refused before all is loaded
+    runner, programs = _runner(start, kept)
+    draft_model, draft_bytes = (
+        (None, 0) if small is None else _draft_model(small, start.checkpoint.config.vocab)
     )
-    runner = JaxRunner(programs, _compile_and_read(start, programs), start.compilations)
     step_times = _warmed_up(start, runner)
     limits = limits_of(
         settings,
@@ -144,7 +132,12 @@ def _load_generative(start: _Start, on_death: OnDeath, wrap: Wrap) -> Generative
         gap_s=policy.gap_s,
     )
     engine = start_engine(
-        wrap(runner), limits, on_death, step_times, max_in_flight=policy.max_in_flight
+        wrap(runner),
+        limits,
+        on_death,
+        step_times,
+        max_in_flight=policy.max_in_flight,
+        draft_model=draft_model,
     )
     return GenerativeModel(
         chat=with_tools(start.checkpoint.chat),
@@ -152,9 +145,67 @@ def _load_generative(start: _Start, on_death: OnDeath, wrap: Wrap) -> Generative
         token_bytes=runner.token_bytes,
         max_steps=settings.max_steps,
         sampling=start.checkpoint.sampling,
-        weight_bytes=runner.weight_bytes,
+        weight_bytes=runner.weight_bytes + draft_bytes,
         **start.common(),
     )
+
+
+def _runner(start: _Start, kept: int) -> "tuple[JaxRunner, Programs]":
+    """What runs the model, with its weights, and its programs."""
+    from gemma_server.executor.programs import Programs
+    from gemma_server.executor.runner import JaxRunner
+
+    table = start.checkpoint.weights.own_table
+    programs = Programs(
+        start.checkpoint.config,
+        slots=start.settings.slots,
+        kept=kept,
+        context_length=start.context_length,
+        dtype=start.dtype,
+        native=start.native,
+        own_table=None if table is None else table.layout,
+        policy=start.policy,
+    )
+    return JaxRunner(programs, _compile_and_read(start, programs), start.compilations), programs
+
+
+def _opened_draft(start: _Start) -> _Start | None:
+    """The model that `draft_checkpoint` names, opened.
+
+    Raises:
+        ModelLoadError: it cannot be opened, or cannot draft for this one.
+    """
+    path = start.settings.draft_checkpoint
+    if path is None:
+        return None
+    if start.policy.steps > 1:
+        raise ModelLoadError("--draft-checkpoint: drafts are tried on a CPU alone; leave it out")
+    start.model.at("opening the draft model")
+    small = open_checkpoint(path)
+    if small.config.bidirectional:
+        raise ModelLoadError(f"--draft-checkpoint {path}: it makes embeddings, no text")
+    if not small.tokenizer.agrees_with(start.checkpoint.tokenizer):
+        raise ModelLoadError(
+            f"--draft-checkpoint {path}: its tokens are not those of "
+            f"{start.checkpoint.weights.path}; take a smaller model of the same generation"
+        )
+    length = min(start.context_length, small.config.context_length)
+    return replace(start, checkpoint=small, context_length=length)
+
+
+def _draft_model(small: _Start, vocab: int) -> tuple[DraftModel, int]:
+    """The draft model for one of so large a vocabulary, and the bytes of its weights."""
+    runner, programs = _runner(small, kept=0)
+    _warmed_up(small, runner)
+    model = DraftModel(
+        runner,
+        slots=small.settings.slots,
+        context_length=small.context_length,
+        chunks=programs.chunks,
+        rows=programs.row_counts,
+        vocab=vocab,
+    )
+    return model, runner.weight_bytes
 
 
 def _kept_slots(start: _Start) -> int:
@@ -230,51 +281,6 @@ def _compile_and_read(start: _Start, programs: "Programs | EmbeddingPrograms") -
         progress.stop()  # bad weights are reported at once, not after compiling
         compiler.shutdown(wait=False)
     return params
-
-
-def put_on_device(checkpoint: Checkpoint, dtype: "DTypeLike", progress: Progress) -> "Params":
-    """The parameter tree on the device. The host holds only one leaf at a time."""
-    import jax
-    import numpy as np
-    from flax.traverse_util import unflatten_dict
-
-    # From the configuration: tracing the model for the shapes takes a third of a second.
-    wanted = {
-        path: jax.ShapeDtypeStruct(shape, np.float32 if stays_float32(path) else dtype)
-        for path, shape in checkpoint.config.leaf_shapes.items()
-    }
-    leaves: dict[str, Any] = {}
-    if (table := checkpoint.weights.own_table) is not None:
-        units = open_table(checkpoint.weights, table)
-        leaves[OWN_TABLE] = _table_on_device(units, table.layout.kind, wanted.pop(OWN_TABLE).shape)
-    for path, loaded in load_leaves(checkpoint.weights, wanted, progress):
-        on_device = _on_device(loaded, checkpoint.config.leaf_shapes[path])
-        leaves[path] = jax.block_until_ready(on_device)
-    params: Params = unflatten_dict(leaves, sep="/")
-    return params
-
-
-def _table_on_device(table: Units, kind: str, shape: tuple[int, ...]) -> Any:
-    """A table as it is stored; on a CPU one that is mapped from its file stays there."""
-    import jax
-    import numpy as np
-
-    from gemma_server.model.stored_rows import StoredRows
-
-    units, first = jax.device_put((table.units, np.int32(table.first)), may_alias=True)
-    return jax.block_until_ready(StoredRows(units, first, kind, shape[1]))
-
-
-def _on_device(loaded: Array | Packed, shape: tuple[int, ...]) -> Any:
-    """A leaf in the form that the programs take."""
-    import jax
-
-    from gemma_server.model.quantized import Quantized
-
-    if isinstance(loaded, Packed):
-        values, scales = jax.device_put(tuple(loaded), may_alias=True)
-        return Quantized(values, scales, (shape[0], shape[1]))
-    return jax.device_put(loaded, may_alias=True)
 
 
 def _info(checkpoint: Checkpoint) -> ModelInfo:

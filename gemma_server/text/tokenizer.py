@@ -103,6 +103,11 @@ class Tokenizer:
         """How the vocabulary spells one id."""
         return self._model.texts[token_id]
 
+    def agrees_with(self, other: "Tokenizer") -> bool:
+        """Whether every id that both have stands for the same piece."""
+        most = min(self.vocab_size, other.vocab_size)
+        return self._model.texts[:most] == other._model.texts[:most]
+
     def control_id(self, text: str) -> int | None:
         """The id of the control token that is spelled like this, if there is one."""
         index: int = self._pieces.PieceToId(text)

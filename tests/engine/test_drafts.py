@@ -39,15 +39,16 @@ def test_a_short_text_has_nothing_to_say(length: int) -> None:
 def test_what_was_wrong_is_believed_less_and_in_time_again() -> None:
     lookup = Lookup([1, 2, 3, 4, 1, 2, 3], 8)
     first = lookup.propose(1)[0].chance
+    assert lookup.chance is not None
     for _ in range(5):
-        lookup.learn(0, 3)
+        lookup.chance.learn(0, 3)
     assert lookup.propose(1)[0].chance < first / 2
     for _ in range(200):
         lookup.propose(1)
-        lookup.learn(0, 0)
+        lookup.chance.learn(0, 0)
     assert lookup.propose(1)[0].chance == pytest.approx(first, abs=0.05)
     for _ in range(5):
-        lookup.learn(3, 3)
+        lookup.chance.learn(3, 3)
     assert lookup.propose(1)[0].chance > 0.9
 
 

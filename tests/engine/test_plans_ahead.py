@@ -4,6 +4,7 @@ The fake runner answers a prompt with itself and refuses plans that no device co
 each request must get is known beforehand.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma_server.engine import prompt_cache
+from gemma_server.engine.draft_model import DraftModel
 from gemma_server.engine.fake import FakeRunner, FakeStep
-from gemma_server.engine.plan import Plan
+from gemma_server.engine.plan import Plan, Runner
 from gemma_server.engine.request import (
     Cancelled,
     Event,
@@ -37,16 +39,27 @@ class Pipeline:
     """A scheduler on the fake runner, with as many plans in flight as the test wants."""
 
     def __init__(
-        self, slots: int, chunk: int, steps: int, kept: int = 0, max_draft: int = 0
+        self,
+        slots: int,
+        chunk: int,
+        steps: int,
+        kept: int = 0,
+        max_draft: int = 0,
+        draft_model: DraftModel | None = None,
     ) -> None:
         others: dict[str, Any] = {"rows": (1, 4, 8), "max_draft": max_draft, "kept": kept}
         limits = Limits(slots, CONTEXT, (chunk,), 3, 50, steps=steps, **others)
-        self.scheduler = Scheduler(limits, clock=lambda: 0.0)
+        moments = itertools.count()
+        self.scheduler = Scheduler(limits, clock=lambda: float(next(moments)))
+        self._draft_model = draft_model
         self.in_flight: deque[tuple[Plan, FakeStep]] = deque()
         self._runner = FakeRunner(slots + kept)
 
     def dispatch(self) -> bool:
         """Plan and dispatch; False when there is nothing to plan."""
+        if self._draft_model is not None and not self.in_flight:
+            asked = self.scheduler.to_ask(self._draft_model.token_s)
+            self.scheduler.foreseen(self._draft_model.propose(asked))
         plan = self.scheduler.plan()
         if plan is None:
             return False
@@ -65,6 +78,27 @@ class Pipeline:
         while (planned := self.dispatch()) or self.in_flight:
             if not planned or len(self.in_flight) > ahead:
                 self.commit()
+
+
+class WrongAtTimes(FakeRunner):
+    """Another model: every third token is another one."""
+
+    def _wish(self, slot: int, sampling: SamplingParams) -> int:
+        token = super()._wish(slot, sampling)
+        return token if len(self._cached[slot]) % 3 else token + 1
+
+
+def draft_model_on(runner: Runner, slots: int, chunk: int) -> DraftModel:
+    """A draft model that takes no time."""
+    return DraftModel(
+        runner,
+        slots=slots,
+        context_length=CONTEXT,
+        chunks=(chunk,),
+        rows=(1, 4, 8),
+        vocab=300,
+        clock=lambda: 0.0,
+    )
 
 
 def make_request(length: int, max_new_tokens: int, branch: int = 0) -> Request:
@@ -117,6 +151,7 @@ def short_texts_count() -> Iterator[None]:
 @given(
     slots=st.integers(1, 3),
     kept=st.integers(0, 3),
+    asks=st.booleans(),
     max_draft=st.integers(0, 5),
     chunk=st.integers(1, 9),
     steps=st.integers(1, 9),
@@ -128,13 +163,15 @@ def short_texts_count() -> Iterator[None]:
 def test_every_accepted_request_gets_its_answer_and_one_terminal_event(
     slots: int,
     kept: int,
+    asks: bool,
     max_draft: int,
     chunk: int,
     steps: int,
     ahead: int,
     actions: list[tuple[str, int, int, int]],
 ) -> None:
-    pipeline = Pipeline(slots, chunk, steps, kept, max_draft)
+    draft_model = draft_model_on(WrongAtTimes(slots), slots, chunk) if asks else None
+    pipeline = Pipeline(slots, chunk, steps, kept, max_draft, draft_model)
     handles: list[Handle] = []
     cancelled: set[Handle] = set()
     for action, number, tokens, branch in actions:

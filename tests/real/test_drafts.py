@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from gemma_server.engine.draft_model import DraftModel
 from gemma_server.engine.request import Finished, Handle, Request, SamplingParams, Token
 from gemma_server.text import grammar
 from testing.real import RealModel, load_real_model
@@ -37,6 +39,16 @@ def plain() -> Iterator[RealModel]:
     model.engine.stop()
 
 
+@pytest.fixture(scope="module")
+def asking(checkpoint: Path) -> Iterator[RealModel]:
+    """A model that is its own draft model, as if that took no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DraftModel, "token_s", lambda model, rows: 0.0)
+        model = load_real_model(draft_checkpoint=checkpoint)
+        yield model
+        model.engine.stop()
+
+
 def read(handle: Handle) -> tuple[list[Token], Finished]:
     tokens = []
     while isinstance(event := handle.next_event(120), Token):
@@ -63,6 +75,23 @@ def test_answers_are_those_without_drafts(real: RealModel, plain: RealModel, way
     assert way != "greedy" or alone[0].accepted_tokens > 0
     assert alone[0].draft_tokens >= alone[0].accepted_tokens
     assert [read(handle) for handle in real.engine.submit(requests)] == expected
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_answers_are_those_without_a_draft_model(
+    asking: RealModel, plain: RealModel, way: str
+) -> None:
+    """It draws with the request's own seed and options, so that most of its tokens come true."""
+    tokenizer, how = plain.tokenizer, WAYS[way]
+    requests = [
+        Request(tuple(tokenizer.encode(text)), steps, how, tokenizer.stop_ids, 0, logprobs)
+        for text, steps, logprobs in ((OPEN, 40, 2), ("Once upon a time", 25, None))
+    ]
+    expected = [read(handle) for handle in plain.engine.submit(requests)]
+    alone = asking.engine.submit(requests[:1])
+    assert [read(handle) for handle in alone] == expected[:1]
+    assert alone[0].accepted_tokens > 0.9 * alone[0].draft_tokens > 10
+    assert [read(handle) for handle in asking.engine.submit(requests)] == expected
 
 
 def test_what_a_grammar_forces_is_not_sampled_alone(real: RealModel, plain: RealModel) -> None:

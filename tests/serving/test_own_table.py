@@ -13,7 +13,7 @@ from gemma_server.model.cache import empty_cache
 from gemma_server.model.numerics import Numerics
 from gemma_server.model.transformer import Transformer
 from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
-from gemma_server.serving.gemma import put_on_device
+from gemma_server.serving.on_device import put_on_device
 from testing.gemma4 import write_gemma4_gguf, write_gemma4_hf, write_gemma4_tokenizer
 from testing.models import oracle_logits
 
