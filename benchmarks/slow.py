@@ -93,7 +93,7 @@ def sampled(server: Server) -> float:
     """Tokens that the engine has sampled since its start."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as response:
         lines = response.read().decode().splitlines()
-    [found] = [line for line in lines if line.startswith("gemma_tokens_drawn_total ")]
+    [found] = [line for line in lines if line.startswith("gemma_tokens_drawn_total{")]
     return float(found.split()[1])
 
 

@@ -1,6 +1,7 @@
 """How answers must look, whatever carries them."""
 
 import json
+import re
 from typing import Any
 
 from werkzeug.test import TestResponse
@@ -30,8 +31,9 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_metrics(exposition: str) -> dict[str, float]:
-    """Prometheus' text form, by series."""
+    """Prometheus' text form, by series; those of one model's version go by their names alone."""
     lines = [line for line in exposition.splitlines() if not line.startswith("#")]
+    lines = [re.sub(r'\{model="[^"]*",version="\d+"\}', "", line) for line in lines]
     return {series: float(value) for series, value in (line.rsplit(" ", 1) for line in lines)}
 
 

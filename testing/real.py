@@ -9,7 +9,8 @@ import numpy as np
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.request import Finished, Handle, Request, SamplingParams, Token
 from gemma_server.serving.loader import load_model
-from gemma_server.serving.model import GenerativeModel, ServedModel
+from gemma_server.serving.model import GenerativeModel
+from gemma_server.serving.version import ServableVersion
 from gemma_server.settings import Settings, default_cache_dir, load_settings
 from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.weights.gguf.container import GgufFile
@@ -81,9 +82,7 @@ def load_real_model(cache_dir: Path | None = None, **options: Any) -> RealModel:
         raise error
 
     settings = load_settings(cache_dir=cache_dir or default_cache_dir(), **options)
-    model = ServedModel("real")
-    load_model(settings, model, fail)
-    loaded = model.require_ready()
+    loaded = load_model(settings, ServableVersion("real"), fail)
     assert isinstance(loaded, GenerativeModel)
     return RealModel(settings, loaded)
 

@@ -10,8 +10,8 @@ import pytest
 from gemma_server.api.operations import OPERATIONS
 from gemma_server.model.presets import EMBEDDERS, RELEASED
 from gemma_server.serving.loader import load_model
-from gemma_server.serving.model import ServedModel
 from gemma_server.serving.models import Models
+from gemma_server.serving.version import ServableVersion
 from gemma_server.settings import load_settings
 from gemma_server.web.app import make_app
 from gemma_server.weights.source import OWN_TABLE
@@ -31,8 +31,7 @@ PAGES = [
 
 
 def test_every_route_is_documented() -> None:
-    model = ServedModel("fake")
-    routes = make_app(Models(model), SETTINGS).url_map.iter_rules()
+    routes = make_app(Models(), SETTINGS).url_map.iter_rules()
     for route in routes:
         for method in (route.methods or set()) - {"HEAD", "OPTIONS"}:
             assert f"{method} {route.rule}" in API
@@ -45,9 +44,9 @@ def test_every_operation_among_frames_is_documented() -> None:
 
 
 def test_the_documented_metrics_are_the_exported_ones() -> None:
-    model = ServedModel("fake")
-    load_model(SETTINGS, model, lambda error: None)
-    client = make_app(Models(model), SETTINGS).test_client()
+    models = Models()
+    models.adopt(load_model(SETTINGS, ServableVersion("fake"), lambda error: None))
+    client = make_app(models, SETTINGS).test_client()
     client.post("/prompt", json={"prompt": "a"})
     text = client.get("/metrics").text
     exported = set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))

@@ -106,14 +106,14 @@ def test_there_is_no_cycle() -> None:
         "import gemma_server.server.gunicorn_conf",
         "import gemma_server.serving.loader",
         "from gemma_server.web.app import make_app\n"
-        "from gemma_server.serving.model import ServedModel\n"
         "from gemma_server.serving.models import Models\n"
+        "from gemma_server.serving.version import ServableVersion\n"
         "from gemma_server.settings import load_settings\n"
         "from gemma_server.serving.loader import load_model\n"
         "settings = load_settings(fake=True)\n"
-        "model = ServedModel('fake')\n"
-        "load_model(settings, model, lambda error: None)\n"
-        "client = make_app(Models(model), settings).test_client()\n"
+        "models = Models()\n"
+        "models.adopt(load_model(settings, ServableVersion('fake'), lambda error: None))\n"
+        "client = make_app(models, settings).test_client()\n"
         "assert client.post('/prompt', json={'prompt': 'a'}).json['response'] == 'a'",
     ],
     ids=["package", "cli", "gunicorn master", "build", "web app on the fake engine"],

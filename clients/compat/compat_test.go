@@ -67,6 +67,7 @@ func load(t *testing.T) (busy, waiting float64) {
 	lines := bufio.NewScanner(resp.Body)
 	for lines.Scan() {
 		name, value, _ := strings.Cut(lines.Text(), " ")
+		name, _, _ = strings.Cut(name, "{") // its labels
 		switch name {
 		case "gemma_slots_busy":
 			busy, err = strconv.ParseFloat(value, 64)

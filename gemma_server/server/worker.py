@@ -31,8 +31,7 @@ from gemma_server.server.addresses import check_socket
 from gemma_server.server.hosted import Hosted, HostedGemma, Loaded
 from gemma_server.server.http.worker import HttpWorker
 from gemma_server.server.ready_line import Address, address_of, announce
-from gemma_server.serving.model import ServedModel
-from gemma_server.serving.models import Models
+from gemma_server.serving.models import DEFAULT_NAME, Models
 from gemma_server.settings import load_settings
 from gemma_server.web.app import make_app
 
@@ -62,10 +61,9 @@ def create_app() -> Flask:
     if "gemma_server.server.gunicorn_conf" not in sys.modules:
         raise UsageError("start gunicorn with -c python:gemma_server.server.gunicorn_conf")
     settings = load_settings()
-    model = ServedModel(settings.model_name or "gemma")
-    models = Models(model)
+    models = Models(settings.model_name or DEFAULT_NAME)
     app = make_app(models, settings)
-    app.extensions["hosted"] = HostedGemma(settings, model, models)
+    app.extensions["hosted"] = HostedGemma(settings, models)
     return app
 
 

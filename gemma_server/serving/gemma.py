@@ -20,7 +20,7 @@ from gemma_server.serving.model import (
     GenerativeModel,
     LoadedModel,
     ModelInfo,
-    ServedModel,
+    Stages,
     byte_rate,
 )
 from gemma_server.serving.on_device import put_on_device
@@ -46,7 +46,7 @@ class _Start:
     """What is known of a model before its programs are."""
 
     settings: Settings
-    model: ServedModel
+    stages: Stages
     compilations: CompileCounter
     checkpoint: Checkpoint
     began: float  # on the monotonic clock
@@ -68,29 +68,27 @@ class _Start:
         }
 
 
-def load_gemma(
-    settings: Settings, model: ServedModel, on_death: OnDeath, wrap: Wrap
-) -> LoadedModel:
-    """The model that the settings name, ready to answer; `model` is told of each stage.
+def load_gemma(settings: Settings, stages: Stages, on_death: OnDeath, wrap: Wrap) -> LoadedModel:
+    """The model that the settings name, ready to answer; `stages` is told of each stage.
 
     Raises:
         ModelLoadError: it cannot be loaded; the text says what to do.
     """
     compilations = CompileCounter()
     with compilations.blamed():
-        start = _start(settings, model, compilations)
+        start = _start(settings, stages, compilations)
         if start.checkpoint.config.bidirectional:
             return _load_embedding(start, on_death)
         return _load_generative(start, on_death, wrap)
 
 
-def _start(settings: Settings, model: ServedModel, compilations: CompileCounter) -> _Start:
+def _start(settings: Settings, stages: Stages, compilations: CompileCounter) -> _Start:
     began = time.monotonic()
-    model.at("opening the checkpoint")
+    stages.at("opening the checkpoint")
     path = settings.model_checkpoint or demo_checkpoint(settings.cache_dir)
     checkpoint = open_checkpoint(path, settings.model_tokenizer)
 
-    model.at("starting the device")
+    stages.at("starting the device")
     import jax
 
     from gemma_server.executor.dispatch_policy import ON_CPU, ON_GPU
@@ -99,10 +97,10 @@ def _start(settings: Settings, model: ServedModel, compilations: CompileCounter)
     on_cpu, wanted = device.platform == "cpu", settings.dtype
     if wanted == "auto" and on_cpu and checkpoint.config.bidirectional:
         wanted = "float32"  # what int8 would cost a vector is kept for as long as the index is
-    native = on_cpu and _register_kernels(wanted, settings, model)
+    native = on_cpu and _register_kernels(wanted, settings, stages)
     return _Start(
         settings,
-        model,
+        stages,
         compilations,
         checkpoint,
         began,
@@ -180,7 +178,7 @@ def _opened_draft(start: _Start) -> _Start | None:
         return None
     if start.policy.steps > 1:
         raise ModelLoadError("--draft-checkpoint: drafts are tried on a CPU alone; leave it out")
-    start.model.at("opening the draft model")
+    start.stages.at("opening the draft model")
     small = open_checkpoint(path)
     if small.config.bidirectional:
         raise ModelLoadError(f"--draft-checkpoint {path}: it makes embeddings, no text")
@@ -254,7 +252,7 @@ def _load_embedding(start: _Start, on_death: OnDeath) -> EmbeddingModel:
 
 def _warmed_up(start: _Start, runner: "JaxRunner | JaxEmbeddingRunner") -> StepTimes:
     """Run each program once, so that no step can take longer than all of it."""
-    start.model.at("warming up")
+    start.stages.at("warming up")
     warming = time.monotonic()
     runner.warm_up()
     return StepTimes(time.monotonic() - warming, start.settings.hung_after)
@@ -266,7 +264,7 @@ def _compile_and_read(start: _Start, programs: "Programs | EmbeddingPrograms") -
 
     directory = PrivateDirectory(start.settings.cache_dir / "programs")
     cache = CompileCache(directory, programs.configuration)
-    progress = _Progress(start.model)
+    progress = _Progress(start.stages)
 
     def compile_all() -> None:
         with start.compilations.blamed():
@@ -309,8 +307,8 @@ def _context_length(settings: Settings, config: GemmaConfig) -> int:
 class _Progress:
     """Shows compiling and loading weights, which run in parallel, as one stage."""
 
-    def __init__(self, model: ServedModel) -> None:
-        self._model = model
+    def __init__(self, stages: Stages) -> None:
+        self._stages = stages
         self._compiled, self._loaded = 0.0, 0.0  # shares done
         self._began = time.monotonic()
         self._detail = ""
@@ -335,16 +333,16 @@ class _Progress:
 
     def _show(self) -> None:
         share = (self._compiled + self._loaded) / 2
-        self._model.at("compiling and loading weights", share, self._detail)
+        self._stages.at("compiling and loading weights", share, self._detail)
 
 
-def _register_kernels(dtype: str, settings: Settings, model: ServedModel) -> bool:
+def _register_kernels(dtype: str, settings: Settings, stages: Stages) -> bool:
     """Register the native kernels if they serve the dtype; False if they cannot be used."""
     from gemma_server.native.library import register
 
     if dtype not in ("auto", "int8"):
         return False
-    model.at("preparing the native kernels")
+    stages.at("preparing the native kernels")
     return register(PrivateDirectory(settings.cache_dir / "native"))
 
 

@@ -4,7 +4,7 @@ from gemma_server.engine.fake import FakeRunner, fake_tokenizer
 from gemma_server.engine.watchdog import StepTimes
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.serving.engines import OnDeath, Wrap, limits_of, start_engine
-from gemma_server.serving.model import GenerativeModel, ServedModel
+from gemma_server.serving.model import GenerativeModel, LoadedModel, Stages
 from gemma_server.settings import Settings
 from gemma_server.text.chat_template import GemmaTemplate
 from gemma_server.text.prompted_tools import with_tools
@@ -13,9 +13,9 @@ _FAKE_CHUNK = 256  # prompt tokens in one plan
 
 
 def load_model(
-    settings: Settings, model: ServedModel, on_death: OnDeath, wrap: Wrap = lambda runner: runner
-) -> None:
-    """Load what the settings name and make `model` ready; it is told of each stage.
+    settings: Settings, stages: Stages, on_death: OnDeath, wrap: Wrap = lambda runner: runner
+) -> LoadedModel:
+    """Load what the settings name; `stages` is told of each stage.
 
     The engine gets the runner that `wrap` returns: the benchmark wraps it to time each step.
 
@@ -23,12 +23,11 @@ def load_model(
         ModelLoadError: the model cannot be loaded; the text says what to do.
     """
     if settings.fake:
-        model.ready(_fake(settings, on_death, wrap))
-        return
+        return _fake(settings, on_death, wrap)
     # Imported only here: the fake needs neither weights nor jax.
     from gemma_server.serving.gemma import load_gemma
 
-    model.ready(load_gemma(settings, model, on_death, wrap))
+    return load_gemma(settings, stages, on_death, wrap)
 
 
 def _fake(settings: Settings, on_death: OnDeath, wrap: Wrap) -> GenerativeModel:

@@ -1,6 +1,6 @@
 """The server's metrics, in Prometheus' text format."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -12,19 +12,49 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from gemma_server.engine.request import Timings
-from gemma_server.serving.model import ServedModel
+from gemma_server.serving.version import ServableVersion
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter that nobody reads
 
+_VERSION = ("model", "version")  # labels of what a version has
+_GAUGES = (
+    ("gemma_slots", "Slots in all"),
+    ("gemma_slots_busy", "Slots at work"),
+    ("gemma_queue_requests", "Requests waiting for a slot"),
+)
+_COUNTERS = (
+    ("gemma_steps", "Device steps"),
+    ("gemma_tokens_drawn", "Tokens sampled"),
+    ("gemma_prompt_cache_queries", "Prompts that could begin with what is cached"),
+    ("gemma_prompt_cache_hits", "Those that did"),
+    ("gemma_prompt_cache_tokens", "Prompt tokens that were cached, and not read again"),
+    ("gemma_compilations", "Programs compiled since the start"),
+)
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
 class Metrics:
-    """Counters of one app, and gauges that are read from its model's engine on each scrape."""
+    """Counters of one app, and what its versions say on each scrape."""
 
-    def __init__(self, model: ServedModel) -> None:
+    def __init__(
+        self, versions: Callable[[], Iterable[ServableVersion]], is_ready: Callable[[], bool]
+    ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_EngineMetrics(model))
+        self._registry.register(_ModelMetrics(versions, is_ready))
+        self._loads = Counter(
+            "gemma_model_loads", "Versions loaded", ["model", "result"], registry=self._registry
+        )
+        self._load_s = Histogram(
+            "gemma_model_load_seconds",
+            "From the start of loading a version until it takes requests",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._poll_failures = Counter(
+            "gemma_source_poll_failures",
+            "Times that it could not be told which versions are wanted",
+            registry=self._registry,
+        )
         self._requests = Counter(
             "gemma_requests",
             "HTTP requests answered",
@@ -74,48 +104,70 @@ class Metrics:
         self._first_token.observe(first_token_s)
         self._duration.observe(first_token_s + timings.decode_s)
 
+    def loaded(self, model: str, seconds: float) -> None:
+        """Count one version that takes requests."""
+        self._loads.labels(model, "available").inc()
+        self._load_s.observe(seconds)
+
+    def failed(self, model: str) -> None:
+        """Count one version that failed, in loading or later."""
+        self._loads.labels(model, "failed").inc()
+
+    def poll_failed(self) -> None:
+        """Count one time that the source could not be read."""
+        self._poll_failures.inc()
+
     def exposition(self) -> bytes:
         """All metrics, in the text format."""
         return generate_latest(self._registry)
 
 
-class _EngineMetrics:
-    """Reads the engine on each scrape."""
+class _ModelMetrics:
+    """Reads the versions and their engines on each scrape."""
 
-    def __init__(self, model: ServedModel) -> None:
-        self._model = model
+    def __init__(
+        self, versions: Callable[[], Iterable[ServableVersion]], is_ready: Callable[[], bool]
+    ) -> None:
+        self._versions, self._is_ready = versions, is_ready
 
     def collect(self) -> Iterable[Metric]:
-        ready = self._model.status == "ready"
-        yield GaugeMetricFamily("gemma_ready", "1 when requests are taken", value=float(ready))
-        loaded = self._model.loaded
-        if loaded is None:
-            return
-        stats = loaded.worker.stats()
-        yield GaugeMetricFamily("gemma_slots", "Slots in all", value=stats.slots)
-        yield GaugeMetricFamily("gemma_slots_busy", "Slots at work", value=stats.active)
-        yield GaugeMetricFamily(
-            "gemma_queue_requests", "Requests waiting for a slot", value=stats.queued
+        ready = float(self._is_ready())
+        yield GaugeMetricFamily("gemma_ready", "1 when requests are taken", value=ready)
+        yield from self._states()
+        yield from self._engines()
+
+    def _states(self) -> Iterable[Metric]:
+        states = GaugeMetricFamily(
+            "gemma_model_state",
+            "1 for the state of each version",
+            labels=(*_VERSION, "state"),
         )
-        yield CounterMetricFamily("gemma_steps", "Device steps", value=stats.steps)
-        yield CounterMetricFamily(
-            "gemma_tokens_drawn", "Tokens sampled", value=stats.tokens_sampled
+        leases = GaugeMetricFamily(
+            "gemma_model_leases", "Requests that hold a version", labels=_VERSION
         )
-        yield CounterMetricFamily(
-            "gemma_prompt_cache_queries",
-            "Prompts that could begin with what is cached",
-            value=stats.prompt_cache_queries,
-        )
-        yield CounterMetricFamily(
-            "gemma_prompt_cache_hits", "Those that did", value=stats.prompt_cache_hits
-        )
-        yield CounterMetricFamily(
-            "gemma_prompt_cache_tokens",
-            "Prompt tokens that were cached, and not read again",
-            value=stats.prompt_cache_tokens,
-        )
-        yield CounterMetricFamily(
-            "gemma_compilations",
-            "Programs compiled since the start",
-            value=loaded.compilations.programs,
-        )
+        for version in self._versions():
+            labels = [version.public_name, str(version.number)]
+            states.add_metric([*labels, version.state.value], 1)
+            leases.add_metric(labels, version.leases)
+        yield from (states, leases)
+
+    def _engines(self) -> Iterable[Metric]:
+        gauges = [GaugeMetricFamily(*of, labels=_VERSION) for of in _GAUGES]
+        counters = [CounterMetricFamily(*of, labels=_VERSION) for of in _COUNTERS]
+        for version in self._versions():
+            if (loaded := version.loaded) is None:
+                continue
+            stats, labels = loaded.worker.stats(), [version.public_name, str(version.number)]
+            for gauge, value in zip(gauges, (stats.slots, stats.active, stats.queued), strict=True):
+                gauge.add_metric(labels, value)
+            totals = (
+                stats.steps,
+                stats.tokens_sampled,
+                stats.prompt_cache_queries,
+                stats.prompt_cache_hits,
+                stats.prompt_cache_tokens,
+                loaded.compilations.programs,
+            )
+            for counter, total in zip(counters, totals, strict=True):
+                counter.add_metric(labels, total)
+        yield from (*gauges, *counters)

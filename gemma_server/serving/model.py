@@ -1,4 +1,4 @@
-"""A model on its way from loading to ready to draining, as the routes see it."""
+"""A model that has loaded, as the routes see it."""
 
 import hashlib
 import time
@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from gemma_server.engine.embedding import EmbeddingEngine
 from gemma_server.engine.engine import Engine
 from gemma_server.engine.stats import EngineStats
-from gemma_server.errors import ContextLengthExceeded, NotReady
+from gemma_server.errors import ContextLengthExceeded
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.text.chat_template import ChatTemplate
 from gemma_server.text.constraint import Grammars
@@ -20,6 +20,14 @@ from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.weights.sampling_defaults import SamplingDefaults
 
 Status = Literal["loading", "ready", "stuck", "draining"]
+
+
+class Stages(Protocol):
+    """What is told how far loading is."""
+
+    def at(self, stage: str, progress: float | None = None, detail: str = "") -> None:
+        """Say what loading is doing now, and the share of it that is done, when known."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ class LoadedModel:
     weight_bytes: int = field(default=0, kw_only=True)  # on the device
     info: ModelInfo = field(default=ModelInfo(), kw_only=True)
     ready_at: float = field(default_factory=time.time, kw_only=True)  # seconds since 1970
+    version: int = field(default=1, kw_only=True)
 
     @property
     def worker(self) -> Worker:
@@ -159,73 +168,6 @@ class Readiness(TypedDict):
     stage: str
     progress: float | None  # the share of the stage that is done, when known
     model: str
-
-
-class ServedModel:
-    """One model under its name. The loading thread changes its status; handlers only read it."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.stage = "starting"
-        self.progress: float | None = None  # share of the stage that is done, when known
-        self.detail = ""  # bytes done, bytes in total, and the rate
-        self._loaded: LoadedModel | None = None
-        self._draining = False
-
-    @property
-    def status(self) -> Status:
-        """Whether the model is loading, takes requests, waits for a device, or drains."""
-        if self._draining:
-            return "draining"
-        if self._loaded is None:
-            return "loading"
-        return "stuck" if self._loaded.worker.is_slow() else "ready"
-
-    @property
-    def loaded(self) -> LoadedModel | None:
-        """The model once it has loaded, also while it drains."""
-        return self._loaded
-
-    def at(self, stage: str, progress: float | None = None, detail: str = "") -> None:
-        """Say what loading is doing now."""
-        self.stage, self.progress, self.detail = stage, progress, detail
-
-    def ready(self, loaded: LoadedModel) -> None:
-        """The model can answer from now on, under its own name."""
-        self.name, self._loaded = loaded.name, loaded
-        if not self._draining:
-            self.at("ready", 1.0)
-
-    def drain(self) -> None:
-        """Refuse new requests; those in flight go on."""
-        self._draining = True
-        self.at("draining")
-
-    def readiness(self) -> Readiness:
-        """The status, and how far loading is, for clients that wait."""
-        return {
-            "status": self.status,
-            "stage": self.stage,
-            "progress": self.progress,
-            "model": self.name,
-        }
-
-    def require_ready(self) -> LoadedModel:
-        """The model, if it takes requests.
-
-        Raises:
-            NotReady: it is loading, stuck or draining.
-        """
-        if self._draining:
-            raise NotReady("draining", "the server is shutting down", retry_after_s=5)
-        if self._loaded is None:
-            done = "" if self.progress is None else f", {self.progress:.0%}"
-            raise NotReady("loading", f"the model is loading ({self.stage}{done})", retry_after_s=2)
-        if self._loaded.worker.is_slow():
-            age_s = self._loaded.worker.step_age_s()
-            message = f"the device has not answered for {age_s:.0f} s"
-            raise NotReady("stuck", message, retry_after_s=10)
-        return self._loaded
 
 
 def byte_rate(done: int, total: int, seconds: float) -> str:

@@ -8,7 +8,6 @@ import pytest
 from gemma_server.engine.embedding import EmbeddingLimits
 from gemma_server.frames.operations import OperationService
 from gemma_server.frames.server import FrameServer
-from gemma_server.serving.model import ServedModel
 from gemma_server.serving.models import Models
 from testing.fake_embedding import FakeEmbeddingRunner, fake_embedding_model, fake_vector
 from testing.waiting import wait_until
@@ -26,9 +25,8 @@ def runner() -> FakeEmbeddingRunner:
 def peer(runner: FakeEmbeddingRunner, tmp_path: Path) -> Iterator[Peer]:
     deaths: list[BaseException] = []
     loaded = fake_embedding_model(runner, deaths.append, EmbeddingLimits(256, 4, 1000))
-    model = ServedModel("fake")
-    model.ready(loaded)
-    models = Models(model)
+    models = Models("fake")
+    models.adopt(loaded)
     server = FrameServer(tmp_path / "socket", OperationService(models), deaths.append, threads=4)
     server.start()
     with Peer(tmp_path / "socket") as peer:

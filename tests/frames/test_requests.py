@@ -257,7 +257,7 @@ def test_refusals_say_when_to_try_again(open_lane: Open) -> None:
             peer.ask(id=1, op="ready")
             assert peer.whole(1)[1]["status"] == code
             assert peer.echo() == b"?"
-            lane.app.model.drain()
+            lane.app.models.drain()
 
 
 def test_too_many_are_refused_one_by_one(open_lane: Open, monkeypatch: pytest.MonkeyPatch) -> None:

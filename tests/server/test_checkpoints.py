@@ -10,7 +10,7 @@ import pytest
 from gemma_server.errors import ModelLoadError
 from gemma_server.serving.checkpoint import open_checkpoint
 from gemma_server.serving.loader import load_model
-from gemma_server.serving.model import ServedModel
+from gemma_server.serving.version import ServableVersion
 from gemma_server.settings import load_settings
 from gemma_server.text.sentencepiece_model import model_from_pieces
 from gemma_server.text.tokenizer import Tokenizer
@@ -221,5 +221,5 @@ def test_code_that_others_could_have_written_is_not_run(tmp_path: Path, name: st
     directory.chmod(0o777)
     own = load_settings(model_checkpoint=path, cache_dir=tmp_path / "cache")
     with pytest.raises(ModelLoadError) as refused:
-        load_model(own, ServedModel("tiny"), lambda error: None)
+        load_model(own, ServableVersion("tiny"), lambda error: None)
     assert str(refused.value).startswith(f"{directory}: others may write there")

@@ -6,7 +6,7 @@ import pytest
 
 from gemma_server.errors import ModelLoadError
 from gemma_server.serving.loader import load_model
-from gemma_server.serving.model import ServedModel
+from gemma_server.serving.version import ServableVersion
 from gemma_server.settings import load_settings
 from testing.embedding import NAMES, write_embedding_hf
 from testing.gemma4 import write_gemma4_gguf
@@ -28,7 +28,7 @@ def refusal(large: Path, small: Path, tmp_path: Path) -> str:
         cache_dir=tmp_path / "cache",
     )
     with pytest.raises(ModelLoadError) as refused:
-        load_model(settings, ServedModel("model"), lambda death: None)
+        load_model(settings, ServableVersion("model"), lambda death: None)
     assert not (tmp_path / "cache" / "programs").exists()
     return str(refused.value)
 

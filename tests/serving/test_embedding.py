@@ -12,7 +12,8 @@ from gemma_server.cli.inspect import describe
 from gemma_server.cli.main import main
 from gemma_server.serving.checkpoint import open_checkpoint
 from gemma_server.serving.loader import load_model
-from gemma_server.serving.model import EmbeddingModel, ServedModel
+from gemma_server.serving.model import EmbeddingModel
+from gemma_server.serving.version import ServableVersion
 from gemma_server.settings import load_settings
 from testing.embedding import NAMES, TOLERANCE, oracle_embedding, write_embedding_hf
 
@@ -38,9 +39,8 @@ def load(path: Path, cache: Path, dtype: str = "auto", length: int = 32) -> Embe
     settings = load_settings(
         model_checkpoint=path, cache_dir=cache, context_length=length, dtype=dtype, slots=1
     )
-    model, deaths = ServedModel("model"), list[BaseException]()
-    load_model(settings, model, deaths.append)
-    loaded = model.require_ready()
+    deaths = list[BaseException]()
+    loaded = load_model(settings, ServableVersion("model"), deaths.append)
     assert isinstance(loaded, EmbeddingModel)
     assert not deaths
     return loaded

@@ -16,8 +16,9 @@ from gemma_server.engine.plan import Plan
 from gemma_server.engine.request import Request, SamplingParams
 from gemma_server.engine.scheduler import Limits, Scheduler
 from gemma_server.executor.compile_counter import CompileCounter
-from gemma_server.serving.model import GenerativeModel, ServedModel
+from gemma_server.serving.model import GenerativeModel
 from gemma_server.serving.models import Models
+from gemma_server.serving.version import ServableVersion
 from gemma_server.settings import Settings, variable_name
 from gemma_server.text.chat_template import ChatTemplate, GemmaTemplate
 from gemma_server.text.gemma4_template import Gemma4Template
@@ -54,7 +55,6 @@ class App:
     """An app, everything behind it, and one way to ask it."""
 
     client: FlaskClient
-    model: ServedModel
     models: Models
     engine: Engine
     runner: WatchedRunner
@@ -111,22 +111,23 @@ def serve() -> Iterator[Serve]:
         engine = Engine(runner, Scheduler(limits), deaths.append)
         engine.start()
         own = Settings(context_length=context_length, fake=True, **settings)
-        model = ServedModel("fake")
-        if not loading:
+        models = Models("fake")
+        if loading:
+            models.add(ServableVersion("fake"))
+        else:
             tokenizer, limit = fake_tokenizer(), own.max_steps
             chat: ChatTemplate = GemmaTemplate(tokenizer)
             if gemma4:
                 tokenizer = gemma4_tokenizer()
                 chat = Gemma4Template(tokenizer, opens_thought=False)
             fixed = ("fake", tokenizer, "none", 0.0, CompileCounter())
-            model.ready(
+            models.adopt(
                 GenerativeModel(
                     *fixed, with_tools(chat), engine, sampling=sampling, max_steps=limit
                 )
             )
-        models = Models(model)
         client = make_app(models, own).test_client()
-        made.append(App(client, model, models, engine, runner, deaths))
+        made.append(App(client, models, engine, runner, deaths))
         return made[-1]
 
     with pytest.MonkeyPatch.context() as patch:

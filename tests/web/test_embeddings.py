@@ -20,7 +20,6 @@ from gemma_server.api.embedding import as_base64, shortened
 from gemma_server.api.ollama.embeddings import EmbedBody
 from gemma_server.api.openai.embeddings import EmbeddingsBody
 from gemma_server.engine.embedding import EmbeddingLimits
-from gemma_server.serving.model import ServedModel
 from gemma_server.serving.models import Models
 from gemma_server.settings import Settings, load_settings
 from gemma_server.web.app import make_app
@@ -54,9 +53,8 @@ class Embedding:
         self.runner = FakeEmbeddingRunner()
         self.deaths: list[BaseException] = []
         self.loaded = fake_embedding_model(self.runner, self.deaths.append, limits)
-        model = ServedModel("fake")
-        model.ready(self.loaded)
-        self.models = Models(model)
+        self.models = Models("fake")
+        self.models.adopt(self.loaded)
         self.client: FlaskClient = make_app(self.models, settings).test_client()
 
     def ask(self, path: str, **body: Any) -> TestResponse:
@@ -354,7 +352,7 @@ def test_a_busy_server_a_deadline_and_what_waits(make: Make) -> None:
 
 def test_a_draining_server_refuses(make: Make) -> None:
     draining = make()
-    draining.models._model.drain()
+    draining.models.drain()
     assert_error(draining.ask(OPENAI, input="a"), 503, "draining")
 
 

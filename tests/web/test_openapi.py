@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from gemma_server.serving.loader import load_model
-from gemma_server.serving.model import ServedModel
 from gemma_server.serving.models import Models
+from gemma_server.serving.version import ServableVersion
 from gemma_server.settings import load_settings
 from gemma_server.web import openapi
 from gemma_server.web.app import make_app
@@ -77,9 +77,9 @@ def test_no_request_that_fits_the_schemas_or_almost_does_breaks_the_server_or_it
 
     closed = _with_closed_answers(DESCRIBED)
     monkeypatch.setattr(openapi, "document", lambda operations: closed)
-    served, own = ServedModel("fake"), load_settings(fake=True)
-    load_model(own, served, lambda error: None)
-    schema: Any = schemathesis.openapi.from_wsgi("/openapi.json", make_app(Models(served), own))
+    models, own = Models("fake"), load_settings(fake=True)
+    models.adopt(load_model(own, ServableVersion("fake"), lambda error: None))
+    schema: Any = schemathesis.openapi.from_wsgi("/openapi.json", make_app(models, own))
     schema.config.checks.negative_data_rejection.expected_statuses += ["413"]  # some draws are huge
     is_a_part = {path: _part_validator(closed, path) for path in closed["paths"]}
     answers: Counter[tuple[str, bool]] = Counter()

@@ -61,7 +61,8 @@ def test_every_answer_has_a_request_id(app: App) -> None:
 
 def test_readyz_follows_the_model_from_loading_to_draining(serve: Serve) -> None:
     app = serve(loading=True)
-    app.model.at("loading weights", 0.25)
+    [version] = app.models.versions()
+    version.at("loading weights", 0.25)
     response = app.client.get("/readyz")
     assert response.status_code == 503
     assert int(response.headers["Retry-After"]) >= 1
@@ -74,7 +75,7 @@ def test_readyz_follows_the_model_from_loading_to_draining(serve: Serve) -> None
     assert response.json is not None
     assert (response.json["status"], response.json["model"]) == ("ready", "fake")
 
-    ready.model.drain()
+    ready.models.drain()
     response = ready.client.get("/readyz")
     assert response.status_code == 503
     assert response.json is not None
@@ -84,7 +85,7 @@ def test_readyz_follows_the_model_from_loading_to_draining(serve: Serve) -> None
 def test_healthz_answers_in_every_state(serve: Serve) -> None:
     for app in (serve(loading=True), serve()):
         assert app.client.get("/healthz").json == {"status": "ok"}
-        app.model.drain()
+        app.models.drain()
         assert app.client.get("/healthz").json == {"status": "ok"}
 
 
@@ -135,7 +136,7 @@ def test_metrics_work_while_loading_and_draining(serve: Serve) -> None:
     app = serve(loading=True)
     assert app.metrics()["gemma_ready"] == 0
     app = serve()
-    app.model.drain()
+    app.models.drain()
     assert app.metrics()["gemma_ready"] == 0
 
 

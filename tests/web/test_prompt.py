@@ -224,7 +224,7 @@ def test_an_echo_may_go_through_the_engine_and_the_device(serve: Serve) -> None:
         assert answer.json == {"echo_prompt": [1]}
     other = app.client.post("/echo?through=walls", json={"prompt": 1})
     assert_error(other, 400, "invalid_value", "through")
-    app.model.drain()
+    app.models.drain()
     refused = app.client.post("/echo?through=queue", json={"prompt": 1})
     assert refused.status_code == 503
 
@@ -241,7 +241,7 @@ def test_loading_is_503_with_retry_after_while_echo_and_healthz_work(serve: Serv
 
 def test_draining_is_503_and_says_when_to_come_back(serve: Serve) -> None:
     app = serve()
-    app.model.drain()
+    app.models.drain()
     response = app.prompt("x")
     assert_error(response, 503, "draining")
     assert int(response.headers["Retry-After"]) >= 1
@@ -254,7 +254,7 @@ def test_a_request_under_way_finishes_while_draining(serve: Serve) -> None:
     thread = threading.Thread(target=lambda: answers.append(app.prompt("hello")))
     thread.start()
     wait_until(lambda: app.engine.stats().active == 1)
-    app.model.drain()
+    app.models.drain()
     app.runner.open.set()
     thread.join(5)
     [answer] = answers

@@ -91,7 +91,7 @@ def test_what_is_refused_before_the_first_event_is_a_plain_error(serve: Serve) -
     assert_error(too_long, 400, "context_length_exceeded", "prompt")
     app.occupy(1)
     assert_error(app.prompt("x", sampling_steps=1, stream=True), 429, "overloaded")
-    app.model.drain()
+    app.models.drain()
     assert_error(app.prompt("x", stream=True), 503, "draining")
 
 

@@ -1,0 +1,205 @@
+"""Carries out what is wanted: loads and unloads versions, one step after the other.
+
+After TensorFlow Serving's `core/aspired_versions_manager.cc`: a thread asks the source which
+versions are wanted, and a policy what to do next.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from gemma_server.errors import GenerationFailed, ModelLoadError
+from gemma_server.serving.engines import OnDeath
+from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.models import Models
+from gemma_server.serving.policy import Policy, Snapshot, availability_preserving
+from gemma_server.serving.source import Source, SourceFailed, Wanted
+from gemma_server.serving.version import ServableVersion, State
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 0.1
+RETRIES = 3  # of a load that failed, or of an engine that died
+RETRY_S = 10.0  # before the first of them; each later one waits twice as long
+_LAST_ANSWERS_S = 5.0  # of requests whose engine was stopped
+
+
+class Loader(Protocol):
+    """How a version is loaded, and its memory given back."""
+
+    def load(self, version: ServableVersion, on_death: OnDeath) -> LoadedModel:
+        """Load it, and have it answer what it must answer before it takes requests.
+
+        Raises:
+            ModelLoadError: it cannot be loaded; the text says why.
+        """
+        ...
+
+    def unloaded(self) -> None:
+        """Nothing refers to a version any more: give its memory back."""
+        ...
+
+
+def in_a_thread(work: Callable[[], None]) -> None:
+    """Do the work beside everything else."""
+    threading.Thread(target=work, name="loader", daemon=True).start()
+
+
+class Manager:
+    """Keeps the versions in `models` as the source wants them.
+
+    `on_death` is called when the process cannot go on: its device hangs. `poll_s` is how often the
+    source is asked; None: once.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        source: Source,
+        loader: Loader,
+        on_death: OnDeath,
+        *,
+        policy: Policy = availability_preserving,
+        poll_s: float | None = None,
+        drain_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+        start: Callable[[Callable[[], None]], None] = in_a_thread,
+    ) -> None:
+        self._models = models
+        self._source, self._loader, self._policy = source, loader, policy
+        self._on_death = on_death
+        self._poll_s, self._drain_s = poll_s, drain_s
+        self._clock, self._start = clock, start
+        self._wanted: Mapping[str, Mapping[int, Wanted]] = {}
+        self._poll_at: float | None = clock()
+        self._poll_error = ""
+        self._busy = False  # a version is being loaded, or unloaded
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Go on until `stop`."""
+        while not self._stopping.wait(_LOOK_S):
+            self.step()
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self._stopping.set()
+
+    def step(self) -> None:
+        """Ask the source if it is time to, then begin one action, if there is none under way."""
+        if self._poll_at is not None and self._clock() >= self._poll_at:
+            self._poll()
+        self._retry()
+        if not self._busy:
+            self._act()
+
+    def _poll(self) -> None:
+        self._poll_at = None if self._poll_s is None else self._clock() + self._poll_s
+        try:
+            self._wanted = self._source.poll()
+        except SourceFailed as error:
+            self._models.metrics.poll_failed()
+            if str(error) != self._poll_error:
+                logger.error("%s; the versions of before are served on", error)
+            self._poll_error = str(error)
+            return
+        self._poll_error = ""
+        for name, versions in self._wanted.items():
+            for number, wanted in versions.items():
+                self._want(name, number, wanted)
+
+    def _want(self, name: str, number: int, wanted: Wanted) -> None:
+        """Make the version new, unless it is there, or has failed with these very files."""
+        known = self._models.version(name, number)
+        if known is not None:
+            failed_so = bool(known.error) and known.signature == wanted.signature
+            if known.state is not State.END or failed_so:
+                return
+        self._models.add(ServableVersion(name, number, wanted.path, wanted.signature))
+
+    def _retry(self) -> None:
+        for version in self._models.versions():
+            if version.retry_at is not None and self._clock() >= version.retry_at:
+                version.retry_at = None
+                if self._is_wanted(version):
+                    again = ServableVersion(
+                        version.name, version.number, version.path, version.signature
+                    )
+                    again.failures = version.failures
+                    self._models.add(again)
+
+    def _is_wanted(self, version: ServableVersion) -> bool:
+        return version.number in self._wanted.get(version.name, {})
+
+    def _act(self) -> None:
+        for name in self._models.names():
+            versions = {each.number: each for each in self._models.versions(name)}
+            for each in versions.values():
+                if each.state is State.START and not self._is_wanted(each):
+                    self._models.to_end(each)
+            action = self._policy(
+                [Snapshot(n, each.state, self._is_wanted(each)) for n, each in versions.items()]
+            )
+            if action is not None:
+                self._begin(action.kind == "load", versions[action.number])
+                return
+
+    def _begin(self, loads: bool, version: ServableVersion) -> None:
+        self._busy = True
+        if loads:
+            self._models.to_loading(version)
+        else:
+            self._models.to_unloading(version)
+
+        def work() -> None:
+            try:
+                (self._load if loads else self._unload)(version)
+            finally:
+                self._busy = False
+
+        self._start(work)
+
+    def _load(self, version: ServableVersion) -> None:
+        began = self._clock()
+        try:
+            loaded = self._loader.load(version, lambda error: self._died(version, error))
+        except Exception as error:
+            known = isinstance(error, ModelLoadError)
+            logger.error("%s cannot be loaded: %s", version, error, exc_info=not known)
+            self._failed(version, str(error) if known else f"{type(error).__name__}: {error}")
+            self._loader.unloaded()
+            return
+        if version.state is not State.LOADING:  # it died already
+            loaded.worker.stop()
+            return
+        version.failures = 0
+        self._models.to_available(version, loaded, self._clock() - began)
+        logger.info("%s is available", version)
+
+    def _failed(self, version: ServableVersion, error: str) -> None:
+        version.failures += 1
+        if version.failures <= RETRIES:
+            version.retry_at = self._clock() + RETRY_S * 2 ** (version.failures - 1)
+        self._models.to_end(version, error)
+
+    def _unload(self, version: ServableVersion) -> None:
+        logger.info("%s is unloaded", version)
+        loaded = version.loaded
+        self._models.wait_until_free(version, self._drain_s)
+        if loaded is not None:
+            loaded.worker.stop()
+            self._models.wait_until_free(version, _LAST_ANSWERS_S)
+        del loaded
+        self._models.to_end(version)
+        self._loader.unloaded()
+
+    def _died(self, version: ServableVersion, error: BaseException) -> None:
+        """An engine's death is its version's; that of the device is everybody's."""
+        if isinstance(error, GenerationFailed):
+            self._on_death(error)
+            return
+        logger.critical("the engine of %s died", version, exc_info=error)
+        self._failed(version, f"its engine died: {type(error).__name__}: {error}")
+        self._start(self._loader.unloaded)
