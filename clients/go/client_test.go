@@ -29,7 +29,7 @@ func serve(t *testing.T, h http.HandlerFunc) *Client {
 
 const goodAnswer = `{"response": "Hello", "finish_reason": "length",
 	"usage": {"prompt_tokens": 3, "completion_tokens": 4, "cached_tokens": 2},
-	"timings": {"queue_ms": 0.5, "prefill_ms": 1.5, "decode_ms": 2.5}}`
+	"timings": {"queue_ms": 0.5, "prefill_ms": 1.5, "decode_ms": 2.5}, "model_version": "7"}`
 
 func TestGenerate(t *testing.T) {
 	client := serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -49,7 +49,7 @@ func TestGenerate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := &Response{Text: "Hello", FinishReason: FinishLength, Usage: Usage{3, 4, 2}, Timings: Timings{QueueMS: 0.5, PrefillMS: 1.5, DecodeMS: 2.5}, RequestID: "r3"}
+	want := &Response{Text: "Hello", FinishReason: FinishLength, Usage: Usage{3, 4, 2}, Timings: Timings{QueueMS: 0.5, PrefillMS: 1.5, DecodeMS: 2.5}, ModelVersion: "7", RequestID: "r3"}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}

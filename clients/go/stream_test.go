@@ -41,7 +41,7 @@ func collect(ctx context.Context, c *Client) (chunks []Chunk, err error) {
 
 const lastEvent = `data: {"response": "!", "finish_reason": "stop",
 data: "usage": {"prompt_tokens": 1, "completion_tokens": 2, "cached_tokens": 0},
-data: "timings": {"queue_ms": 1, "prefill_ms": 2, "decode_ms": 3}}
+data: "timings": {"queue_ms": 1, "prefill_ms": 2, "decode_ms": 3}, "model_version": "7"}
 
 `
 
@@ -50,7 +50,7 @@ func TestStream(t *testing.T) {
 	want := []Chunk{
 		{Text: "Hello"},
 		{Text: " é"},
-		{Text: "!", FinishReason: FinishStop, Usage: &Usage{1, 2, 0}, Timings: &Timings{QueueMS: 1, PrefillMS: 2, DecodeMS: 3}},
+		{Text: "!", FinishReason: FinishStop, Usage: &Usage{1, 2, 0}, Timings: &Timings{QueueMS: 1, PrefillMS: 2, DecodeMS: 3}, ModelVersion: "7"},
 	}
 	seq := client.Stream(context.Background(), Request{Prompt: "x"})
 	for range 2 { // each loop is a request of its own

@@ -96,17 +96,20 @@ type Response struct {
 	FinishReason FinishReason `json:"finish_reason"`
 	Usage        Usage        `json:"usage"`
 	Timings      Timings      `json:"timings"`
+	// ModelVersion is the number of the model's version that answered.
+	ModelVersion string `json:"model_version"`
 	// RequestID names the request in the server's log.
 	RequestID string `json:"-"`
 }
 
-// Chunk is one piece of a streamed answer. FinishReason, Usage and Timings are
-// set in the last chunk only, whose Text may be empty.
+// Chunk is one piece of a streamed answer. All but Text is set in the last chunk
+// only, whose Text may be empty.
 type Chunk struct {
 	Text         string       `json:"response"`
 	FinishReason FinishReason `json:"finish_reason"`
 	Usage        *Usage       `json:"usage"`
 	Timings      *Timings     `json:"timings"`
+	ModelVersion string       `json:"model_version"`
 }
 
 // Usage counts the tokens of a request.

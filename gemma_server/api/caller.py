@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gemma_server.api.timing import Stages
+from gemma_server.serving.model import LoadedModel
 from gemma_server.serving.models import Lease, Model
 
 
@@ -33,6 +34,7 @@ class Caller:
     stages: Stages = field(default_factory=dict)  # milliseconds of each stage so far
     params: Mapping[str, str] = field(default_factory=dict)  # of a path and its query
     on_job: Callable[[Running], None] = lambda job: None  # called with the job when it begins
+    on_lease: Callable[[LoadedModel], None] = lambda loaded: None  # called with what answers
     api_key: str = ""  # a digest of it, where the server wants one
     connection: str = ""  # a name that no other open connection has
 
@@ -48,4 +50,6 @@ class Caller:
 
     def hold(self, lease: Lease[Model]) -> Model:
         """The leased model, which stays loaded until the answer is complete."""
-        return self.held.enter_context(lease)
+        loaded = self.held.enter_context(lease)
+        self.on_lease(loaded)
+        return loaded

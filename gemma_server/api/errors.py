@@ -58,8 +58,8 @@ class ErrorAnswer(TypedDict):
     error: ErrorBody
 
 
-class OllamaErrorAnswer(TypedDict):
-    """Every error's form on Ollama's routes: the message alone."""
+class MessageAlone(TypedDict):
+    """Every error on the routes of Ollama and TensorFlow Serving."""
 
     error: str
 
@@ -73,7 +73,7 @@ class ErrorForm:
 
 
 STANDARD = ErrorForm(ErrorAnswer, lambda body: {"error": body})
-OLLAMA = ErrorForm(OllamaErrorAnswer, lambda body: {"error": body["message"]})
+MESSAGE_ALONE = ErrorForm(MessageAlone, lambda body: {"error": body["message"]})
 
 
 class InvalidPrompt(InvalidRequest):

@@ -61,6 +61,7 @@ class Job:
         user: str | None = None,
         reading: Reading | None = None,
     ) -> None:
+        self.loaded = loaded
         self._truncation = truncation
         self._metrics, self._compilations = metrics, loaded.compilations
         self._compiled_s = loaded.compilations.seconds

@@ -11,6 +11,7 @@ from gemma_server.api.openai import embeddings as openai_embeddings
 from gemma_server.api.openai import handlers as openai
 from gemma_server.api.openai import tokens
 from gemma_server.api.operation import Operation
+from gemma_server.api.tensorflow import handlers as tensorflow
 
 OPERATIONS: tuple[Operation[Any], ...] = (
     *native.OPERATIONS,
@@ -19,5 +20,6 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     *openai_embeddings.OPERATIONS,
     *ollama.OPERATIONS,
     *ollama_embeddings.OPERATIONS,
+    *tensorflow.OPERATIONS,
     *status.OPERATIONS,
 )

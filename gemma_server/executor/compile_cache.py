@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import flax
 import jax
@@ -27,6 +28,8 @@ _OURS = re.compile(r"scratch|.*-[0-9a-f]{32}$")  # nothing else is removed, what
 KEPT = 16  # configurations: the most recently used
 _PACKAGE = Path(gemma_server.__file__).parent
 _ROOMS = ("model", "native", "engine", "executor")  # what programs are made of, and `errors`
+# What this process has: versions of a model that are alike share their programs.
+_in_use: WeakValueDictionary[Path, Any] = WeakValueDictionary()
 
 
 class CompileCache:
@@ -43,8 +46,15 @@ class CompileCache:
         self._key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
     def get(self, name: str, compile_it: Callable[[], Any]) -> Any:
-        """The program of this name: from its file if it is there, else compiled and kept."""
-        file = f"{name}-{self._key}"
+        """The program of this name: one that is in use, else from its file if that is there, else
+        compiled and kept."""
+        path = self._directory.path / f"{name}-{self._key}"
+        program = _in_use.get(path)
+        if program is None:
+            program = _in_use[path] = self._read(path.name, compile_it)
+        return program
+
+    def _read(self, file: str, compile_it: Callable[[], Any]) -> Any:
         try:
             kept, operands, results = pickle.loads(self._directory.read(file))
             program = deserialize_and_load(kept, operands, results, execution_devices=[_device()])

@@ -8,6 +8,8 @@ device, nor its parent's threads.
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 
 from gunicorn.arbiter import Arbiter
 
@@ -62,11 +64,29 @@ def on_starting(server: Arbiter) -> None:
         check_addresses(_settings.frames, [] if are_inherited() else server.cfg.address)
     except UsageError as error:
         _usage_error(error)
-    # A second worker would load a second model, and a reload or TTIN would start one. A closed
-    # terminal (HUP) ends the server as TERM does, unless nohup asks to ignore it.
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    server.handle_hup = _ignore_signal if ignored else server.handle_term
+    # A second worker would load a second model, and a reload or TTIN would start one.
+    server.handle_hup = _hangup_of(server)
     server.handle_ttin = server.handle_ttou = server.handle_usr2 = _ignore_signal
+
+
+def _hangup_of(server: Arbiter) -> Callable[[], object]:
+    """What SIGHUP does. A closed terminal ends the server as TERM does, unless nohup asks to ignore
+    it; without a terminal a directory of versions is looked at."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return _ignore_signal
+    if _settings.model_base_path is not None and not _has_terminal():
+        return partial(server.kill_workers, signal.SIGHUP)
+    end: Callable[[], object] = server.handle_term
+    return end
+
+
+def _has_terminal() -> bool:
+    """Whether there is a terminal whose end would send SIGHUP."""
+    try:
+        os.close(os.open(os.ctermid(), os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def pre_fork(server: Arbiter, worker: ModelWorker) -> None:

@@ -1,19 +1,29 @@
 """What a worker hosts: a model from loading to draining."""
 
+import math
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
+from gemma_server.console import say
+from gemma_server.errors import ModelLoadError
 from gemma_server.frames.operations import OperationService
 from gemma_server.frames.service import Service
 from gemma_server.server import memory
 from gemma_server.server.progress import report_progress
+from gemma_server.server.warmup import warm_up
 from gemma_server.serving.engines import OnDeath
+from gemma_server.serving.manager import Manager
 from gemma_server.serving.model import GenerativeModel, LoadedModel
-from gemma_server.serving.models import DEFAULT_NAME, Models
+from gemma_server.serving.models import Models
+from gemma_server.serving.source import VersionDirectory
 from gemma_server.serving.version import ServableVersion
 from gemma_server.settings import Settings
+
+_LOOK_S = 0.5
+_EMPTY_S = 5.0  # until a directory without a version is worth a word
 
 
 class Loaded(Protocol):
@@ -61,6 +71,10 @@ class Hosted(Protocol):
         """
         ...
 
+    def poll(self) -> None:
+        """Look now which versions are wanted; a signal handler calls this."""
+        ...
+
     def drain(self) -> None:
         """Refuse new requests; a signal handler calls this."""
         ...
@@ -78,6 +92,7 @@ class HostedGemma:
         self.service = OperationService(models)
         self.example: str | None = '{"prompt": "The capital of France is", "sampling_steps": 16}'
         self._models = models
+        self._manager: Manager | None = None  # of a directory of versions
 
     def load(self, on_death: OnDeath) -> LoadedModel:
         """Load the model that the settings name, and show the progress; of a directory of versions
@@ -86,20 +101,51 @@ class HostedGemma:
         Raises:
             ModelLoadError: it cannot be loaded.
         """
-        loaded = self._load_one(on_death)
+        base = self.settings.model_base_path
+        loaded = self._load_one(on_death) if base is None else self._load_first(base, on_death)
         if not isinstance(loaded, GenerativeModel):
             self.example = None  # there is nothing to prompt
         return loaded
 
     def _load_one(self, on_death: OnDeath) -> LoadedModel:
         """The one checkpoint: what befalls it befalls the process."""
-        version = ServableVersion(self.settings.model_name or DEFAULT_NAME)
+        version = ServableVersion(self.settings.served_name)
         self._models.add(version)
         self._models.to_loading(version)
         began = time.monotonic()
-        loaded = SettingsLoader(self.settings).load(version, on_death)
+        loaded = VersionLoader(self.settings).load(version, on_death)
         self._models.to_available(version, loaded, time.monotonic() - began)
         return loaded
+
+    def _load_first(self, base: Path, on_death: OnDeath) -> LoadedModel:
+        """Begin to manage the versions in a directory, and wait until one takes requests."""
+        if not base.is_dir():
+            raise ModelLoadError(f"--model-base-path {base}: there is no such directory")
+        settings, name = self.settings, self.settings.served_name
+        self._manager = Manager(
+            self._models,
+            VersionDirectory(name, base),
+            VersionLoader(settings),
+            on_death,
+            poll_s=settings.model_poll_seconds,
+            drain_s=settings.drain_timeout,
+        )
+        threading.Thread(target=self._manager.run, name="manager", daemon=True).start()
+        waits_since = time.monotonic()
+        while (loaded := self._models.first()) is None:
+            self._models.wait_for_a_change(_LOOK_S)
+            versions = self._models.versions()
+            if versions and all(each.has_failed for each in versions):
+                raise ModelLoadError("; ".join(f"{each}: {each.error}" for each in versions))
+            if not versions and time.monotonic() > waits_since + _EMPTY_S:
+                waits_since = math.inf
+                say(f"{base} has no version yet: a directory or file named by a number")
+        return loaded
+
+    def poll(self) -> None:
+        """Look now which versions are wanted; a signal handler calls this."""
+        if self._manager is not None:
+            self._manager.poll_soon()
 
     def drain(self) -> None:
         """Refuse new requests."""
@@ -107,32 +153,43 @@ class HostedGemma:
 
     def stop(self) -> None:
         """Fail the requests that still run."""
+        if self._manager is not None:
+            self._manager.stop()
         self._models.stop()
 
 
-class SettingsLoader:
+class VersionLoader:
     """Loads versions with the server's settings, and shows how far that is."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def load(self, version: ServableVersion, on_death: OnDeath) -> LoadedModel:
-        """Load the version's checkpoint, or that of the settings if it has none.
+        """Load the version's checkpoint, or that of the settings if it has none. One from a
+        directory of versions also has to answer before it takes requests.
 
         Raises:
-            ModelLoadError: it cannot be loaded.
+            ModelLoadError: it cannot be loaded, or does not answer.
         """
         from gemma_server.serving.loader import load_model
 
+        settings = self._settings
+        if version.path is not None:
+            say(f"loading {version} from {version.path}")
+            own = {"model_checkpoint": version.path, "model_name": version.name}
+            settings = settings.model_copy(update=own)
         threading.Thread(
             target=report_progress, args=(version,), name="progress", daemon=True
         ).start()
-        settings = self._settings
+        loaded = replace(load_model(settings, version, on_death), version=version.number)
         if version.path is not None:
-            own = {"model_checkpoint": version.path, "model_name": version.name}
-            settings = settings.model_copy(update=own)
-        loaded = load_model(settings, version, on_death)
-        return replace(loaded, version=version.number)
+            version.at("answering the first prompts")
+            try:
+                warm_up(loaded, version.path)
+            except ModelLoadError:
+                loaded.worker.stop()
+                raise
+        return loaded
 
     def unloaded(self) -> None:
         """Give the memory of what was unloaded back."""

@@ -31,7 +31,7 @@ from gemma_server.server.addresses import check_socket
 from gemma_server.server.hosted import Hosted, HostedGemma, Loaded
 from gemma_server.server.http.worker import HttpWorker
 from gemma_server.server.ready_line import Address, address_of, announce
-from gemma_server.serving.models import DEFAULT_NAME, Models
+from gemma_server.serving.models import Models
 from gemma_server.settings import load_settings
 from gemma_server.web.app import make_app
 
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 LOAD_FAILED = 3  # gunicorn's own code for a worker that cannot boot: the master ends with it
 DIED = 1  # gunicorn starts a new worker, which loads the model again
 # Sent to the process group when a terminal closes, or by hand; their default ends a process.
-_FOR_THE_MASTER = (signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
+_FOR_THE_MASTER = (signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 # Blocked while the master forks, or a worker that has no handlers yet would lose them.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _STDIN = 0
@@ -61,7 +61,7 @@ def create_app() -> Flask:
     if "gemma_server.server.gunicorn_conf" not in sys.modules:
         raise UsageError("start gunicorn with -c python:gemma_server.server.gunicorn_conf")
     settings = load_settings()
-    models = Models(settings.model_name or DEFAULT_NAME)
+    models = Models(settings.served_name)
     app = make_app(models, settings)
     app.extensions["hosted"] = HostedGemma(settings, models)
     return app
@@ -105,6 +105,7 @@ class ModelWorker(HttpWorker):
         super().init_signals()
         for number in _FOR_THE_MASTER:
             signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, self._poll)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def notify(self) -> None:
@@ -131,6 +132,11 @@ class ModelWorker(HttpWorker):
         ).start()
         if hosted.settings.stop_with_stdin:
             threading.Thread(target=self._stop_with_stdin, name="stdin", daemon=True).start()
+
+    def _poll(self, sig: int, frame: FrameType | None) -> None:
+        """SIGHUP: look which versions are wanted."""
+        if self.hosted is not None:
+            self.hosted.poll()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: refuse new work, let the rest finish, and end what takes too long."""

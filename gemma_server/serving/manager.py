@@ -5,11 +5,13 @@ versions are wanted, and a policy what to do next.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from gemma_server.console import say
 from gemma_server.errors import GenerationFailed, ModelLoadError
 from gemma_server.serving.engines import OnDeath
 from gemma_server.serving.model import LoadedModel
@@ -21,6 +23,9 @@ from gemma_server.serving.version import ServableVersion, State
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.1
+# A version counts once two polls have found it the same. At the start, and when told to look, they
+# follow each other so soon.
+_SETTLE_S = 0.5
 RETRIES = 3  # of a load that failed, or of an engine that died
 RETRY_S = 10.0  # before the first of them; each later one waits twice as long
 _LAST_ANSWERS_S = 5.0  # of requests whose engine was stopped
@@ -51,7 +56,7 @@ class Manager:
     """Keeps the versions in `models` as the source wants them.
 
     `on_death` is called when the process cannot go on: its device hangs. `poll_s` is how often the
-    source is asked; None: once.
+    source is asked; 0: only at the start and after `poll_soon`.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class Manager:
         on_death: OnDeath,
         *,
         policy: Policy = availability_preserving,
-        poll_s: float | None = None,
+        poll_s: float = 0.0,
         drain_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         start: Callable[[Callable[[], None]], None] = in_a_thread,
@@ -73,7 +78,9 @@ class Manager:
         self._poll_s, self._drain_s = poll_s, drain_s
         self._clock, self._start = clock, start
         self._wanted: Mapping[str, Mapping[int, Wanted]] = {}
-        self._poll_at: float | None = clock()
+        self._poll_at = clock()
+        self._quick_polls = 2  # that are left
+        self._told_to_poll = threading.Event()
         self._poll_error = ""
         self._busy = False  # a version is being loaded, or unloaded
         self._stopping = threading.Event()
@@ -87,16 +94,25 @@ class Manager:
         """Begin nothing more."""
         self._stopping.set()
 
+    def poll_soon(self) -> None:
+        """Ask the source, whatever the time; a signal handler may call this."""
+        self._told_to_poll.set()
+
     def step(self) -> None:
         """Ask the source if it is time to, then begin one action, if there is none under way."""
-        if self._poll_at is not None and self._clock() >= self._poll_at:
+        if self._told_to_poll.is_set():
+            self._told_to_poll.clear()
+            self._poll_at, self._quick_polls = self._clock(), 2
+        if self._clock() >= self._poll_at:
             self._poll()
         self._retry()
         if not self._busy:
             self._act()
 
     def _poll(self) -> None:
-        self._poll_at = None if self._poll_s is None else self._clock() + self._poll_s
+        self._quick_polls = max(0, self._quick_polls - 1)
+        wait_s = min(_SETTLE_S, self._poll_s or _SETTLE_S) if self._quick_polls else self._poll_s
+        self._poll_at = self._clock() + wait_s if wait_s else math.inf
         try:
             self._wanted = self._source.poll()
         except SourceFailed as error:
@@ -121,14 +137,14 @@ class Manager:
 
     def _retry(self) -> None:
         for version in self._models.versions():
-            if version.retry_at is not None and self._clock() >= version.retry_at:
+            if version.retry_at is None or self._clock() < version.retry_at:
+                continue
+            if not self._is_wanted(version):
                 version.retry_at = None
-                if self._is_wanted(version):
-                    again = ServableVersion(
-                        version.name, version.number, version.path, version.signature
-                    )
-                    again.failures = version.failures
-                    self._models.add(again)
+                continue
+            again = ServableVersion(version.name, version.number, version.path, version.signature)
+            again.failures = version.failures
+            self._models.add(again)
 
     def _is_wanted(self, version: ServableVersion) -> bool:
         return version.number in self._wanted.get(version.name, {})
@@ -176,7 +192,7 @@ class Manager:
             return
         version.failures = 0
         self._models.to_available(version, loaded, self._clock() - began)
-        logger.info("%s is available", version)
+        say(f"{version} takes requests")
 
     def _failed(self, version: ServableVersion, error: str) -> None:
         version.failures += 1
@@ -185,7 +201,7 @@ class Manager:
         self._models.to_end(version, error)
 
     def _unload(self, version: ServableVersion) -> None:
-        logger.info("%s is unloaded", version)
+        say(f"{version} takes no more requests")
         loaded = version.loaded
         self._models.wait_until_free(version, self._drain_s)
         if loaded is not None:
@@ -194,6 +210,7 @@ class Manager:
         del loaded
         self._models.to_end(version)
         self._loader.unloaded()
+        say(f"{version} is unloaded")
 
     def _died(self, version: ServableVersion, error: BaseException) -> None:
         """An engine's death is its version's; that of the device is everybody's."""

@@ -1,7 +1,7 @@
 """The models of this process by name and version, and the leases that requests hold on them."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
@@ -15,12 +15,12 @@ from gemma_server.serving.model import (
     Status,
 )
 from gemma_server.serving.version import ServableVersion, State
+from gemma_server.settings import DEFAULT_NAME
 
 Model = TypeVar("Model", bound=LoadedModel)
 # A request's hold on a model, from entering to leaving the context: so long it stays loaded.
 Lease = AbstractContextManager[Model]
 
-DEFAULT_NAME = "gemma"  # of a model, until its own is known
 _ENDED = 8  # versions of a model that are remembered after their end
 
 
@@ -34,6 +34,7 @@ class Models:
     def __init__(self, default: str = DEFAULT_NAME) -> None:
         self.metrics = Metrics(self.versions, lambda: self.readiness()["status"] == "ready")
         self._versions: dict[str, dict[int, ServableVersion]] = {}
+        self._labels: dict[str, dict[str, int]] = {}
         self._default = default
         self._draining = False
         self._changed = threading.Condition()  # guards all of it
@@ -63,8 +64,8 @@ class Models:
         return self._lease(name, EmbeddingModel)
 
     def resolve_any(self, name: str | None) -> Lease[LoadedModel]:
-        """The newest version of the model of this name, or the one that `name@number` says;
-        Ollama's users may add `:latest`. None: the first model.
+        """The newest version of the model of this name, or the one that `name@number` or
+        `name:label` says; Ollama's users may add `:latest`. None: the first model.
 
         Raises, when the lease is taken:
             NotReady: it is loading or draining.
@@ -116,6 +117,12 @@ class Models:
             serving = filter(None, map(self._serving, self._versions))
             return [version.loaded for version in serving if version.loaded is not None]
 
+    def first(self) -> LoadedModel | None:
+        """What of the first model takes requests, if anything does."""
+        with self._changed:
+            version = self._serving(self._default)
+            return None if version is None else version.loaded
+
     def readiness(self) -> Readiness:
         """The status of the first model, and how far loading is, for clients that wait."""
         with self._changed:
@@ -139,7 +146,38 @@ class Models:
                 raise ModelNotFound(name)
             return sorted(self._versions[key].values(), key=lambda each: -each.number)
 
+    def labelled(self, name: str, label: str) -> ServableVersion:
+        """The version that a label points to.
+
+        Raises:
+            ModelNotFound: there is no such model, or no such label.
+        """
+        with self._changed:
+            key, number = self._meant(f"{name}:{label}")
+            version = self._newest(key) if number is None else self._versions[key].get(number)
+            if version is None:
+                raise ModelNotFound(f"{name}:{label}")
+            return version
+
+    def labels(self, name: str) -> dict[str, int]:
+        """Those of a model, each with the number of its version."""
+        with self._changed:
+            return dict(self._labels.get(name, {}))
+
     # What changes states: for the manager, and for tests.
+
+    def set_labels(self, name: str, labels: Mapping[str, int]) -> None:
+        """Give a model these labels, and no others. One that points to a version that does not take
+        requests stays where it was until that does."""
+        with self._changed:
+            before = self._labels.get(name, {})
+            wanted = {
+                label: number if self._serving(name, number) else before.get(label)
+                for label, number in labels.items()
+            }
+            self._labels[name] = {
+                label: number for label, number in wanted.items() if number is not None
+            }
 
     def names(self) -> list[str]:
         """The models, in the order in which they came."""
@@ -256,13 +294,17 @@ class Models:
         """The model and the version that a name says."""
         if (key := self._key_of(asked)) is not None:
             return key, None
-        name, _, number = asked.rpartition("@")
-        key = self._key_of(name)
-        if key is None or not number.isdecimal():
-            if not any(map(self._serving, self._versions)):
-                raise self._not_ready(self._default)  # its name may become known
-            raise ModelNotFound(asked)
-        return key, int(number)
+        for separator in "@:":
+            name, _, which = asked.rpartition(separator)
+            if (key := self._key_of(name)) is None:
+                continue
+            if separator == "@" and which.isdecimal():
+                return key, int(which)
+            if separator == ":" and which in self._labels.get(key, {}):
+                return key, self._labels[key][which]
+        if not any(map(self._serving, self._versions)):
+            raise self._not_ready(self._default)  # its name may become known
+        raise ModelNotFound(asked)
 
     def _key_of(self, asked: str) -> str | None:
         """The model that goes by this name: that of its checkpoint, if it has no other."""

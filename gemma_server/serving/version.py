@@ -45,6 +45,11 @@ class ServableVersion:
         return self.state in (State.START, State.LOADING)
 
     @property
+    def has_failed(self) -> bool:
+        """It has failed for good: it is not tried again with these files."""
+        return bool(self.error) and self.retry_at is None
+
+    @property
     def public_name(self) -> str:
         """The name to ask for it by: that of its checkpoint, if it was given no other."""
         return self.name if self.loaded is None else self.loaded.name

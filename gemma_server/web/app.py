@@ -61,6 +61,8 @@ def make_app(models: Models, settings: Settings) -> Flask:
     def end(response: Response) -> Response:
         response.headers["X-Request-Id"] = g.request_id
         response.headers["Server-Timing"] = server_timing()
+        if (version := g.get("model_version")) is not None:
+            response.headers["X-Model-Version"] = str(version)
         origins.tell(response)
         if not g.get("body_read"):
             discard_body()

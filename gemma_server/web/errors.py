@@ -1,13 +1,14 @@
 """Errors on the wire: one JSON form for every cause, and Ollama's on Ollama's routes."""
 
 import logging
+import re
 
 from flask import Flask, Response, g, json, request
 from werkzeug.exceptions import HTTPException
 
 from gemma_server.api.errors import (
     CLIENT_CLOSED,
-    OLLAMA,
+    MESSAGE_ALONE,
     STANDARD,
     ErrorBody,
     ErrorForm,
@@ -20,7 +21,8 @@ from gemma_server.errors import DeadlineExceeded, NotReady, Overloaded, RequestE
 
 logger = logging.getLogger(__name__)
 
-_OLLAMAS = "/api/"  # the prefix of Ollama's routes
+# The routes of Ollama and TensorFlow Serving.
+_MESSAGE_ALONE = re.compile(r"/api/.*|/v1/models/.*(:predict|/metadata|/(versions|labels)/[^/]*)")
 _TYPE_OF_STATUS = {
     401: "authentication_error",
     403: "permission_error",
@@ -44,7 +46,7 @@ def _respond(body: ErrorBody, status: int, headers: dict[str, str] | None = None
 
 def _form() -> ErrorForm:
     """The form by the path alone: an unknown route can belong to a dialect, too."""
-    return OLLAMA if request.path.startswith(_OLLAMAS) else STANDARD
+    return MESSAGE_ALONE if _MESSAGE_ALONE.fullmatch(request.path) else STANDARD
 
 
 def _request_error(error: RequestError) -> Response:

@@ -10,6 +10,7 @@ from gemma_server.api.caller import Caller, Running
 from gemma_server.api.document import write
 from gemma_server.api.operation import Answer, Operation, Stream
 from gemma_server.api.schemas import ModelBody
+from gemma_server.serving.model import LoadedModel
 from gemma_server.serving.models import Models
 from gemma_server.web.body import read_body
 from gemma_server.web.page import ROUTES
@@ -56,6 +57,7 @@ def _caller(operation: Operation[Any], held: ExitStack, in_path: dict[str, str])
         g.stages,
         {**in_path, **request.args} if request.query_string else in_path,
         _note_job,
+        _note_lease,
         g.get("api_key", ""),
         peer_name(),
     )
@@ -63,6 +65,10 @@ def _caller(operation: Operation[Any], held: ExitStack, in_path: dict[str, str])
 
 def _note_job(job: Running) -> None:
     g.job = job  # its timings go into the answer's headers
+
+
+def _note_lease(loaded: LoadedModel) -> None:
+    g.model_version = loaded.version  # goes into the answer's headers, too
 
 
 def _respond(answer: Answer) -> Response:

@@ -42,7 +42,18 @@ def test_a_program_is_compiled_once_and_read_after(tmp_path: Path) -> None:
     for _ in range(3):
         program = CompileCache(PrivateDirectory(tmp_path), "configuration").get("double", two)
         np.testing.assert_array_equal(program(ONES), 2 * ONES)
+        compile_cache._in_use.clear()
     assert two.compiled == 1
+
+
+def test_a_program_in_use_is_not_read_again(tmp_path: Path) -> None:
+    two = Compiler(2)
+    program = CompileCache(PrivateDirectory(tmp_path), "").get("double", two)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert CompileCache(PrivateDirectory(tmp_path), "").get("double", two) is program
+    other = CompileCache(PrivateDirectory(tmp_path), "other").get("double", Compiler(3))
+    np.testing.assert_array_equal(other(ONES), 3 * ONES)
 
 
 def test_another_configuration_or_name_is_another_program(tmp_path: Path) -> None:
@@ -85,6 +96,7 @@ def test_one_wrong_bit_anywhere_is_seen_before_it_is_run(tmp_path: Path) -> None
         program = CompileCache(PrivateDirectory(tmp_path), "").get("double", two)
         np.testing.assert_array_equal(program(ONES), 2 * ONES)
         assert two.compiled == times
+        compile_cache._in_use.clear()
 
 
 def test_a_disk_that_cannot_be_written_costs_the_next_start_only(

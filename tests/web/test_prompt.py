@@ -23,6 +23,7 @@ def test_a_string_answers_a_string_with_usage_and_timings(app: App) -> None:
         "finish_reason": "stop",
         # <bos> and five letters; five letters and <eos>
         "usage": {"prompt_tokens": 6, "completion_tokens": 6, "cached_tokens": 0},
+        "model_version": "1",
     }
     assert (timings.pop("draft_tokens"), timings.pop("accepted_tokens")) == (0, 0)
     assert set(timings) == STAGES

@@ -36,6 +36,7 @@ def test_a_stream_is_pieces_then_a_summary_then_done(app: App) -> None:
         "response": "",
         "finish_reason": "stop",
         "usage": {"prompt_tokens": 4, "completion_tokens": 4, "cached_tokens": 0},
+        "model_version": "1",
     }
 
 

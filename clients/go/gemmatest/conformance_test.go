@@ -87,7 +87,7 @@ func TestAnswersHaveTheSameShape(t *testing.T) {
 	const (
 		usage   = " usage.cached_tokens:number usage.completion_tokens:number usage.prompt_tokens:number"
 		timings = " timings.accepted_tokens:number timings.compile_ms:number timings.decode_ms:number timings.draft_tokens:number timings.parse_ms:number timings.prefill_ms:number timings.queue_ms:number timings.tokenize_ms:number"
-		whole   = "finish_reason:string response:string" + timings + usage
+		whole   = "finish_reason:string model_version:string response:string" + timings + usage
 		problem = "error.code:string error.message:string error.param:%s error.request_id:string error.type:string"
 	)
 	onField := fmt.Sprintf(problem, "string")

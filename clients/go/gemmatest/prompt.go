@@ -132,6 +132,7 @@ func (x *exchange) end(reply Reply, text string, first time.Time) whole {
 		FinishReason: reason,
 		Usage:        reply.usage(x.request.Prompt.Prompt),
 		Timings:      timings{Prefill: milliseconds(first.Sub(x.began)), Decode: milliseconds(time.Since(first))},
+		ModelVersion: "1",
 	}
 }
 

@@ -18,6 +18,7 @@ type whole struct {
 	FinishReason gemma.FinishReason `json:"finish_reason"`
 	Usage        gemma.Usage        `json:"usage"`
 	Timings      timings            `json:"timings"`
+	ModelVersion string             `json:"model_version"`
 }
 
 // part is any other event of a stream.

@@ -37,6 +37,7 @@ class PromptAnswer(TypedDict):
     finish_reason: FinishReason | list[FinishReason]
     usage: Usage
     timings: dict[str, float]  # milliseconds of each stage
+    model_version: str  # a whole number
 
 
 class PromptPart(TypedDict):
@@ -69,11 +70,20 @@ def prompt(body: PromptBody, models: Models, caller: Caller) -> PromptAnswer | S
     loaded = caller.hold(models.resolve(body.model))
     if body.stream and not isinstance(body.prompt, str):
         raise InvalidRequest("a list of prompts cannot be streamed", param="stream")
+    job = begin(body, loaded, models, caller)
+    return Stream(job, PromptForm()) if body.stream else _whole(body, job)
+
+
+def begin(body: PromptBody, loaded: GenerativeModel, models: Models, caller: Caller) -> Job:
+    """Queue what /prompt was asked for.
+
+    Raises:
+        RequestError: nothing was queued.
+    """
     context_length = loaded.engine.context_length
     steps = body.steps(limit=min(loaded.max_steps or context_length, context_length))
     requests = _requests(body, steps, loaded, caller.stages)
-    job = Job(loaded, requests, as_list(body.stop), models.metrics, caller)
-    return Stream(job, PromptForm()) if body.stream else _whole(body, job)
+    return Job(loaded, requests, as_list(body.stop), models.metrics, caller)
 
 
 def score(body: ScoreBody, models: Models, caller: Caller) -> Scores:
@@ -112,6 +122,7 @@ class PromptForm:
             "finish_reason": completion.finish_reason,
             "usage": job.usage(),
             "timings": job.timings(),
+            "model_version": str(job.loaded.version),
         }
         yield last
 
@@ -127,6 +138,7 @@ def _whole(body: PromptBody, job: Job) -> PromptAnswer:
         "finish_reason": reasons[0] if single else reasons,
         "usage": job.usage(),
         "timings": job.timings(),
+        "model_version": str(job.loaded.version),
     }
 
 

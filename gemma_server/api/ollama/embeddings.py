@@ -18,7 +18,7 @@ from gemma_server.api.embedding import (
     encode_texts,
     shortened,
 )
-from gemma_server.api.errors import OLLAMA
+from gemma_server.api.errors import MESSAGE_ALONE
 from gemma_server.api.job import Costs
 from gemma_server.api.ollama.answers import Durations, durations, nanoseconds
 from gemma_server.api.ollama.schema import check_num_ctx, refuse_to_unload
@@ -135,7 +135,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
         body=EmbedBody,
         answer=Embedded,
         embeds=True,
-        error_form=OLLAMA,
+        error_form=MESSAGE_ALONE,
     ),
     Operation(
         "ollama_embeddings",
@@ -145,6 +145,6 @@ OPERATIONS: tuple[Operation[Any], ...] = (
         body=PromptEmbeddingBody,
         answer=PromptEmbedding,
         embeds=True,
-        error_form=OLLAMA,
+        error_form=MESSAGE_ALONE,
     ),
 )

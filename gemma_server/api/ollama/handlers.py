@@ -12,7 +12,7 @@ from gemma_server.api import heavy
 from gemma_server.api.caller import Caller
 from gemma_server.api.chat import Wanted, encode_messages, require_thinking
 from gemma_server.api.constraints import Form
-from gemma_server.api.errors import OLLAMA, prompt_in
+from gemma_server.api.errors import MESSAGE_ALONE, prompt_in
 from gemma_server.api.generation import Piece
 from gemma_server.api.job import Job
 from gemma_server.api.ollama.answers import (
@@ -332,7 +332,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
         body=GenerateBody,
         answer=Generated,
         stream=StreamType(LINES, MoreText | Generated),
-        error_form=OLLAMA,
+        error_form=MESSAGE_ALONE,
     ),
     Operation(
         "ollama_chat",
@@ -342,7 +342,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
         body=ChatBody,
         answer=Chatted,
         stream=StreamType(LINES, MoreChat | Chatted),
-        error_form=OLLAMA,
+        error_form=MESSAGE_ALONE,
     ),
     Operation(
         "ollama_show",
@@ -351,7 +351,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
         path="/api/show",
         body=ShowBody,
         answer=Description,
-        error_form=OLLAMA,
+        error_form=MESSAGE_ALONE,
     ),
     Operation(
         "ollama_tags",
@@ -360,7 +360,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
         method="GET",
         path="/api/tags",
         answer=Tags,
-        error_form=OLLAMA,
+        error_form=MESSAGE_ALONE,
     ),
     Operation(
         "ollama_ps",
@@ -369,7 +369,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
         method="GET",
         path="/api/ps",
         answer=RunningTags,
-        error_form=OLLAMA,
+        error_form=MESSAGE_ALONE,
     ),
     Operation(
         "ollama_version",
@@ -378,6 +378,6 @@ OPERATIONS: tuple[Operation[Any], ...] = (
         method="GET",
         path="/api/version",
         answer=Version,
-        error_form=OLLAMA,
+        error_form=MESSAGE_ALONE,
     ),
 )

@@ -33,6 +33,7 @@ from gemma_server.api.openai.thinking import wants_thoughts
 from gemma_server.api.operation import EVENTS, Operation, Stream, StreamType
 from gemma_server.api.prompts import encode_prompt
 from gemma_server.api.schemas import MAX_PROMPTS, as_list, check_tokens, seed_of
+from gemma_server.api.tensorflow.status import VersionStatus, statuses
 from gemma_server.api.timing import Stages, timed
 from gemma_server.api.tools import declared, reading_of
 from gemma_server.api.truncation import Truncation
@@ -50,6 +51,12 @@ class ModelCard(TypedDict):
     created: int  # seconds since 1970
     owned_by: str
     max_model_len: int  # tokens, as vLLM has it
+
+
+class VersionedCard(ModelCard):
+    """A model, with what TensorFlow Serving says of it."""
+
+    model_version_status: list[VersionStatus]
 
 
 class ModelCards(TypedDict):
@@ -98,9 +105,10 @@ def list_models(body: None, models: Models, caller: Caller) -> ModelCards:
     return {"object": "list", "data": list(map(_card, models.available()))}
 
 
-def one_model(body: None, models: Models, caller: Caller) -> ModelCard:
+def one_model(body: None, models: Models, caller: Caller) -> VersionedCard:
     """The model of the name in the path."""
-    return _card(caller.hold(models.resolve_any(caller.params["name"])))
+    loaded = caller.hold(models.resolve_any(caller.params["name"]))
+    return {**_card(loaded), "model_version_status": statuses(models.states(loaded.name))}
 
 
 def _wanted(body: ChatCompletionBody, loaded: GenerativeModel) -> Wanted:
@@ -222,6 +230,6 @@ OPERATIONS: tuple[Operation[Any], ...] = (
         one_model,
         method="GET",
         path="/v1/models/{name}",
-        answer=ModelCard,
+        answer=VersionedCard,
     ),
 )

@@ -1,0 +1,1 @@
+"""TensorFlow Serving's routes: the status of versions, metadata, and `:predict`."""

@@ -1,0 +1,129 @@
+"""Versions of real models that come and go under load, each told apart by what it answers."""
+
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from gemma_server.text.sentencepiece_model import model_from_pieces
+from gemma_server.text.tokenizer import Tokenizer
+from testing.oracle import gemma as oracle
+from testing.oracle.gemma import PRESETS
+from testing.server import Server, version_states
+from testing.tiny import tiny_pieces, tiny_weights, write_gguf
+from testing.waiting import wait_until
+from tests.server.conftest import Start
+from tests.server.test_checkpoints import COMPILED_SOON
+
+NAME, PROMPT, STEPS = "gemma1-mqa", "Which version is this?", 8
+CLIENTS = 4
+SERVE_VERSIONS = (
+    *("-m", "gemma_server", "serve", "--port", "0", "--dtype", "float32"),
+    *("--slots", "1", "--context-length", "96", "--model-poll-seconds", "0.2"),
+)
+
+
+def expected(number: int) -> str:
+    """What the oracle says that this version answers."""
+    tokenizer = Tokenizer(model_from_pieces(*tiny_pieces(PRESETS[NAME].vocab)))
+    weights = tiny_weights(NAME, seed=number)
+    return tokenizer.decode(oracle.greedy(PRESETS[NAME], weights, tokenizer.encode(PROMPT), STEPS))
+
+
+def publish(base: Path, number: int) -> None:
+    """Write a version aside, and rename it into place."""
+    aside = base.parent / f"{number}.new"
+    aside.mkdir()
+    write_gguf(aside / "model.gguf", NAME, tiny_weights(NAME, seed=number))
+    aside.rename(base / str(number))
+
+
+class Load:
+    """Clients that ask without a pause; each answer has to be the one of its version."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._ends = threading.Event()
+        self.answers: list[tuple[str, str]] = []  # version and text
+        self.pool = ThreadPoolExecutor(CLIENTS)
+        self._clients = [self.pool.submit(self._ask) for _ in range(CLIENTS)]
+
+    def _ask(self) -> None:
+        while not self._ends.is_set():
+            answer = self._server.prompt(PROMPT, sampling_steps=STEPS, ignore_eos=True)
+            assert answer.status == 200, answer.body
+            version = answer.headers["X-Model-Version"]
+            assert answer.json["model_version"] == version
+            self.answers.append((version, answer.json["response"]))
+
+    def is_answered_by(self, version: str) -> bool:
+        """Whether the newest answers are of this version."""
+        for client in self._clients:
+            if client.done():
+                client.result()
+        return {number for number, _ in self.answers[-2 * CLIENTS :]} == {version}
+
+    def end(self) -> None:
+        """Stop; raises what a client has seen."""
+        self._ends.set()
+        for client in self._clients:
+            client.result()
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_while_versions_change(start: Start, tmp_path: Path) -> None:
+    base = tmp_path / "m"
+    base.mkdir()
+    publish(base, 1)
+    server = start(*SERVE_VERSIONS, "--model-base-path", str(base), env=COMPILED_SOON)
+    load = Load(server)
+
+    def answered_by(version: str) -> Callable[[], bool]:
+        return lambda: load.is_answered_by(version)
+
+    wait_until(answered_by("1"), 60)
+    publish(base, 2)
+    wait_until(answered_by("2"), 60)
+    wait_until(lambda: version_states(server, "m") == {"2": "AVAILABLE", "1": "END"}, 20)
+
+    # A broken version changes nothing, and says why.
+    (base / "3").mkdir()
+    (base / "3" / "model.gguf").write_bytes((base / "2" / "model.gguf").read_bytes()[:-5000])
+    wait_until(lambda: version_states(server, "m").get("3") == "END", 60)
+    [told] = server.ask("GET", "/v1/models/m/versions/3").json["model_version_status"]
+    assert "model.gguf" in told["status"]["error_message"]
+    assert "m version 3 cannot be loaded" in server.stderr
+    assert load.is_answered_by("2")
+
+    # A version whose own prompts it cannot answer is broken, too.
+    publish(base, 4)
+    (base / "4" / "warmup.jsonl").write_text('{"prompt": "a"}\n{"prompt": "a", "top_q": 1}\n')
+    wait_until(lambda: version_states(server, "m").get("4") == "END", 60)
+    [told] = server.ask("GET", "/v1/models/m/versions/4").json["model_version_status"]
+    assert "warmup.jsonl, line 2" in told["status"]["error_message"]
+    assert load.is_answered_by("2")
+
+    # It is tried again once its files are others.
+    (base / "4" / "warmup.jsonl").write_text('{"prompt": "a"}\n')
+    wait_until(answered_by("4"), 60)
+
+    # Back to 2, then the directory is gone, which takes nothing away.
+    shutil.rmtree(base / "3")
+    shutil.rmtree(base / "4")
+    wait_until(answered_by("2"), 60)
+    base.rename(tmp_path / "elsewhere")
+    failures = "gemma_source_poll_failures_total"
+    wait_until(lambda: server.metrics()[failures] > 2, 20)
+    assert load.is_answered_by("2")
+    load.end()
+
+    texts = {number: expected(int(number)) for number in ("1", "2", "4")}
+    assert len(set(texts.values())) == 3
+    assert {number for number, _ in load.answers} == set(texts)
+    assert all(texts[number] == text for number, text in load.answers)
+    metrics = server.metrics()
+    assert metrics['gemma_model_loads_total{model="m",result="available"}'] == 4
+    assert "Traceback" not in server.stderr
