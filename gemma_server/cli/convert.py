@@ -3,10 +3,7 @@
 That form is the runner's own tree, uncompressed.
 """
 
-import signal
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from gemma_server.cli import exits
 from gemma_server.cli.byte_progress import ByteProgress
 from gemma_server.cli.opening import open_or_fail
 from gemma_server.cli.options import tokenizer_option
+from gemma_server.cli.scratch import scratch_beside
 from gemma_server.errors import ModelLoadError, UsageError
 from gemma_server.serving.checkpoint import Checkpoint
 from gemma_server.weights.converted import write_description
@@ -53,7 +51,7 @@ def convert(
     if not target.absolute().parent.is_dir():
         raise UsageError(f"{target}: there is no directory {target.absolute().parent}")
     try:
-        with _ended_by_sigterm(), _scratch_beside(target) as scratch:
+        with scratch_beside(target) as scratch:
             at(f"reading as {dtype}")
             tree = _tree(checkpoint, dtype, progress)
             at(f"writing {target}")
@@ -70,29 +68,6 @@ def convert(
             (scratch / "tree").rename(target)
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror or error}") from None
-
-
-@contextmanager
-def _scratch_beside(target: Path) -> Iterator[Path]:
-    """A temporary directory beside `target`; making it checks that one can write there."""
-    with tempfile.TemporaryDirectory(
-        prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True
-    ) as scratch:
-        yield Path(scratch)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises an exception in the block, so that nothing stays behind."""
-
-    def end(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _tree(checkpoint: Checkpoint, dtype: str, progress: Progress) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import click
 
 from gemma_server import __version__
 
-COMMANDS = ("serve", "generate", "bench", "inspect", "convert")
+COMMANDS = ("serve", "generate", "bench", "inspect", "convert", "publish")
 
 
 class Commands(click.Group):

@@ -46,12 +46,15 @@ class DeviceThread:
         return self.step_age_s() > self._step_times.slow_after_s
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """Fail all requests, and wait up to `timeout_s` for what is in flight and the thread."""
+        """Fail all requests, and wait up to `timeout_s` for what is in flight and both threads,
+        which hold all that is on the device."""
         with self._changed:
             self._stopping = True
             self._refuse(NotReady("draining", "the server has stopped", retry_after_s=5))
             self._changed.notify()
         self._thread.join(timeout_s)
+        if self._over.is_set():
+            self._watcher.join(timeout_s)
 
     def _drive(self) -> None:
         """Work until `_stopping`."""

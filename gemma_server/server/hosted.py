@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ from gemma_server.server import memory
 from gemma_server.server.progress import report_progress
 from gemma_server.server.warmup import warm_up
 from gemma_server.serving.engines import OnDeath
+from gemma_server.serving.gently import short_turns
 from gemma_server.serving.manager import Manager
 from gemma_server.serving.model import GenerativeModel, LoadedModel
 from gemma_server.serving.models import Models
@@ -113,7 +115,7 @@ class HostedGemma:
         self._models.add(version)
         self._models.to_loading(version)
         began = time.monotonic()
-        loaded = VersionLoader(self.settings).load(version, on_death)
+        loaded = VersionLoader(self.settings, self._models).load(version, on_death)
         self._models.to_available(version, loaded, time.monotonic() - began)
         return loaded
 
@@ -125,7 +127,7 @@ class HostedGemma:
         self._manager = Manager(
             self._models,
             VersionDirectory(name, base),
-            VersionLoader(settings),
+            VersionLoader(settings, self._models),
             on_death,
             poll_s=settings.model_poll_seconds,
             drain_s=settings.drain_timeout,
@@ -161,8 +163,8 @@ class HostedGemma:
 class VersionLoader:
     """Loads versions with the server's settings, and shows how far that is."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, models: Models) -> None:
+        self._settings, self._models = settings, models
 
     def load(self, version: ServableVersion, on_death: OnDeath) -> LoadedModel:
         """Load the version's checkpoint, or that of the settings if it has none. One from a
@@ -181,7 +183,10 @@ class VersionLoader:
         threading.Thread(
             target=report_progress, args=(version,), name="progress", daemon=True
         ).start()
-        loaded = replace(load_model(settings, version, on_death), version=version.number)
+        gently = self._models.first() is not None
+        with short_turns() if gently else nullcontext():
+            loaded = load_model(settings, version, on_death, gently=gently)
+        loaded = replace(loaded, version=version.number)
         if version.path is not None:
             version.at("answering the first prompts")
             try:

@@ -12,8 +12,8 @@ from gemma_server.api.native.schema import PromptBody
 from gemma_server.errors import ModelLoadError, RequestError
 from gemma_server.serving.model import GenerativeModel, LoadedModel
 from gemma_server.serving.models import Models
+from gemma_server.serving.source import WARMUP
 
-FILE = "warmup.jsonl"  # beside the checkpoint: a body of /prompt in each line
 MOST = 1000  # lines, as TensorFlow Serving has it
 WITHIN_S = 300.0  # all of them
 _SMOKE = '{"prompt": "Hello", "sampling_steps": 2, "ignore_eos": true}'
@@ -25,7 +25,7 @@ def warm_up(loaded: LoadedModel, checkpoint: Path) -> None:
     Raises:
         ModelLoadError: the file cannot be read, or a prompt of it is not answered.
     """
-    file = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / FILE
+    file = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / WARMUP
     if not isinstance(loaded, GenerativeModel):
         if file.exists():
             raise ModelLoadError(f"{file}: prompts are for models that write text; remove it")

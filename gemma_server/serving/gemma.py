@@ -15,6 +15,7 @@ from gemma_server.model.config import GemmaConfig
 from gemma_server.private_directory import PrivateDirectory
 from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
 from gemma_server.serving.engines import OnDeath, Wrap, limits_of, start_engine
+from gemma_server.serving.gently import step_back
 from gemma_server.serving.model import (
     EmbeddingModel,
     GenerativeModel,
@@ -55,6 +56,7 @@ class _Start:
     dtype: "DTypeLike"
     context_length: int
     policy: "DispatchPolicy"
+    gently: bool
 
     def common(self) -> dict[str, Any]:
         """The fields that every loaded model has."""
@@ -68,21 +70,26 @@ class _Start:
         }
 
 
-def load_gemma(settings: Settings, stages: Stages, on_death: OnDeath, wrap: Wrap) -> LoadedModel:
-    """The model that the settings name, ready to answer; `stages` is told of each stage.
+def load_gemma(
+    settings: Settings, stages: Stages, on_death: OnDeath, wrap: Wrap, *, gently: bool
+) -> LoadedModel:
+    """The model that the settings name, ready to answer; `stages` is told of each stage. `gently`:
+    others answer meanwhile, and go first.
 
     Raises:
         ModelLoadError: it cannot be loaded; the text says what to do.
     """
     compilations = CompileCounter()
     with compilations.blamed():
-        start = _start(settings, stages, compilations)
+        start = _start(settings, stages, compilations, gently)
         if start.checkpoint.config.bidirectional:
             return _load_embedding(start, on_death)
         return _load_generative(start, on_death, wrap)
 
 
-def _start(settings: Settings, stages: Stages, compilations: CompileCounter) -> _Start:
+def _start(
+    settings: Settings, stages: Stages, compilations: CompileCounter, gently: bool
+) -> _Start:
     began = time.monotonic()
     stages.at("opening the checkpoint")
     path = settings.model_checkpoint or demo_checkpoint(settings.cache_dir)
@@ -109,6 +116,7 @@ def _start(settings: Settings, stages: Stages, compilations: CompileCounter) -> 
         _dtype(wanted, device.platform, native),
         _context_length(settings, checkpoint.config),
         ON_CPU if on_cpu else ON_GPU,
+        gently,
     )
 
 
@@ -270,14 +278,16 @@ def _compile_and_read(start: _Start, programs: "Programs | EmbeddingPrograms") -
         with start.compilations.blamed():
             programs.compile(progress.compiled, cache)
 
-    compiler = ThreadPoolExecutor(1, "compiler")
+    # Threads of their own, also for reading: the engine's thread would inherit the niceness.
+    pool = ThreadPoolExecutor(2, "compile and read", step_back if start.gently else None)
     try:
-        compiling = compiler.submit(compile_all)
-        params = put_on_device(start.checkpoint, programs.dtype, progress.loaded)
+        compiling = pool.submit(compile_all)
+        reading = pool.submit(put_on_device, start.checkpoint, programs.dtype, progress.loaded)
+        params = reading.result()
         compiling.result()
     finally:
         progress.stop()  # bad weights are reported at once, not after compiling
-        compiler.shutdown(wait=False)
+        pool.shutdown(wait=False)
     return params
 
 

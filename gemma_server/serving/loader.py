@@ -13,9 +13,15 @@ _FAKE_CHUNK = 256  # prompt tokens in one plan
 
 
 def load_model(
-    settings: Settings, stages: Stages, on_death: OnDeath, wrap: Wrap = lambda runner: runner
+    settings: Settings,
+    stages: Stages,
+    on_death: OnDeath,
+    wrap: Wrap = lambda runner: runner,
+    *,
+    gently: bool = False,
 ) -> LoadedModel:
-    """Load what the settings name; `stages` is told of each stage.
+    """Load what the settings name; `stages` is told of each stage. `gently`: others answer
+    meanwhile, and go first.
 
     The engine gets the runner that `wrap` returns: the benchmark wraps it to time each step.
 
@@ -27,7 +33,7 @@ def load_model(
     # Imported only here: the fake needs neither weights nor jax.
     from gemma_server.serving.gemma import load_gemma
 
-    return load_gemma(settings, stages, on_death, wrap)
+    return load_gemma(settings, stages, on_death, wrap, gently=gently)
 
 
 def _fake(settings: Settings, on_death: OnDeath, wrap: Wrap) -> GenerativeModel:

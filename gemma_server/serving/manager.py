@@ -207,9 +207,9 @@ class Manager:
         if loaded is not None:
             loaded.worker.stop()
             self._models.wait_until_free(version, _LAST_ANSWERS_S)
-        del loaded
+        version.loaded = loaded = None
+        self._loader.unloaded()  # before END, which says that the memory is back
         self._models.to_end(version)
-        self._loader.unloaded()
         say(f"{version} is unloaded")
 
     def _died(self, version: ServableVersion, error: BaseException) -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from gemma_server.errors import GemmaServerError
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
+WARMUP = "warmup.jsonl"  # beside a version's checkpoint: bodies of /prompt that it has to answer
 
 
 class SourceFailed(GemmaServerError):
@@ -85,7 +86,7 @@ class VersionDirectory:
             SourceFailed: the directory cannot be read.
         """
         try:
-            found = self._versions()
+            found = version_numbers(self.base)
             signatures = {number: _signature(path) for number, path in found.items()}
         except OSError as error:
             raise SourceFailed(f"{self.base}: {error.strerror or error}") from None
@@ -102,10 +103,16 @@ class VersionDirectory:
     def _wanted(self, number: int, path: Path) -> Wanted:
         return Wanted(_checkpoint_in(path), self._seen[number])
 
-    def _versions(self) -> dict[int, Path]:
-        """The children by their numbers; where two have the same, the last by name counts."""
-        children = sorted(self.base.iterdir())
-        return {int(each.name): each for each in children if _NUMBER.fullmatch(each.name)}
+
+def version_numbers(base: Path) -> dict[int, Path]:
+    """The children of a directory whose names are numbers, by them; where two have the same, as 1
+    and 01, the last by name counts.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    children = sorted(base.iterdir())
+    return {int(each.name): each for each in children if _NUMBER.fullmatch(each.name)}
 
 
 def _checkpoint_in(path: Path) -> Path:
