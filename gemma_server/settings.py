@@ -8,12 +8,13 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AliasChoices,
     ByteSize,
     Field,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -23,6 +24,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from gemma_server.errors import UsageError
 
 DEFAULT_NAME = "gemma"  # of a model, until its own is known
+OfModel = int | str | None  # a setting that a model has of its own; `check_setting` knows its type
 
 
 def default_cache_dir() -> Path:
@@ -69,12 +71,18 @@ class Settings(BaseSettings):
         "checkpoint named by a number; the highest is served, and changed for a higher one as it "
         "comes (docs/lifecycle.md)",
     )
+    model_config_file: Path | None = Field(
+        None,
+        description="in place of one checkpoint: a TOML file of several models, with directories "
+        "of versions and settings of their own (docs/lifecycle.md)",
+    )
     model_poll_seconds: float = Field(
         1.0,
         ge=0.0,
         le=86_400.0,
         allow_inf_nan=False,
-        description="how often --model-base-path is looked at; 0: only at the start and on SIGHUP",
+        description="how often --model-base-path or --model-config-file are looked at; 0: only at "
+        "the start and on SIGHUP",
     )
     model_tokenizer: Path | None = Field(
         None,
@@ -171,6 +179,7 @@ class Settings(BaseSettings):
     @field_validator(
         "model_checkpoint",
         "model_base_path",
+        "model_config_file",
         "model_tokenizer",
         "draft_checkpoint",
         "uds",
@@ -213,12 +222,21 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Settings":
-        if self.model_base_path is not None and self.model_checkpoint is not None:
+        sources = ("model_checkpoint", "model_base_path", "model_config_file")
+        given = [name for name in sources if getattr(self, name) is not None]
+        if len(given) > 1:
+            flags, variables = map(flag_name, given), map(variable_name, given)
             raise ValueError(
-                "--model-base-path names the checkpoints: leave --model-checkpoint out, and unset "
-                "MODEL_CHECKPOINT"
+                f"{' and '.join(flags)} exclude each other (and {', '.join(variables)})"
             )
+        if self.model_config_file is not None and self.model_name is not None:
+            raise ValueError("--model-config-file names the models: leave --model-name out")
         return self
+
+    @property
+    def watches_files(self) -> bool:
+        """Whether there is something to look at again."""
+        return self.model_base_path is not None or self.model_config_file is not None
 
     @property
     def served_name(self) -> str:
@@ -262,6 +280,20 @@ class Settings(BaseSettings):
         if not keys:
             raise UsageError(f"--api-key-file {self.api_key_file}: no key in it")
         return keys
+
+
+def check_setting(name: str, value: Any) -> Any:
+    """A value of one setting, in its type.
+
+    Raises:
+        ValueError: it cannot be.
+    """
+    field = Settings.model_fields[name]
+    kind: Any = field.annotation
+    try:
+        return TypeAdapter(Annotated[kind, Field(), *field.metadata]).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"]) from None
 
 
 def _split(patterns: str | None) -> tuple[str, ...]:

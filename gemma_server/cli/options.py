@@ -22,7 +22,7 @@ from gemma_server.settings import (
 NOT_WITHOUT_SERVER = (
     *("host", "port", "uds", "frames", "max_queue", "max_queue_tokens", "api_key_file"),
     *("slots", "max_steps", "drain_timeout", "stop_with_stdin", "model_name"),
-    *("model_base_path", "model_poll_seconds"),
+    *("model_base_path", "model_config_file", "model_poll_seconds"),
 )
 
 

@@ -17,7 +17,9 @@ from gemma_server.api.heavy import MOST_WAITING
 from gemma_server.console import say
 from gemma_server.errors import GemmaServerError, UsageError
 from gemma_server.server.addresses import are_inherited, check_addresses, variables_of
+from gemma_server.server.hosted import first_model
 from gemma_server.server.worker import ENDING, ModelWorker, check_gunicorn
+from gemma_server.serving.model_spec import BadModelsFile
 from gemma_server.settings import load_settings
 
 _HEALTH_THREADS = 16  # so that /readyz and refusals are answered when slots and queue are full
@@ -31,7 +33,8 @@ def _usage_error(error: GemmaServerError) -> None:
 try:
     _settings = load_settings()
     _settings.api_keys()
-except UsageError as error:
+    first_model(_settings)
+except (UsageError, BadModelsFile) as error:
     _usage_error(error)
 
 bind = _settings.bind
@@ -71,10 +74,10 @@ def on_starting(server: Arbiter) -> None:
 
 def _hangup_of(server: Arbiter) -> Callable[[], object]:
     """What SIGHUP does. A closed terminal ends the server as TERM does, unless nohup asks to ignore
-    it; without a terminal a directory of versions is looked at."""
+    it; without a terminal the versions are looked at."""
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return _ignore_signal
-    if _settings.model_base_path is not None and not _has_terminal():
+    if _settings.watches_files and not _has_terminal():
         return partial(server.kill_workers, signal.SIGHUP)
     end: Callable[[], object] = server.handle_term
     return end

@@ -3,9 +3,9 @@
 import math
 import threading
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
 
 from gemma_server.console import say
@@ -19,8 +19,9 @@ from gemma_server.serving.engines import OnDeath
 from gemma_server.serving.gently import short_turns
 from gemma_server.serving.manager import Manager
 from gemma_server.serving.model import GenerativeModel, LoadedModel
+from gemma_server.serving.model_spec import ModelsFile, ModelSpec, read_models_file
 from gemma_server.serving.models import Models
-from gemma_server.serving.source import VersionDirectory
+from gemma_server.serving.source import ConfiguredModels, ReadModelsFile
 from gemma_server.serving.version import ServableVersion
 from gemma_server.settings import Settings
 
@@ -103,15 +104,15 @@ class HostedGemma:
         Raises:
             ModelLoadError: it cannot be loaded.
         """
-        base = self.settings.model_base_path
-        loaded = self._load_one(on_death) if base is None else self._load_first(base, on_death)
+        watches = self.settings.watches_files
+        loaded = self._load_first(on_death) if watches else self._load_one(on_death)
         if not isinstance(loaded, GenerativeModel):
             self.example = None  # there is nothing to prompt
         return loaded
 
     def _load_one(self, on_death: OnDeath) -> LoadedModel:
         """The one checkpoint: what befalls it befalls the process."""
-        version = ServableVersion(self.settings.served_name)
+        version = ServableVersion(self._models.default)
         self._models.add(version)
         self._models.to_loading(version)
         began = time.monotonic()
@@ -119,29 +120,27 @@ class HostedGemma:
         self._models.to_available(version, loaded, time.monotonic() - began)
         return loaded
 
-    def _load_first(self, base: Path, on_death: OnDeath) -> LoadedModel:
-        """Begin to manage the versions in a directory, and wait until one takes requests."""
-        if not base.is_dir():
-            raise ModelLoadError(f"--model-base-path {base}: there is no such directory")
-        settings, name = self.settings, self.settings.served_name
+    def _load_first(self, on_death: OnDeath) -> LoadedModel:
+        """Begin to manage versions, and wait until one of the first model takes requests."""
+        settings = self.settings
         self._manager = Manager(
             self._models,
-            VersionDirectory(name, base),
+            ConfiguredModels(_reader(settings)),
             VersionLoader(settings, self._models),
             on_death,
             poll_s=settings.model_poll_seconds,
             drain_s=settings.drain_timeout,
         )
         threading.Thread(target=self._manager.run, name="manager", daemon=True).start()
-        waits_since = time.monotonic()
+        said_by = time.monotonic() + _EMPTY_S
         while (loaded := self._models.first()) is None:
             self._models.wait_for_a_change(_LOOK_S)
-            versions = self._models.versions()
+            versions = self._models.versions(self._models.default)
             if versions and all(each.has_failed for each in versions):
                 raise ModelLoadError("; ".join(f"{each}: {each.error}" for each in versions))
-            if not versions and time.monotonic() > waits_since + _EMPTY_S:
-                waits_since = math.inf
-                say(f"{base} has no version yet: a directory or file named by a number")
+            if not versions and time.monotonic() > said_by:
+                said_by = math.inf
+                say(f"model {self._models.default} has no version yet: waiting for one")
         return loaded
 
     def poll(self) -> None:
@@ -158,6 +157,33 @@ class HostedGemma:
         if self._manager is not None:
             self._manager.stop()
         self._models.stop()
+
+
+def first_model(settings: Settings) -> str:
+    """The model that answers a request that names none, as far as its name is known.
+
+    Raises:
+        BadModelsFile: it stands in a file that says what cannot be.
+    """
+    if settings.model_config_file is None:
+        return settings.served_name
+    return read_models_file(settings.model_config_file).first
+
+
+def _reader(settings: Settings) -> Callable[[], ModelsFile]:
+    """What tells the models: a file, or the settings as one.
+
+    Raises:
+        ModelLoadError: there is no such directory.
+    """
+    if settings.model_config_file is not None:
+        return ReadModelsFile(settings.model_config_file)
+    base = settings.model_base_path
+    if base is None or not base.is_dir():
+        raise ModelLoadError(f"--model-base-path {base}: there is no such directory")
+    # Not checked: the directory may have any name.
+    one = ModelsFile.model_construct(models={settings.served_name: ModelSpec(base_path=base)})
+    return lambda: one
 
 
 class VersionLoader:
@@ -179,7 +205,7 @@ class VersionLoader:
         if version.path is not None:
             say(f"loading {version} from {version.path}")
             own = {"model_checkpoint": version.path, "model_name": version.name}
-            settings = settings.model_copy(update=own)
+            settings = settings.model_copy(update={**version.options, **own})
         threading.Thread(
             target=report_progress, args=(version,), name="progress", daemon=True
         ).start()

@@ -28,7 +28,7 @@ from gemma_server.frames.server import FrameServer
 from gemma_server.frames.service import Service
 from gemma_server.server import memory
 from gemma_server.server.addresses import check_socket
-from gemma_server.server.hosted import Hosted, HostedGemma, Loaded
+from gemma_server.server.hosted import Hosted, HostedGemma, Loaded, first_model
 from gemma_server.server.http.worker import HttpWorker
 from gemma_server.server.ready_line import Address, address_of, announce
 from gemma_server.serving.models import Models
@@ -61,7 +61,7 @@ def create_app() -> Flask:
     if "gemma_server.server.gunicorn_conf" not in sys.modules:
         raise UsageError("start gunicorn with -c python:gemma_server.server.gunicorn_conf")
     settings = load_settings()
-    models = Models(settings.served_name)
+    models = Models(first_model(settings))
     app = make_app(models, settings)
     app.extensions["hosted"] = HostedGemma(settings, models)
     return app

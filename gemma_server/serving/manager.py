@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from gemma_server.console import say
 from gemma_server.errors import GenerationFailed, ModelLoadError
@@ -17,7 +17,7 @@ from gemma_server.serving.engines import OnDeath
 from gemma_server.serving.model import LoadedModel
 from gemma_server.serving.models import Models
 from gemma_server.serving.policy import Policy, Snapshot, availability_preserving
-from gemma_server.serving.source import Source, SourceFailed, Wanted
+from gemma_server.serving.source import Source, SourceFailed, Wanted, WantedModel
 from gemma_server.serving.version import ServableVersion, State
 
 logger = logging.getLogger(__name__)
@@ -66,23 +66,22 @@ class Manager:
         loader: Loader,
         on_death: OnDeath,
         *,
-        policy: Policy = availability_preserving,
         poll_s: float = 0.0,
         drain_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         start: Callable[[Callable[[], None]], None] = in_a_thread,
     ) -> None:
         self._models = models
-        self._source, self._loader, self._policy = source, loader, policy
+        self._source, self._loader = source, loader
         self._on_death = on_death
         self._poll_s, self._drain_s = poll_s, drain_s
         self._clock, self._start = clock, start
-        self._wanted: Mapping[str, Mapping[int, Wanted]] = {}
+        self._wanted: Mapping[str, WantedModel] = {}
         self._poll_at = clock()
         self._quick_polls = 2  # that are left
         self._told_to_poll = threading.Event()
-        self._poll_error = ""
-        self._busy = False  # a version is being loaded, or unloaded
+        self._poll_errors: set[str] = set()  # that have been told
+        self._loads = False  # a version is being loaded
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -99,41 +98,43 @@ class Manager:
         self._told_to_poll.set()
 
     def step(self) -> None:
-        """Ask the source if it is time to, then begin one action, if there is none under way."""
+        """Ask the source if it is time to, then begin what is to be done."""
         if self._told_to_poll.is_set():
             self._told_to_poll.clear()
             self._poll_at, self._quick_polls = self._clock(), 2
         if self._clock() >= self._poll_at:
             self._poll()
         self._retry()
-        if not self._busy:
-            self._act()
+        self._act()
+        self._set_labels()
 
     def _poll(self) -> None:
         self._quick_polls = max(0, self._quick_polls - 1)
         wait_s = min(_SETTLE_S, self._poll_s or _SETTLE_S) if self._quick_polls else self._poll_s
         self._poll_at = self._clock() + wait_s if wait_s else math.inf
         try:
-            self._wanted = self._source.poll()
+            self._wanted, self._models.default = self._source.poll()
+            errors = {model.error for model in self._wanted.values() if model.error}
         except SourceFailed as error:
+            errors = {str(error)}
+        if errors:
             self._models.metrics.poll_failed()
-            if str(error) != self._poll_error:
-                logger.error("%s; the versions of before are served on", error)
-            self._poll_error = str(error)
-            return
-        self._poll_error = ""
-        for name, versions in self._wanted.items():
-            for number, wanted in versions.items():
-                self._want(name, number, wanted)
+        for each in errors - self._poll_errors:
+            logger.error("%s; what was served before is served on", each)
+        self._poll_errors = errors
+        for name, model in self._wanted.items():
+            for number, wanted in model.versions.items():
+                self._want(name, number, wanted, model.options)
 
-    def _want(self, name: str, number: int, wanted: Wanted) -> None:
+    def _want(self, name: str, number: int, wanted: Wanted, options: Mapping[str, Any]) -> None:
         """Make the version new, unless it is there, or has failed with these very files."""
         known = self._models.version(name, number)
         if known is not None:
             failed_so = bool(known.error) and known.signature == wanted.signature
             if known.state is not State.END or failed_so:
                 return
-        self._models.add(ServableVersion(name, number, wanted.path, wanted.signature))
+        version = ServableVersion(name, number, wanted.path, options, wanted.signature)
+        self._models.add(version)
 
     def _retry(self) -> None:
         for version in self._models.versions():
@@ -142,40 +143,53 @@ class Manager:
             if not self._is_wanted(version):
                 version.retry_at = None
                 continue
-            again = ServableVersion(version.name, version.number, version.path, version.signature)
-            again.failures = version.failures
-            self._models.add(again)
+            self._models.add(version.again())
 
     def _is_wanted(self, version: ServableVersion) -> bool:
-        return version.number in self._wanted.get(version.name, {})
+        model = self._wanted.get(version.name)
+        return model is not None and version.number in model.versions
 
     def _act(self) -> None:
+        """Begin what the policies say: any number of unloads, and one load at a time."""
         for name in self._models.names():
             versions = {each.number: each for each in self._models.versions(name)}
             for each in versions.values():
                 if each.state is State.START and not self._is_wanted(each):
                     self._models.to_end(each)
-            action = self._policy(
+            action = self._policy_of(name)(
                 [Snapshot(n, each.state, self._is_wanted(each)) for n, each in versions.items()]
             )
-            if action is not None:
-                self._begin(action.kind == "load", versions[action.number])
-                return
+            states = {each.state for each in versions.values()}
+            if action is None:
+                if name not in self._wanted and states <= {State.END}:
+                    self._models.forget(name)
+            elif action.kind == "unload":
+                self._begin_unload(versions[action.number])
+            elif not self._loads and State.UNLOADING not in states:  # that one's memory is not back
+                self._begin_load(versions[action.number])
 
-    def _begin(self, loads: bool, version: ServableVersion) -> None:
-        self._busy = True
-        if loads:
-            self._models.to_loading(version)
-        else:
-            self._models.to_unloading(version)
+    def _policy_of(self, name: str) -> Policy:
+        return self._wanted[name].policy if name in self._wanted else availability_preserving
+
+    def _begin_load(self, version: ServableVersion) -> None:
+        self._loads = True
+        self._models.to_loading(version)
 
         def work() -> None:
             try:
-                (self._load if loads else self._unload)(version)
+                self._load(version)
             finally:
-                self._busy = False
+                self._loads = False
 
         self._start(work)
+
+    def _begin_unload(self, version: ServableVersion) -> None:
+        self._models.to_unloading(version)
+        self._start(lambda: self._unload(version))
+
+    def _set_labels(self) -> None:
+        for name, model in self._wanted.items():
+            self._models.set_labels(name, model.labels)
 
     def _load(self, version: ServableVersion) -> None:
         began = self._clock()

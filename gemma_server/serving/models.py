@@ -35,7 +35,7 @@ class Models:
         self.metrics = Metrics(self.versions, lambda: self.readiness()["status"] == "ready")
         self._versions: dict[str, dict[int, ServableVersion]] = {}
         self._labels: dict[str, dict[str, int]] = {}
-        self._default = default
+        self.default = default
         self._draining = False
         self._changed = threading.Condition()  # guards all of it
 
@@ -102,9 +102,9 @@ class Models:
         """
         with self._changed:
             if self._draining or not any(map(self._serving, self._versions)):
-                raise self._not_ready(self._default)
+                raise self._not_ready(self.default)
             if all(map(_is_stuck, filter(None, map(self._serving, self._versions)))):
-                raise self._not_ready(self._default)
+                raise self._not_ready(self.default)
 
     def available(self) -> list[LoadedModel]:
         """The newest version of each model that takes requests.
@@ -120,18 +120,18 @@ class Models:
     def first(self) -> LoadedModel | None:
         """What of the first model takes requests, if anything does."""
         with self._changed:
-            version = self._serving(self._default)
+            version = self._serving(self.default)
             return None if version is None else version.loaded
 
     def readiness(self) -> Readiness:
         """The status of the first model, and how far loading is, for clients that wait."""
         with self._changed:
-            version = self._serving(self._default) or self._newest(self._default)
+            version = self._serving(self.default) or self._newest(self.default)
             return {
                 "status": self._status(version),
                 "stage": "draining" if self._draining else _stage(version),
                 "progress": 1.0 if self._draining else version.progress if version else None,
-                "model": version.public_name if version else self._default,
+                "model": version.public_name if version else self.default,
             }
 
     def states(self, name: str) -> list[ServableVersion]:
@@ -204,9 +204,15 @@ class Models:
             for each in ended[:-_ENDED]:
                 del of_model[each.number]
 
+    def forget(self, name: str) -> None:
+        """A model is no longer known."""
+        with self._changed:
+            self._versions.pop(name, None)
+            self._labels.pop(name, None)
+
     def adopt(self, loaded: LoadedModel) -> ServableVersion:
         """Serve what is loaded already, as the first model."""
-        version = ServableVersion(self._default)
+        version = ServableVersion(self.default)
         self.add(version)
         self.to_available(version, loaded)
         return version
@@ -281,8 +287,8 @@ class Models:
     def _named(self, asked: str | None) -> ServableVersion:
         """The version that a request means, which takes requests."""
         if self._draining:
-            raise self._not_ready(self._default)
-        key, number = (self._default, None) if asked is None else self._meant(asked)
+            raise self._not_ready(self.default)
+        key, number = (self.default, None) if asked is None else self._meant(asked)
         version = self._serving(key, number)
         if version is None or _is_stuck(version):
             if number is not None and number not in self._versions.get(key, {}):
@@ -303,7 +309,7 @@ class Models:
             if separator == ":" and which in self._labels.get(key, {}):
                 return key, self._labels[key][which]
         if not any(map(self._serving, self._versions)):
-            raise self._not_ready(self._default)  # its name may become known
+            raise self._not_ready(self.default)  # its name may become known
         raise ModelNotFound(asked)
 
     def _key_of(self, asked: str) -> str | None:

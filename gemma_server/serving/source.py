@@ -1,4 +1,4 @@
-"""Which versions are wanted: the one checkpoint of the settings, or a directory of versions.
+"""Which versions are wanted of which models: those in a directory, or what a file says.
 
 The rules of the directory are TensorFlow Serving's, `file_system_storage_path_source.cc`, but for
 two: a version counts only once its files have stayed as they are from one poll to the next, and a
@@ -7,12 +7,14 @@ directory that is empty all at once takes no version away.
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gemma_server.errors import GemmaServerError
+from gemma_server.serving.model_spec import BadModelsFile, ModelsFile, ModelSpec, read_models_file
+from gemma_server.serving.policy import POLICIES, Policy, availability_preserving
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
 WARMUP = "warmup.jsonl"  # beside a version's checkpoint: bodies of /prompt that it has to answer
@@ -25,15 +27,33 @@ class SourceFailed(GemmaServerError):
 class Wanted(NamedTuple):
     """A version to serve, and a signature that changes with its files."""
 
-    path: Path | None
+    path: Path
     signature: str = ""
+
+
+@dataclass(frozen=True)
+class WantedModel:
+    """What is wanted of one model."""
+
+    versions: Mapping[int, Wanted]
+    policy: Policy = availability_preserving
+    labels: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  # settings of its own
+    error: str = ""  # why its versions could not be looked at: they are those of before
+
+
+class WantedModels(NamedTuple):
+    """What is wanted of each model, and which of them answers a request that names none."""
+
+    models: Mapping[str, WantedModel]
+    first: str
 
 
 class Source(Protocol):
     """What says which versions of which models are wanted."""
 
-    def poll(self) -> Mapping[str, Mapping[int, Wanted]]:
-        """The versions of each model by their numbers.
+    def poll(self) -> WantedModels:
+        """What is wanted now.
 
         Raises:
             SourceFailed: it cannot tell.
@@ -41,67 +61,96 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class OneCheckpoint:
-    """A single checkpoint, as version 1."""
+class ConfiguredModels:
+    """The models that `read` tells, each with its directory of versions or its one checkpoint.
 
-    name: str
-    path: Path | None = None
+    `read` is called in every poll.
+    """
 
-    def poll(self) -> Mapping[str, Mapping[int, Wanted]]:
-        """Always the same."""
-        return {self.name: {1: Wanted(self.path)}}
+    def __init__(self, read: Callable[[], ModelsFile]) -> None:
+        self._read = read
+        self._directories: dict[Path, VersionDirectory] = {}
+
+    def poll(self) -> WantedModels:
+        """Those versions of each model that are whole, as far as it wants them.
+
+        Raises:
+            SourceFailed: the models are not known.
+        """
+        said = self._read()
+        bases = {spec.base_path for spec in said.models.values()}
+        self._directories = {
+            base: self._directories.get(base) or VersionDirectory(base) for base in bases if base
+        }
+        for directory in self._directories.values():
+            directory.look()
+        models = {name: self._wanted(spec) for name, spec in said.models.items()}
+        return WantedModels(models, said.first)
+
+    def _wanted(self, spec: ModelSpec) -> WantedModel:
+        policy, labels, options = POLICIES[spec.policy], spec.labels, spec.options
+        if spec.checkpoint is not None:
+            only = Wanted(spec.checkpoint, _signature_of(spec.checkpoint))
+            return WantedModel({1: only}, policy, labels, options)
+        assert spec.base_path is not None
+        found = self._directories[spec.base_path]
+        versions = {number: found.whole[number] for number in spec.choose(found.whole)}
+        return WantedModel(versions, policy, labels, options, found.error)
 
 
-@dataclass(frozen=True)
-class VersionPolicy:
-    """Which of the versions that are there are wanted: the `latest` so many, these `specific` ones,
-    or all of them."""
+class ReadModelsFile:
+    """Reads a file of models again when it has changed."""
 
-    latest: int | None = 1
-    specific: frozenset[int] | None = None
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._said: ModelsFile | None = None
+        self._signature = ""  # of what was read
 
-    def choose(self, numbers: Iterable[int]) -> list[int]:
-        """The numbers that are wanted."""
-        found = sorted(numbers)
-        if self.specific is not None:
-            return [number for number in found if number in self.specific]
-        return found if self.latest is None else found[-self.latest :]
+    def __call__(self) -> ModelsFile:
+        """What it says.
+
+        Raises:
+            SourceFailed: it cannot be read, or says what cannot be.
+        """
+        signature = _signature_of(self._path)
+        if self._said is None or signature != self._signature:
+            try:
+                self._said = read_models_file(self._path)
+            except BadModelsFile as error:
+                raise SourceFailed(str(error)) from None
+            self._signature = signature
+        return self._said
 
 
 @dataclass
 class VersionDirectory:
-    """A directory whose children with whole numbers as names are versions of one model."""
+    """A directory whose children with whole numbers as names are versions of a model."""
 
-    name: str
     base: Path
-    policy: VersionPolicy = VersionPolicy()
-    _seen: dict[int, str] = field(default_factory=dict)  # signatures at the last poll
-    _whole: dict[int, Wanted] = field(default_factory=dict)
+    whole: Mapping[int, Wanted] = field(default_factory=dict)  # by their numbers, lowest first
+    error: str = ""  # why it cannot be read: what was whole before stays so
+    _seen: dict[int, str] = field(default_factory=dict)  # signatures at the last look
 
-    def poll(self) -> Mapping[str, Mapping[int, Wanted]]:
-        """The versions that are whole, as far as the policy wants them.
-
-        Raises:
-            SourceFailed: the directory cannot be read.
-        """
+    def look(self) -> None:
+        """See which versions are whole: those whose files are as they were at the last look."""
         try:
             found = version_numbers(self.base)
             signatures = {number: _signature(path) for number, path in found.items()}
         except OSError as error:
-            raise SourceFailed(f"{self.base}: {error.strerror or error}") from None
+            self.error = f"{self.base}: {error.strerror or error}"
+            return
+        self.error = ""
         unchanged = [
             number for number, each in signatures.items() if self._seen.get(number) == each
         ]
         self._seen = signatures
-        whole = {number: self._whole[number] for number in self._whole.keys() & found.keys()}
-        whole |= {number: self._wanted(number, found[number]) for number in unchanged}
-        if found or not self._whole:
-            self._whole = {number: whole[number] for number in sorted(whole)}
-        return {self.name: {each: self._whole[each] for each in self.policy.choose(self._whole)}}
-
-    def _wanted(self, number: int, path: Path) -> Wanted:
-        return Wanted(_checkpoint_in(path), self._seen[number])
+        whole = {number: self.whole[number] for number in self.whole.keys() & found.keys()}
+        whole |= {
+            number: Wanted(_checkpoint_in(found[number]), signatures[number])
+            for number in unchanged
+        }
+        if found or not self.whole:
+            self.whole = {number: whole[number] for number in sorted(whole)}
 
 
 def version_numbers(base: Path) -> dict[int, Path]:
@@ -129,3 +178,11 @@ def _signature(path: Path) -> str:
         times = "" if file.is_dir() else f"{told.st_size} {told.st_mtime_ns}"
         found.update(f"{file.relative_to(path)} {times}\n".encode())
     return found.hexdigest()
+
+
+def _signature_of(path: Path) -> str:
+    """The signature, or nothing of what cannot be read."""
+    try:
+        return _signature(path)
+    except OSError:
+        return ""

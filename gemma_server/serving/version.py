@@ -1,8 +1,10 @@
 """One version of a model, from being wanted to its end, in TensorFlow Serving's words."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from gemma_server.serving.model import LoadedModel
 
@@ -24,6 +26,7 @@ class ServableVersion:
     name: str
     number: int = 1
     path: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # settings of its model's own
     signature: str = ""  # of its files: when they change, a version that failed is tried again
     state: State = State.START
     error: str = ""
@@ -38,6 +41,12 @@ class ServableVersion:
     def at(self, stage: str, progress: float | None = None, detail: str = "") -> None:
         """Say what loading is doing now."""
         self.stage, self.progress, self.detail = stage, progress, detail
+
+    def again(self) -> "ServableVersion":
+        """The same version anew, after so many failures."""
+        same = ServableVersion(self.name, self.number, self.path, self.options, self.signature)
+        same.failures = self.failures
+        return same
 
     @property
     def is_coming(self) -> bool:

@@ -40,10 +40,10 @@ def test_each_is_the_next_version_and_a_server_takes_it(gguf: Path, base: Path) 
         assert (base / number / "some.gguf").read_bytes() == gguf.read_bytes()
     assert _publish(gguf, base, "--number", "40").exit_code == 0
     assert sorted(path.name for path in base.iterdir()) == ["1", "2", "40"]
-    source = VersionDirectory("m", base)
-    source.poll()
-    [wanted] = source.poll()["m"].values()
-    assert wanted.path == base / "40" / "some.gguf"
+    directory = VersionDirectory(base)
+    for _ in range(2):
+        directory.look()
+    assert directory.whole[40].path == base / "40" / "some.gguf"
 
 
 def test_the_tokenizer_and_the_prompts_to_answer_go_with_it(tmp_path: Path, base: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from testing.server import SERVE, serve_slowly, version_states
+from testing.server import SERVE, START_S, assert_refused, run, serve_slowly, version_states
 from testing.waiting import wait_until
 from tests.server.conftest import Start
 
@@ -46,7 +46,7 @@ def test_without_polls_a_signal_has_it_look(start: Start, base: Path) -> None:
 
 def test_it_waits_for_the_first_version(start: Start, base: Path) -> None:
     server = start(*SERVE, "--model-base-path", str(base), ready=False)
-    wait_until(lambda: "has no version yet" in server.stderr, 30)
+    wait_until(lambda: "has no version yet" in server.stderr, START_S)
     fake_versions(base, 1)
     answer: Any = server.wait_ready().ask("GET", "/readyz").json
     assert (answer["status"], answer["model"]) == ("ready", "versions")
@@ -61,3 +61,58 @@ def test_requests_finish_on_the_version_that_they_began_on(start: Start, base: P
     assert server.prompt("a").json["model_version"] == "2"
     assert stream.text() == "x" * 40
     wait_until(lambda: version_states(server, "versions").get("1") == "END", 20)
+
+
+def test_a_file_of_models(start: Start, base: Path) -> None:
+    fake_versions(base / "a", 1, 2)
+    fake_versions(base / "b", 5)
+    file = base / "models.toml"
+    file.write_text(
+        """
+        default = "b"
+        [models.a]
+        base_path = "a"
+        versions = "all"
+        labels = {stable = 1}
+        slots = 3
+        [models.b]
+        base_path = "b"
+        """
+    )
+    flags = ("--model-config-file", str(file), "--model-poll-seconds", "0.1")
+    server = start(*SERVE, *flags)
+    assert server.prompt("x").json["model_version"] == "5"
+    wait_until(lambda: len(server.ask("GET", "/v1/models").json["data"]) == 2, 20)
+    asked = {"a": "2", "a@1": "1", "a:stable": "1", "a@2": "2", "b": "5"}
+    for name, number in asked.items():
+        assert server.prompt("x", model=name).json["model_version"] == number
+    slots = {
+        line.split("}")[0].partition("{")[2]: line.split()[-1]
+        for line in server.ask("GET", "/metrics").body.decode().splitlines()
+        if line.startswith("gemma_slots{")
+    }
+    assert slots == {
+        'model="a",version="1"': "3.0",
+        'model="a",version="2"': "3.0",
+        'model="b",version="5"': "8.0",
+    }
+    whole = file.read_text()
+    file.write_text(whole.replace("slots", "slotz"))
+    wait_until(lambda: "models.a.slotz" in server.stderr, 20)
+    assert server.prompt("x", model="a:stable").json["model_version"] == "1"
+    # The first model goes; the other is the first then.
+    without = whole.partition("[models.b]")[0].replace('default = "b"', "")
+    file.write_text(without.replace("stable = 1", "stable = 2"))
+    wait_until(lambda: server.prompt("x", model="b").status == 404, 20)
+    wait_until(lambda: server.prompt("x", model="a:stable").json["model_version"] == "2", 20)
+    assert server.prompt("x").json["model_version"] == "2"
+    assert server.ask("GET", "/readyz").json["model"] == "a"
+
+
+def test_a_bad_file_of_models_ends_the_start(home: Path) -> None:
+    (home / "models.toml").write_text('[models.a]\nbase_path = "a"\nslots = 0')
+    flags = ("--model-config-file", "models.toml")
+    ended = run(home, (*SERVE, *flags))
+    assert_refused(ended.returncode, 2, ended.stderr, "models.a.slots", "greater")
+    ended = run(home, (*SERVE, *flags, "--model-base-path", "a"))
+    assert_refused(ended.returncode, 2, ended.stderr, "exclude each other")

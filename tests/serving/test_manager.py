@@ -1,7 +1,8 @@
 """A model's life on a fake loader and a fake clock: TensorFlow Serving's cases, and leases."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,8 +15,8 @@ from gemma_server.serving.engines import OnDeath
 from gemma_server.serving.manager import RETRIES, RETRY_S, Manager
 from gemma_server.serving.model import LoadedModel
 from gemma_server.serving.models import Models
-from gemma_server.serving.policy import resource_preserving
-from gemma_server.serving.source import SourceFailed, Wanted
+from gemma_server.serving.policy import Policy, availability_preserving, resource_preserving
+from gemma_server.serving.source import SourceFailed, Wanted, WantedModel, WantedModels
 from gemma_server.serving.version import ServableVersion, State
 
 
@@ -45,9 +46,10 @@ class FakeModel(LoadedModel):
 class Life:
     """A manager with all that is around it, in one thread; loads end when the test says so."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, policy: Policy = availability_preserving) -> None:
+        self.policy = policy
         self.now = 0.0
-        self.wanted: dict[str, dict[int, Wanted]] = {"m": {}}
+        self.wanted = {"m": WantedModel({}, policy)}
         self.failing: dict[int, str] = {}
         self.poll_fails = False
         self.deaths: list[BaseException] = []
@@ -72,13 +74,12 @@ class Life:
             drain_s=0.0,
             clock=lambda: self.now,
             start=self.pending.append,
-            **options,
         )
 
-    def poll(self) -> Mapping[str, Mapping[int, Wanted]]:
+    def poll(self) -> WantedModels:
         if self.poll_fails:
             raise SourceFailed("it is gone")
-        return {name: dict(versions) for name, versions in self.wanted.items()}
+        return WantedModels(dict(self.wanted), "m")
 
     def load(self, version: ServableVersion, on_death: OnDeath) -> LoadedModel:
         if version.number in self.failing:
@@ -91,7 +92,8 @@ class Life:
         """Nothing to give back."""
 
     def want(self, *numbers: int, signature: str = "") -> None:
-        self.wanted["m"] = {number: Wanted(None, signature) for number in numbers}
+        versions = {number: Wanted(Path(f"/m/{number}"), signature) for number in numbers}
+        self.wanted["m"] = WantedModel(versions, self.policy)
 
     def step(self, seconds: float = 1.0) -> None:
         """One step of the manager, with all of its work to the end."""
@@ -329,6 +331,61 @@ def test_metrics_say_what_became_of_versions() -> None:
     assert 'gemma_model_state{model="m",state="AVAILABLE",version="1"} 1.0' in text
     assert 'gemma_model_state{model="m",state="END",version="2"} 1.0' in text
     assert 'gemma_model_loads_total{model="m",result="available"} 1.0' in text
+
+
+def test_models_come_and_go_with_what_is_wanted() -> None:
+    life = Life()
+    life.want(1)
+    life.wanted["n"] = WantedModel({7: Wanted(Path("/n/7"))}, labels={"stable": 7})
+    life.settle()
+    assert (life.asked(), life.asked("n"), life.asked("n:stable")) == (1, 7, 7)
+    with life.models.resolve_any("n"):
+        del life.wanted["n"]
+        life.step()  # its drain is over at once here
+        with pytest.raises(NotReady, match="n version 7 has ended"):
+            life.asked("n")
+    life.settle()
+    with pytest.raises(ModelNotFound):
+        life.asked("n")
+    assert life.models.names() == ["m"]
+
+
+def test_a_label_moves_once_its_version_takes_requests() -> None:
+    life = Life()
+    life.want(1)
+    life.settle()
+    versions = {number: Wanted(Path(f"/m/{number}")) for number in (1, 2)}
+    life.wanted["m"] = WantedModel(versions, labels={"stable": 1, "next": 2})
+    life.settle()
+    assert (life.asked("m:stable"), life.asked("m:next")) == (1, 2)
+    life.wanted["m"] = WantedModel({**versions, 3: Wanted(Path("/m/3"))}, labels={"stable": 3})
+    life.failing[3] = "broken"
+    life.settle()
+    assert life.asked("m:stable") == 1
+    with pytest.raises(ModelNotFound):
+        life.asked("m:next")
+    life.failing = {}
+    life.step(RETRY_S * 9)
+    life.settle()
+    assert life.asked("m:stable") == 3
+
+
+def test_a_model_that_waits_for_its_last_request_holds_up_no_other() -> None:
+    life = Life()
+    life.want(1)
+    life.settle()
+    life.want()
+    life.now += 1
+    life.manager.step()  # 1 is to be unloaded, which has not come to its end
+    assert life.state(1) is State.UNLOADING
+    life.want(2)
+    life.wanted["n"] = WantedModel({1: Wanted(Path("/n/1"))})
+    life.now += 1
+    life.manager.step()
+    assert life.state(2) is State.START  # the memory of 1 is not back
+    other = life.models.version("n", 1)
+    assert other is not None
+    assert other.state is State.LOADING
 
 
 ACTS = st.sampled_from(["want", "step", "begin", "end", "lease", "release", "fail", "die", "lose"])
