@@ -39,12 +39,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_every_route_has_an_example_and_one_of_its_stream() -> None:
     shown = {
         (
-            command.rpartition("localhost:20200")[2].replace(NAME, "{name}"),
+            command.rpartition("localhost:20200")[2]
+            .replace(NAME, "{name}")
+            .replace("/versions/1", "/versions/{version}"),
             len(documents(answer)) > 1,
         )
         for command, answer in EXAMPLES
     }
-    assert {each.path for each in ROUTES if each.path} == {path for path, _ in shown}
+    # One checkpoint has no labels: tests/web/test_versions.py asks for these.
+    paths = {each.path for each in ROUTES if each.path and "{label}" not in each.path}
+    assert paths == {path for path, _ in shown}
     streams = {path for path, is_stream in shown if is_stream}
     assert {each.path for each in ROUTES if each.stream} - streams == {"/api/generate"}
 
@@ -110,7 +114,7 @@ def assert_form(found: Any, shown: Any) -> None:
         names = set(shown) - {"..."}
         assert names <= set(found) if open_ended else names == set(found)
         for name in names:
-            if name in ("response", "content", "text"):
+            if name in ("response", "content", "text") and isinstance(shown[name], str):
                 assert isinstance(found[name], str)
             else:
                 assert_form(found[name], shown[name])

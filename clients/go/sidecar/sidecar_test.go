@@ -186,7 +186,7 @@ exec `+realpython.Path(t)+` "$@"
 func TestWorkerThatDiesWhileItLoads(t *testing.T) {
 	t.Parallel()
 	python := patched(t, `
-def load_model(settings, model, *_):
+def load_model(settings, model, *_, **__):
     model.at("the first stage")
     time.sleep(0.5)
     model.at("the second stage")
