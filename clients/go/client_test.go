@@ -67,9 +67,9 @@ func TestRequestOnTheWire(t *testing.T) {
 		{"zeros", Request{Prompt: "", Seed: Ptr[uint64](0), Stop: []string{}}, false,
 			`{"prompt": "", "seed": 0}`},
 		{"negative steps are the server's to refuse", Request{SamplingSteps: -1}, false, `{"prompt": "", "sampling_steps": -1}`},
-		{"all", Request{"é<&>\n", 7, 0.5, 40, 0.9, 0.1, Ptr[uint64](1 << 63), []string{"x", ""}, true, Ptr(false), "me",
+		{"all", Request{"é<&>\n", "m@3", 7, 0.5, 40, 0.9, 0.1, Ptr[uint64](1 << 63), []string{"x", ""}, true, Ptr(false), "me",
 			json.RawMessage(`{"type": "string"}`), "a*", []string{"b"}, "root ::= c"}, true,
-			`{"prompt": "é<&>\n", "sampling_steps": 7, "temperature": 0.5, "top_k": 40, "top_p": 0.9, "min_p": 0.1,
+			`{"prompt": "é<&>\n", "model": "m@3", "sampling_steps": 7, "temperature": 0.5, "top_k": 40, "top_p": 0.9, "min_p": 0.1,
 			"seed": 9223372036854775808, "stop": ["x", ""], "ignore_eos": true, "cache_prompt": false, "cache_salt": "me",
 			"response_schema": {"type": "string"}, "regex": "a*", "choice": ["b"], "grammar": "root ::= c", "stream": true}`},
 	} {

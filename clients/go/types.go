@@ -19,6 +19,9 @@ import (
 type Request struct {
 	// Prompt is the text to continue. It must be valid UTF-8.
 	Prompt string `json:"prompt"`
+	// Model names one of the server's models: "chat", its version "chat@3" or
+	// the version of a label "chat:stable". Empty is the server's first model.
+	Model string `json:"model,omitempty"`
 	// SamplingSteps is the most tokens to generate; 0 leaves it to the server,
 	// whose default is 128 or its own limit, whichever is less.
 	SamplingSteps int `json:"sampling_steps,omitempty"`

@@ -149,13 +149,13 @@ class HostedGemma:
             self._manager.poll_soon()
 
     def drain(self) -> None:
-        """Refuse new requests."""
+        """Refuse new requests, and load nothing more."""
         self._models.drain()
+        if self._manager is not None:
+            self._manager.stop()
 
     def stop(self) -> None:
         """Fail the requests that still run."""
-        if self._manager is not None:
-            self._manager.stop()
         self._models.stop()
 
 

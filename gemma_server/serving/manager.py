@@ -85,9 +85,13 @@ class Manager:
         self._stopping = threading.Event()
 
     def run(self) -> None:
-        """Go on until `stop`."""
+        """Go on until `stop`, whatever happens: without it no version would change any more."""
         while not self._stopping.wait(_LOOK_S):
-            self.step()
+            try:
+                self.step()
+            except Exception:
+                logger.exception("versions cannot be managed; tried again in %.0f s", RETRY_S)
+                self._stopping.wait(RETRY_S)
 
     def stop(self) -> None:
         """Begin nothing more."""

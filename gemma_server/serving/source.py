@@ -136,6 +136,7 @@ class VersionDirectory:
         try:
             found = version_numbers(self.base)
             signatures = {number: _signature(path) for number, path in found.items()}
+            checkpoints = {number: _checkpoint_in(path) for number, path in found.items()}
         except OSError as error:
             self.error = f"{self.base}: {error.strerror or error}"
             return
@@ -145,10 +146,7 @@ class VersionDirectory:
         ]
         self._seen = signatures
         whole = {number: self.whole[number] for number in self.whole.keys() & found.keys()}
-        whole |= {
-            number: Wanted(_checkpoint_in(found[number]), signatures[number])
-            for number in unchanged
-        }
+        whole |= {number: Wanted(checkpoints[number], signatures[number]) for number in unchanged}
         if found or not self.whole:
             self.whole = {number: whole[number] for number in sorted(whole)}
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma_server.errors import GenerationFailed, ModelLoadError, ModelNotFound, NotReady
+from gemma_server.serving import manager
 from gemma_server.serving.engines import OnDeath
 from gemma_server.serving.manager import RETRIES, RETRY_S, Manager
 from gemma_server.serving.model import LoadedModel
@@ -348,6 +349,30 @@ def test_models_come_and_go_with_what_is_wanted() -> None:
     with pytest.raises(ModelNotFound):
         life.asked("n")
     assert life.models.names() == ["m"]
+
+
+def test_a_bug_does_not_end_the_manager(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    life, steps = Life(), iter([RuntimeError("a bug")])
+    step = life.manager.step
+
+    def step_or_raise() -> None:
+        if (error := next(steps, None)) is not None:
+            raise error
+        life.now += 1
+        step()
+        while life.pending:
+            life.pending.pop(0)()
+        if life.available:
+            life.manager.stop()
+
+    monkeypatch.setattr(manager, "RETRY_S", 0.0)
+    monkeypatch.setattr(life.manager, "step", step_or_raise)
+    life.want(1)
+    life.manager.run()
+    assert life.available == [1]
+    assert "a bug" in caplog.text
 
 
 def test_a_label_moves_once_its_version_takes_requests() -> None:
