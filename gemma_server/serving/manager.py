@@ -77,6 +77,7 @@ class Manager:
         self._poll_s, self._drain_s = poll_s, drain_s
         self._clock, self._start = clock, start
         self._wanted: Mapping[str, WantedModel] = {}
+        self._first = models.default
         self._poll_at = clock()
         self._quick_polls = 2  # that are left
         self._told_to_poll = threading.Event()
@@ -110,14 +111,14 @@ class Manager:
             self._poll()
         self._retry()
         self._act()
-        self._set_labels()
+        self._set_names()
 
     def _poll(self) -> None:
         self._quick_polls = max(0, self._quick_polls - 1)
         wait_s = min(_SETTLE_S, self._poll_s or _SETTLE_S) if self._quick_polls else self._poll_s
         self._poll_at = self._clock() + wait_s if wait_s else math.inf
         try:
-            self._wanted, self._models.default = self._source.poll()
+            self._wanted, self._first = self._source.poll()
             errors = {model.error for model in self._wanted.values() if model.error}
         except SourceFailed as error:
             errors = {str(error)}
@@ -191,7 +192,11 @@ class Manager:
         self._models.to_unloading(version)
         self._start(lambda: self._unload(version))
 
-    def _set_labels(self) -> None:
+    def _set_names(self) -> None:
+        """Labels, and which model is the first: that changes once the new one takes requests."""
+        states = {each.state for each in self._models.versions(self._first)}
+        if State.AVAILABLE in states or self._models.first() is None:
+            self._models.default = self._first
         for name, model in self._wanted.items():
             self._models.set_labels(name, model.labels)
 

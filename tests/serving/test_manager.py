@@ -19,6 +19,7 @@ from gemma_server.serving.models import Models
 from gemma_server.serving.policy import Policy, availability_preserving, resource_preserving
 from gemma_server.serving.source import SourceFailed, Wanted, WantedModel, WantedModels
 from gemma_server.serving.version import ServableVersion, State
+from testing.counts import cases
 
 
 class FakeWorker:
@@ -51,6 +52,7 @@ class Life:
         self.policy = policy
         self.now = 0.0
         self.wanted = {"m": WantedModel({}, policy)}
+        self.first = "m"
         self.failing: dict[int, str] = {}
         self.poll_fails = False
         self.deaths: list[BaseException] = []
@@ -80,7 +82,7 @@ class Life:
     def poll(self) -> WantedModels:
         if self.poll_fails:
             raise SourceFailed("it is gone")
-        return WantedModels(dict(self.wanted), "m")
+        return WantedModels(dict(self.wanted), self.first)
 
     def load(self, version: ServableVersion, on_death: OnDeath) -> LoadedModel:
         if version.number in self.failing:
@@ -351,6 +353,20 @@ def test_models_come_and_go_with_what_is_wanted() -> None:
     assert life.models.names() == ["m"]
 
 
+def test_another_model_is_the_first_once_it_takes_requests() -> None:
+    life = Life()
+    life.want(1)
+    life.settle()
+    life.wanted["n"], life.first = WantedModel({7: Wanted(Path("/n/7"))}), "n"
+    life.failing[7] = "broken"
+    life.settle()
+    assert life.asked() == 1
+    life.failing = {}
+    life.step(RETRY_S * 9)
+    life.settle()
+    assert life.asked() == 7
+
+
 def test_a_bug_does_not_end_the_manager(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -416,7 +432,7 @@ def test_a_model_that_waits_for_its_last_request_holds_up_no_other() -> None:
 ACTS = st.sampled_from(["want", "step", "begin", "end", "lease", "release", "fail", "die", "lose"])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=cases(60, 1000))
 @given(st.lists(st.tuples(ACTS, st.sets(st.integers(1, 4), max_size=2)), max_size=40))
 def test_whatever_happens_no_request_loses_its_version(acts: list[tuple[str, set[int]]]) -> None:
     """A lease is of a version that was available, whose engine runs until the lease is given back;
