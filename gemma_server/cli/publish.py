@@ -38,6 +38,7 @@ def publish(
         ModelLoadError: the copy is not what was copied.
     """
     try:
+        base.mkdir(exist_ok=True)
         target = base / str(_next(base) if number is None else number)
         if target.name in {path.name for path in base.iterdir()}:
             raise UsageError(f"{target} exists: versions do not change; take another number")
@@ -122,7 +123,7 @@ def _blocks(file: Path) -> Iterator[bytes]:
 
 @click.command("publish")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.argument("base", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("base", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--number", type=click.IntRange(0, 10**18 - 1), help="its number; by default the next"
 )
@@ -135,7 +136,10 @@ def _blocks(file: Path) -> Iterator[bytes]:
 def command(
     source: Path, base: Path, number: int | None, warmup: Path | None, tokenizer: Path | None
 ) -> None:
-    """Copy the checkpoint SOURCE into BASE as its next version, which servers then load."""
+    """Copy the checkpoint SOURCE into BASE as its next version, which servers then load.
+
+    BASE is made if there is none.
+    """
     checkpoint = open_or_fail(source, tokenizer)
     try:
         with ByteProgress() as progress:

@@ -22,7 +22,10 @@ from gemma_server.errors import DeadlineExceeded, NotReady, Overloaded, RequestE
 logger = logging.getLogger(__name__)
 
 # The routes of Ollama and TensorFlow Serving.
-_MESSAGE_ALONE = re.compile(r"/api/.*|/v1/models/.*(:predict|/metadata|/(versions|labels)/[^/]*)")
+_MESSAGE_ALONE = re.compile(
+    r"/api/.*|/v1/models/(.*:predict|(.*/)?metadata|(.*/)?(versions|labels)(/.*)?)",
+    re.DOTALL,  # a path can have a line break in it
+)
 _TYPE_OF_STATUS = {
     401: "authentication_error",
     403: "permission_error",

@@ -175,6 +175,13 @@ def test_unknown_models_and_versions_are_not_found(served: Served) -> None:
         document = parse_json(response.data)
         assert (response.status_code, [*document]) == (404, ["error"])
         assert isinstance(document["error"], str)
+    odd = ("a%0Ab/versions/1", "m/versions/%0A", "m/labels/%2F", "%2F/metadata", "m%0A/metadata")
+    for path in odd:
+        response = served.client.get(f"/v1/models/{path}")
+        document = parse_json(response.data)
+        assert (response.status_code, type(document["error"])) == (404, str)
+    broken = parse_json(served.client.post("/v1/models/a%0A:predict", json={}).data)
+    assert isinstance(broken["error"], str)
     assert served.client.post("/v1/models/n:predict", json={"inputs": "a"}).status_code == 404
 
 
