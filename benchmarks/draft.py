@@ -29,13 +29,13 @@ import numpy.typing as npt
 
 from benchmarks.servers import Server
 from benchmarks.sides import (
-    Json,
+    STORIES,
     Side,
     beside_each_other,
     both_sides,
     in_rounds,
     parse_rounds,
-    stream,
+    speed,
 )
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
@@ -44,12 +44,6 @@ from testing.tiny import finish_gguf
 TIMES = 16
 TOKENS = 64
 ROWS = {"greedy": "greedy", "warm": "temperature 1", "four": "4 streams"}
-STORIES = (
-    "Once upon a time there was a fisherman who",
-    "The letter began without a greeting. It said that",
-    "On the last day of winter the old clock",
-    "Nobody in the village knew why the lamp",
-)
 
 
 def main() -> None:
@@ -72,7 +66,7 @@ def main() -> None:
         def measure_all(number: int, servers: list[tuple[Side, Server]]) -> None:
             random.Random(number).shuffle(servers)
             for side, server in servers:
-                speed(side, server, "A word")  # warms up
+                speed(side, server, "A word", TOKENS)  # warms up
             for side, server in servers:
                 for row, value in measure(side, server, number).items():
                     samples[side.name][row].append(value)
@@ -85,11 +79,12 @@ def main() -> None:
 
 def measure(side: Side, server: Server, seed: int) -> dict[str, float]:
     """Tokens a second of each way to ask."""
-    greedy = [speed(side, server, story) for story in STORIES]
-    warm = [speed(side, server, story, temperature=1, seed=seed) for story in STORIES]
+    greedy = [speed(side, server, story, TOKENS) for story in STORIES]
+    warm = [speed(side, server, story, TOKENS, temperature=1, seed=seed) for story in STORIES]
     with ThreadPoolExecutor(len(STORIES)) as pool:
         asked = [
-            pool.submit(speed, side, server, story, temperature=1, seed=seed) for story in STORIES
+            pool.submit(speed, side, server, story, TOKENS, temperature=1, seed=seed)
+            for story in STORIES
         ]
         four = [each.result() for each in asked]
     return {
@@ -97,16 +92,6 @@ def measure(side: Side, server: Server, seed: int) -> dict[str, float]:
         "warm": len(warm) / sum(1 / each for each in warm),
         "four": sum(four),
     }
-
-
-def speed(side: Side, server: Server, prompt: str, **how: float) -> float:
-    """Tokens a second behind the first piece of text."""
-
-    def body(prompt: str, tokens: int) -> Json:
-        return {**side.body(prompt, tokens), **how}
-
-    answer = stream(replace(side, body=body), server, prompt, TOKENS)
-    return (TOKENS - 1) / (answer.moments[-1] - answer.moments[0])
 
 
 def widen(source: Path, target: Path, *, alike: bool) -> None:

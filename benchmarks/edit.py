@@ -20,14 +20,14 @@ from dataclasses import replace
 from benchmarks.servers import Server
 from benchmarks.sides import (
     OURS,
+    STORIES,
     THEIRS,
-    Json,
     Side,
     beside_each_other,
     both_sides,
     in_rounds,
     parse_rounds,
-    stream,
+    speed,
 )
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
@@ -44,12 +44,6 @@ FUNCTION = '''def {name}(numbers, limit):
 
 
 '''
-STORIES = (
-    "Once upon a time there was a fisherman who",
-    "The letter began without a greeting. It said that",
-    "On the last day of winter the old clock",
-    "Nobody in the village knew why the lamp",
-)
 
 
 def main() -> None:
@@ -68,7 +62,7 @@ def main() -> None:
 
     def measure_all(number: int, servers: list[tuple[Side, Server]]) -> None:
         for side, server in servers:
-            speed(side, server, "A word")  # warms up
+            speed(side, server, "A word", TOKENS)  # warms up
         for side, server in servers:
             for row, value in measure(side, server, number).items():
                 samples[side.name][row].append(value)
@@ -83,22 +77,12 @@ def measure(side: Side, server: Server, seed: int) -> dict[str, float]:
     """Tokens a second of each kind of text."""
     functions = "".join(FUNCTION.format(name=name) for name in ("sum", "mean"))
     begun = FUNCTION.format(name="median").splitlines(keepends=True)[0]
-    opened = [speed(side, server, story, temperature=1, seed=seed) for story in STORIES]
+    opened = [speed(side, server, story, TOKENS, temperature=1, seed=seed) for story in STORIES]
     return {
-        "quote": speed(side, server, 3 * LIST),
-        "edit": speed(side, server, functions + begun),
+        "quote": speed(side, server, 3 * LIST, TOKENS),
+        "edit": speed(side, server, functions + begun, TOKENS),
         "open": len(opened) / sum(1 / each for each in opened),
     }
-
-
-def speed(side: Side, server: Server, prompt: str, **how: float) -> float:
-    """Tokens a second behind the first piece of text."""
-
-    def body(prompt: str, tokens: int) -> Json:
-        return {**side.body(prompt, tokens), **how}
-
-    answer = stream(replace(side, body=body), server, prompt, TOKENS)
-    return (TOKENS - 1) / (answer.moments[-1] - answer.moments[0])
 
 
 if __name__ == "__main__":

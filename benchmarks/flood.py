@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.servers import end_servers_on_sigterm, positive, say, serving
+from benchmarks.servers import end_servers_on_sigterm, positive, say, serving, worker_of
 from gemma_server.cli.report import format_table
 
 PROCESSES, CLIENTS = 2, 12
@@ -126,12 +126,6 @@ def timed(
     response.read()
     assert response.status == 200, response.status
     return time.monotonic() - began
-
-
-def worker_of(master: int) -> int:
-    """The process that serves."""
-    [worker] = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-    return int(worker)
 
 
 def resident_mb(pid: int) -> float:

@@ -69,6 +69,12 @@ def serving(*arguments: str, **environment: str) -> Iterator[Server]:
         _stop(process)
 
 
+def worker_of(master: int) -> int:
+    """The process that serves."""
+    [worker] = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    return int(worker)
+
+
 def end_servers_on_sigterm() -> None:
     """Let SIGTERM unwind the stack, so that every `serving` block ends its server."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,15 @@ ANSWER_TIMEOUT_S = 600.0
 
 Json = dict[str, Any]
 Samples = Mapping[str, Mapping[str, list[float]]]  # of each side, for each row
+
+
+# Beginnings behind which a model tells something new.
+STORIES = (
+    "Once upon a time there was a fisherman who",
+    "The letter began without a greeting. It said that",
+    "On the last day of winter the old clock",
+    "Nobody in the village knew why the lamp",
+)
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,16 @@ def stream(side: Side, server: Server, prompt: str, tokens: int) -> Streamed:
     if usage is None or not moments:
         raise RuntimeError(f"{side.name} ended an answer early")
     return Streamed(moments, ended, usage)
+
+
+def speed(side: Side, server: Server, prompt: str, tokens: int, **how: float) -> float:
+    """Tokens a second behind the first piece of text; `how` are more fields of the body."""
+
+    def body(prompt: str, tokens: int) -> Json:
+        return {**side.body(prompt, tokens), **how}
+
+    moments = stream(replace(side, body=body), server, prompt, tokens).moments
+    return (tokens - 1) / (moments[-1] - moments[0])
 
 
 @contextmanager

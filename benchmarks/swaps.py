@@ -31,7 +31,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.servers import Server, end_servers_on_sigterm, positive, say, serving
+from benchmarks.servers import Server, end_servers_on_sigterm, positive, say, serving, worker_of
 from benchmarks.sides import Side, both_sides, random_words, stream
 from gemma_server.settings import default_cache_dir
 from gemma_server.weights.demo import demo_checkpoint
@@ -140,12 +140,6 @@ def streaming(side: Side, server: Server, clients: int) -> Iterator[list[list[fl
             ends.set()
     for each in running:
         each.result()
-
-
-def worker_of(master: int) -> int:
-    """The process id of the server's worker."""
-    [worker] = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-    return int(worker)
 
 
 def held_by(pid: int) -> Held:

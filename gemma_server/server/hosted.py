@@ -1,4 +1,4 @@
-"""What a worker hosts: a model from loading to draining."""
+"""What a worker hosts: models from loading to draining."""
 
 import math
 import threading
@@ -95,7 +95,7 @@ class HostedGemma:
         self.service = OperationService(models)
         self.example: str | None = '{"prompt": "The capital of France is", "sampling_steps": 16}'
         self._models = models
-        self._manager: Manager | None = None  # of a directory of versions
+        self._manager: Manager | None = None  # unless there is one checkpoint
 
     def load(self, on_death: OnDeath) -> LoadedModel:
         """Load the model that the settings name, and show the progress; of a directory of versions

@@ -1,4 +1,4 @@
-"""The gunicorn worker: one process, one model, many threads."""
+"""The gunicorn worker: one process with all models, and many threads."""
 
 import contextlib
 import faulthandler

@@ -1,4 +1,4 @@
-"""Carries out what is wanted: loads and unloads versions, one step after the other.
+"""Carries out what is wanted: loads versions, one at a time, and unloads them.
 
 After TensorFlow Serving's `core/aspired_versions_manager.cc`: a thread asks the source which
 versions are wanted, and a policy what to do next.

@@ -159,11 +159,6 @@ class Models:
                 raise ModelNotFound(f"{name}:{label}")
             return version
 
-    def labels(self, name: str) -> dict[str, int]:
-        """Those of a model, each with the number of its version."""
-        with self._changed:
-            return dict(self._labels.get(name, {}))
-
     # What changes states: for the manager, and for tests.
 
     def set_labels(self, name: str, labels: Mapping[str, int]) -> None:

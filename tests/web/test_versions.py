@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from gemma_server.errors import ModelNotFound
 from gemma_server.serving.loader import load_model
 from gemma_server.serving.model import LoadedModel
 from gemma_server.serving.models import Models
@@ -192,9 +193,11 @@ def test_a_label_stays_until_its_new_version_takes_requests(served: Served) -> N
     [first, second] = models.versions("m")
     models.to_available(first, served.loaded[0])
     models.set_labels("m", {"stable": 1, "next": 2})
-    assert models.labels("m") == {"stable": 1}
+    assert models.labelled("m", "stable").number == 1
+    with pytest.raises(ModelNotFound):
+        models.labelled("m", "next")
     models.set_labels("m", {"stable": 2})
-    assert models.labels("m") == {"stable": 1}
+    assert models.labelled("m", "stable").number == 1
     models.to_available(second, served.loaded[1])
     models.set_labels("m", {"stable": 2})
-    assert models.labels("m") == {"stable": 2}
+    assert models.labelled("m", "stable").number == 2

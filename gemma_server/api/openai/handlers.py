@@ -60,7 +60,7 @@ class VersionedCard(ModelCard):
 
 
 class ModelCards(TypedDict):
-    """GET /v1/models: all models, of which there is one."""
+    """GET /v1/models: all that take requests."""
 
     object: Literal["list"]
     data: list[ModelCard]

@@ -4,6 +4,7 @@ The wire format follows tensorflow/serving's `model_servers/http_rest_api_handle
 `http_rest_api_util.cc`. `classify` and `regress` have no meaning for text.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, NotRequired
 
@@ -133,6 +134,29 @@ def _prediction(completion: Completion) -> Prediction:
     return {"response": completion.text, "finish_reason": completion.finish_reason}
 
 
+def _get(
+    what: str,
+    summary: str,
+    handle: Callable[[None, Models, Caller], Any],
+    answer: Any,
+    end: str = "",
+) -> list[Operation[Any]]:
+    """A GET of each version's path, with an end."""
+    return [
+        Operation(
+            f"tensorflow_{what}{suffix}",
+            summary,
+            handle,
+            method="GET",
+            path=f"/v1/models/{{name}}{path}{end}",
+            answer=answer,
+            error_form=MESSAGE_ALONE,
+        )
+        for suffix, path in _VERSIONS.items()
+        if path or end  # without both it is OpenAI's
+    ]
+
+
 OPERATIONS: tuple[Operation[Any], ...] = (
     *(
         Operation(
@@ -147,29 +171,6 @@ OPERATIONS: tuple[Operation[Any], ...] = (
         )
         for suffix, path in _VERSIONS.items()
     ),
-    *(
-        Operation(
-            f"tensorflow_metadata{suffix}",
-            "What the model takes and gives",
-            metadata,
-            method="GET",
-            path=f"/v1/models/{{name}}{path}/metadata",
-            answer=Metadata,
-            error_form=MESSAGE_ALONE,
-        )
-        for suffix, path in _VERSIONS.items()
-    ),
-    *(
-        Operation(
-            f"tensorflow_status{suffix}",
-            "The state of a version",
-            status,
-            method="GET",
-            path=f"/v1/models/{{name}}{path}",
-            answer=ModelStatus,
-            error_form=MESSAGE_ALONE,
-        )
-        for suffix, path in _VERSIONS.items()
-        if suffix
-    ),
+    *_get("metadata", "What the model takes and gives", metadata, Metadata, "/metadata"),
+    *_get("status", "The state of a version", status, ModelStatus),
 )
