@@ -6,7 +6,10 @@ import click
 
 from gemma_server import __version__
 
-COMMANDS = ("serve", "generate", "bench", "inspect", "convert", "publish")
+COMMANDS = (
+    *("serve", "generate", "bench", "inspect", "convert"),
+    *("publish", "models", "load", "unload"),
+)
 
 
 class Commands(click.Group):
