@@ -14,6 +14,7 @@
         ├── GrammarRefused         answers cannot be kept to this                400
         ├── ConstraintFailed       an answer could not go on as it has to be     400
         ├── ModelNotFound          another model was asked for                   404
+        ├── ModelStays             the model may not leave memory                400
         ├── WrongKind              the model does something else                 400
         ├── Overloaded             the queue is full, or another limit is met    429
         │   └── QueueFull
@@ -142,6 +143,15 @@ class ModelNotFound(RequestError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"model {name[:100]!r} not found")
+
+
+class ModelStays(RequestError):
+    """The model of this name may not leave memory."""
+
+    code = "model_stays"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"model {name[:100]!r} stays in memory: it is pinned, or the only one")
 
 
 class WrongKind(RequestError):

@@ -84,6 +84,12 @@ class Settings(BaseSettings):
         description="how often --model-base-path or --model-config-file are looked at; 0: only at "
         "the start and on SIGHUP",
     )
+    memory_limit: ByteSize | None = Field(
+        None,
+        ge=1,
+        description="most memory that models may take together, such as 8GB; by default what XLA "
+        "may take of a GPU, and on a CPU nine tenths of the machine's or the container's",
+    )
     model_tokenizer: Path | None = Field(
         None,
         validation_alias=AliasChoices("model_tokenizer", "MODEL_TOKENIZER"),

@@ -13,10 +13,10 @@ import gemma_server
 ROOT = Path(gemma_server.__file__).parent
 
 # Each line may import itself and the lines above it, and nothing below. Rooms on one line know
-# nothing of each other. errors, settings and console are modules, the others folders.
+# nothing of each other. Those of the first two lines are modules, the others folders.
 ORDER = (
     ("errors",),
-    ("settings", "console", "private_directory"),
+    ("settings", "console", "private_directory", "duration"),
     ("text", "model", "native"),
     ("weights", "engine"),
     ("executor",),

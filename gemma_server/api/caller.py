@@ -37,6 +37,7 @@ class Caller:
     on_lease: Callable[[LoadedModel], None] = lambda loaded: None  # called with what answers
     api_key: str = ""  # a digest of it, where the server wants one
     connection: str = ""  # a name that no other open connection has
+    affinity: str = ""  # what requests have in common that are to get the same version
 
     def shares_as(self, user: str | None) -> tuple[str, bool]:
         """Who shares slots and the queue with others: the holder of an API key, else the request's
@@ -48,8 +49,11 @@ class Caller:
             return f"connection {self.connection}", False
         return f"user {hashlib.sha256(user.encode(errors='replace')).hexdigest()}", True
 
-    def hold(self, lease: Lease[Model]) -> Model:
-        """The leased model, which stays loaded until the answer is complete."""
-        loaded = self.held.enter_context(lease)
+    def hold(
+        self, resolve: Callable[[str | None, "Caller"], Lease[Model]], name: str | None
+    ) -> Model:
+        """The model of this name, which stays loaded until the answer is complete; `resolve` is
+        that of `Models`."""
+        loaded = self.held.enter_context(resolve(name, self))
         self.on_lease(loaded)
         return loaded

@@ -16,6 +16,7 @@ from gemma_server.errors import (
     GrammarRefused,
     InvalidRequest,
     ModelNotFound,
+    ModelStays,
     NotReady,
     Overloaded,
     PromptRefused,
@@ -32,6 +33,7 @@ _STATUS: tuple[tuple[type[RequestError], int, str], ...] = (
     (GrammarRefused, 400, "invalid_request_error"),
     (ConstraintFailed, 400, "invalid_request_error"),
     (ModelNotFound, 404, "not_found_error"),
+    (ModelStays, 400, "invalid_request_error"),
     (WrongKind, 400, "invalid_request_error"),
     (Overloaded, 429, "rate_limit_error"),
     (NotReady, 503, "unavailable_error"),
@@ -127,6 +129,7 @@ def make_error_body(
 
 _PARAMS: dict[type[RequestError], str] = {
     ModelNotFound: "model",
+    ModelStays: "model",
     WrongKind: "model",
     BatchTooLarge: "prompt",
 }

@@ -5,6 +5,7 @@ from typing import Any
 
 from gemma_server.api import status
 from gemma_server.api.native import handlers as native
+from gemma_server.api.native import models as native_models
 from gemma_server.api.ollama import embeddings as ollama_embeddings
 from gemma_server.api.ollama import handlers as ollama
 from gemma_server.api.openai import embeddings as openai_embeddings
@@ -15,6 +16,7 @@ from gemma_server.api.tensorflow import handlers as tensorflow
 
 OPERATIONS: tuple[Operation[Any], ...] = (
     *native.OPERATIONS,
+    *native_models.OPERATIONS,
     *openai.OPERATIONS,
     *tokens.OPERATIONS,
     *openai_embeddings.OPERATIONS,

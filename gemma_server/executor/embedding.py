@@ -13,7 +13,7 @@ from gemma_server.engine.embedding import Tokens, Vector
 from gemma_server.executor.compile_cache import CompileCache
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.executor.dispatch_policy import ON_CPU, DispatchPolicy
-from gemma_server.executor.programs import BLOCK
+from gemma_server.executor.programs import BLOCK, bytes_of, scratch_bytes
 from gemma_server.model.config import GemmaConfig
 from gemma_server.model.numerics import Numerics
 from gemma_server.model.transformer import Params, Transformer, abstract_params
@@ -82,6 +82,16 @@ class EmbeddingPrograms:
             name = f"embed_{size.rows}_{size.length}"
             self._compiled[size] = cache.get(name, partial(self._compile, weights, size))
             progress((done + 1) / len(self.sizes))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the weights."""
+        return bytes_of(abstract_params(self.config, self.dtype))
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What the compiled programs take beside what they are given; one runs at a time."""
+        return scratch_bytes(self._compiled.values())
 
     def program(self, size: Size) -> Any:
         """The program for texts of this size."""

@@ -1,12 +1,14 @@
 """Every program that serving needs, compiled from shapes alone, before any weight is read."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from itertools import product
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gemma_server.executor.compile_cache import CompileCache
 from gemma_server.executor.dispatch_policy import ON_CPU, DispatchPolicy
@@ -122,6 +124,16 @@ class Programs:
         """How many steps the decode programs run."""
         return sorted({1, self.policy.steps})
 
+    @property
+    def memory_bytes(self) -> int:
+        """Of the weights and the state."""
+        return bytes_of((self._weights, self._state))
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What the compiled programs take beside what they are given; one runs at a time."""
+        return scratch_bytes(self._compiled.values())
+
     def new_state(self) -> State:
         """An empty cache and greedy slots; this compiles a program that is not kept."""
         state: State = jax.jit(self._steps.new_state)()
@@ -160,6 +172,22 @@ class Programs:
         """Its shapes."""
         shapes: State = jax.eval_shape(self._steps.new_state)
         return shapes
+
+
+def bytes_of(shapes: Any) -> int:
+    """The bytes of all arrays in a tree of shapes."""
+    return sum(
+        math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(shapes)
+    )
+
+
+def scratch_bytes(compiled: Iterable[Any]) -> int:
+    """The memory of programs that run one at a time, beside their operands: their code, and the
+    most that one of them takes for what it computes; nothing where XLA does not tell."""
+    found = [each.memory_analysis() for each in compiled]
+    known = [each for each in found if each is not None]
+    code = sum(int(each.generated_code_size_in_bytes) for each in known)
+    return code + max((int(each.temp_size_in_bytes) for each in known), default=0)
 
 
 def cache_length(context_length: int) -> int:

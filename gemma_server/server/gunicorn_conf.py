@@ -40,9 +40,10 @@ except (UsageError, BadModelsFile) as error:
 bind = _settings.bind
 workers = 1
 worker_class = "gemma_server.server.worker.ModelWorker"
-# Every queued or running request holds a thread, and so does every large body that waits to be
-# parsed; more than these are refused.
-threads = _settings.slots + _settings.max_queue + MOST_WAITING + _HEALTH_THREADS
+# Every queued or running request holds a thread, and so do one that waits for its model to load,
+# and every large body that waits to be parsed; more than these are refused.
+_waiting = _settings.max_queue if _settings.watches_files else 0
+threads = _settings.slots + _settings.max_queue + _waiting + MOST_WAITING + _HEALTH_THREADS
 worker_connections = threads + 1000  # idle keep-alive connections hold none
 timeout = 60  # seconds without a heartbeat until the worker is killed
 graceful_timeout = _settings.drain_timeout

@@ -4,8 +4,8 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gemma_server.console import say
@@ -18,9 +18,10 @@ from gemma_server.server.warmup import warm_up
 from gemma_server.serving.engines import OnDeath
 from gemma_server.serving.gently import short_turns
 from gemma_server.serving.manager import Manager
-from gemma_server.serving.model import GenerativeModel, LoadedModel
+from gemma_server.serving.model import EmbeddingModel, LoadedModel, OpenedModel
 from gemma_server.serving.model_spec import ModelsFile, ModelSpec, read_models_file
 from gemma_server.serving.models import Models
+from gemma_server.serving.room import in_mb
 from gemma_server.serving.source import ConfiguredModels, ReadModelsFile
 from gemma_server.serving.version import ServableVersion
 from gemma_server.settings import Settings
@@ -46,6 +47,15 @@ class Loaded(Protocol):
     def load_s(self) -> float:
         """Seconds from the start of loading to ready."""
         ...
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A model that is loaded when it is asked for."""
+
+    name: str
+    load_s: float
+    device: str = "loaded when asked for"
 
 
 class Hosted(Protocol):
@@ -97,16 +107,17 @@ class HostedGemma:
         self._models = models
         self._manager: Manager | None = None  # unless there is one checkpoint
 
-    def load(self, on_death: OnDeath) -> LoadedModel:
+    def load(self, on_death: OnDeath) -> Loaded:
         """Load the model that the settings name, and show the progress; of a directory of versions
-        the first that can be, and the others as they come.
+        the first that can be, and the others as they come. One that is loaded when it is asked for
+        is not waited for.
 
         Raises:
             ModelLoadError: it cannot be loaded.
         """
         watches = self.settings.watches_files
         loaded = self._load_first(on_death) if watches else self._load_one(on_death)
-        if not isinstance(loaded, GenerativeModel):
+        if isinstance(loaded, EmbeddingModel):
             self.example = None  # there is nothing to prompt
         return loaded
 
@@ -116,16 +127,24 @@ class HostedGemma:
         self._models.add(version)
         self._models.to_loading(version)
         began = time.monotonic()
-        loaded = VersionLoader(self.settings, self._models).load(version, on_death)
+        loader = VersionLoader(self.settings, self._models)
+        version.opened = loader.open(version)
+        if version.opened.needs_bytes > self._models.memory_limit:
+            raise ModelLoadError(
+                f"the model needs {in_mb(version.opened.needs_bytes)} of memory, and "
+                f"{in_mb(self._models.memory_limit)} are allowed; see --memory-limit"
+            )
+        loaded = loader.load(version, on_death)
+        version.bytes = loaded.memory_bytes
         self._models.to_available(version, loaded, time.monotonic() - began)
         return loaded
 
-    def _load_first(self, on_death: OnDeath) -> LoadedModel:
-        """Begin to manage versions, and wait until one of the first model takes requests."""
-        settings = self.settings
+    def _load_first(self, on_death: OnDeath) -> Loaded:
+        """Begin to manage versions, and wait until the first model takes requests."""
+        settings, began = self.settings, time.monotonic()
         self._manager = Manager(
             self._models,
-            ConfiguredModels(_reader(settings)),
+            ConfiguredModels(_reader(settings), settings.max_queue),
             VersionLoader(settings, self._models),
             on_death,
             poll_s=settings.model_poll_seconds,
@@ -135,6 +154,9 @@ class HostedGemma:
         said_by = time.monotonic() + _EMPTY_S
         while (loaded := self._models.first()) is None:
             self._models.wait_for_a_change(_LOOK_S)
+            first = self._models.model(self._models.default)
+            if first is not None and first.can_come():
+                return Absent(first.name, time.monotonic() - began)
             versions = self._models.versions(self._models.default)
             if versions and all(each.has_failed for each in versions):
                 raise ModelLoadError("; ".join(f"{each}: {each.error}" for each in versions))
@@ -191,28 +213,41 @@ class VersionLoader:
 
     def __init__(self, settings: Settings, models: Models) -> None:
         self._settings, self._models = settings, models
+        if settings.memory_limit is not None:
+            models.memory_limit = settings.memory_limit
 
-    def load(self, version: ServableVersion, on_death: OnDeath) -> LoadedModel:
-        """Load the version's checkpoint, or that of the settings if it has none. One from a
-        directory of versions also has to answer before it takes requests.
+    def open(self, version: ServableVersion) -> OpenedModel:
+        """Open the version's checkpoint, or that of the settings if it has none.
 
         Raises:
-            ModelLoadError: it cannot be loaded, or does not answer.
+            ModelLoadError: it cannot be opened.
         """
-        from gemma_server.serving.loader import load_model
+        from gemma_server.serving.loader import open_model
 
         settings = self._settings
         if version.path is not None:
-            say(f"loading {version} from {version.path}")
+            say(f"opening {version} at {version.path}")
             own = {"model_checkpoint": version.path, "model_name": version.name}
             settings = settings.model_copy(update={**version.options, **own})
         threading.Thread(
             target=report_progress, args=(version,), name="progress", daemon=True
         ).start()
-        gently = self._models.first() is not None
-        with short_turns() if gently else nullcontext():
-            loaded = load_model(settings, version, on_death, gently=gently)
-        loaded = replace(loaded, version=version.number)
+        with self._in_short_turns():
+            opened = open_model(settings, version, gently=self._serves())
+        if self._settings.memory_limit is None:
+            self._models.memory_limit = opened.device_bytes
+        return opened
+
+    def load(self, version: ServableVersion, on_death: OnDeath) -> LoadedModel:
+        """Load what was opened. A version from a directory of versions also has to answer before it
+        takes requests.
+
+        Raises:
+            ModelLoadError: it cannot be loaded, or does not answer.
+        """
+        assert version.opened is not None
+        with self._in_short_turns():
+            loaded = replace(version.opened.load(on_death), version=version.number)
         if version.path is not None:
             version.at("answering the first prompts")
             try:
@@ -225,3 +260,10 @@ class VersionLoader:
     def unloaded(self) -> None:
         """Give the memory of what was unloaded back."""
         memory.reclaim()
+
+    def _in_short_turns(self) -> AbstractContextManager[None]:
+        return short_turns() if self._serves() else nullcontext()
+
+    def _serves(self) -> bool:
+        """Whether requests are answered meanwhile."""
+        return any(model.serving() for model in self._models.served())

@@ -1,4 +1,4 @@
-"""How a Gemma is loaded: checkpoint -> programs and weights, side by side -> runner -> engine."""
+"""How a Gemma is loaded: files opened -> programs and weights, side by side -> runner -> engine."""
 
 import logging
 import time
@@ -14,6 +14,7 @@ from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.model.config import GemmaConfig
 from gemma_server.private_directory import PrivateDirectory
 from gemma_server.serving.checkpoint import Checkpoint, open_checkpoint
+from gemma_server.serving.device_memory import device_bytes
 from gemma_server.serving.engines import OnDeath, Wrap, limits_of, start_engine
 from gemma_server.serving.gently import step_back
 from gemma_server.serving.model import (
@@ -39,12 +40,14 @@ if TYPE_CHECKING:
     from gemma_server.executor.runner import JaxRunner
     from gemma_server.model.transformer import Params
 
+_PIECE_BYTES = 430  # measured: what a tokenizer takes of memory for each piece
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Start:
-    """What is known of a model before its programs are."""
+class OpenedGemma:
+    """A Gemma whose files are open: what is known before its programs and weights are there."""
 
     settings: Settings
     stages: Stages
@@ -57,6 +60,35 @@ class _Start:
     context_length: int
     policy: "DispatchPolicy"
     gently: bool
+    kept: int = 0  # slots of the cache beyond those of rows
+    draft: "OpenedGemma | None" = None  # the smaller model that foresees tokens
+
+    @property
+    def needs_bytes(self) -> int:
+        """What weights, cache and, where it is the same memory, the tokenizer take. Tables that
+        stay in their files take none."""
+        needs = _programs(self).memory_bytes
+        if self.device.platform == "cpu":
+            needs += self.checkpoint.tokenizer.vocab_size * _PIECE_BYTES
+            table = self.checkpoint.weights.own_table
+            needs -= table.layout.nbytes if table is not None and table.is_mapped else 0
+        return needs if self.draft is None else needs + self.draft.needs_bytes
+
+    @property
+    def device_bytes(self) -> float:
+        """The memory that its device has for models."""
+        return device_bytes(self.device)
+
+    def load(self, on_death: OnDeath, wrap: Wrap = lambda runner: runner) -> LoadedModel:
+        """The model, ready to answer.
+
+        Raises:
+            ModelLoadError: it cannot be loaded; the text says what to do.
+        """
+        with self.compilations.blamed():
+            if self.checkpoint.config.bidirectional:
+                return _load_embedding(self, on_death)
+            return _load_generative(self, on_death, wrap)
 
     def common(self) -> dict[str, Any]:
         """The fields that every loaded model has."""
@@ -70,26 +102,24 @@ class _Start:
         }
 
 
-def load_gemma(
-    settings: Settings, stages: Stages, on_death: OnDeath, wrap: Wrap, *, gently: bool
-) -> LoadedModel:
-    """The model that the settings name, ready to answer; `stages` is told of each stage. `gently`:
-    others answer meanwhile, and go first.
+def open_gemma(settings: Settings, stages: Stages, *, gently: bool) -> OpenedGemma:
+    """The model that the settings name; `stages` is told of each stage. `gently`: others answer
+    meanwhile, and go first.
 
     Raises:
         ModelLoadError: it cannot be loaded; the text says what to do.
     """
     compilations = CompileCounter()
     with compilations.blamed():
-        start = _start(settings, stages, compilations, gently)
-        if start.checkpoint.config.bidirectional:
-            return _load_embedding(start, on_death)
-        return _load_generative(start, on_death, wrap)
+        opened = _open(settings, stages, compilations, gently)
+        if opened.checkpoint.config.bidirectional:
+            return opened
+        return replace(opened, kept=_kept_slots(opened), draft=_opened_draft(opened))
 
 
-def _start(
+def _open(
     settings: Settings, stages: Stages, compilations: CompileCounter, gently: bool
-) -> _Start:
+) -> OpenedGemma:
     began = time.monotonic()
     stages.at("opening the checkpoint")
     path = settings.model_checkpoint or demo_checkpoint(settings.cache_dir)
@@ -105,7 +135,7 @@ def _start(
     if wanted == "auto" and on_cpu and checkpoint.config.bidirectional:
         wanted = "float32"  # what int8 would cost a vector is kept for as long as the index is
     native = on_cpu and _register_kernels(wanted, settings, stages)
-    return _Start(
+    return OpenedGemma(
         settings,
         stages,
         compilations,
@@ -120,20 +150,19 @@ def _start(
     )
 
 
-def _load_generative(start: _Start, on_death: OnDeath, wrap: Wrap) -> GenerativeModel:
-    settings, policy = start.settings, start.policy
-    kept, small = _kept_slots(start), _opened_draft(start)  # refused before all is loaded
-    runner, programs = _runner(start, kept)
-    draft_model, draft_bytes = (
-        (None, 0) if small is None else _draft_model(small, start.checkpoint.config.vocab)
-    )
-    step_times = _warmed_up(start, runner)
+def _load_generative(opened: OpenedGemma, on_death: OnDeath, wrap: Wrap) -> GenerativeModel:
+    settings, policy = opened.settings, opened.policy
+    runner, programs = _runner(opened)
+    draft_model, draft_bytes = (None, 0)
+    if opened.draft is not None:
+        draft_model, draft_bytes = _draft_model(opened.draft, opened.checkpoint.config.vocab)
+    step_times = _warmed_up(opened, runner)
     limits = limits_of(
         settings,
-        start.context_length,
+        opened.context_length,
         programs.chunks,
         steps=policy.steps,
-        kept=kept,
+        kept=opened.kept,
         rows=tuple(programs.row_counts) if policy.steps == 1 else (),
         gap_s=policy.gap_s,
     )
@@ -146,62 +175,87 @@ def _load_generative(start: _Start, on_death: OnDeath, wrap: Wrap) -> Generative
         draft_model=draft_model,
     )
     return GenerativeModel(
-        chat=with_tools(start.checkpoint.chat),
+        chat=with_tools(opened.checkpoint.chat),
         engine=engine,
         token_bytes=runner.token_bytes,
         max_steps=settings.max_steps,
-        sampling=start.checkpoint.sampling,
+        sampling=opened.checkpoint.sampling,
         weight_bytes=runner.weight_bytes + draft_bytes,
-        **start.common(),
+        memory_bytes=opened.needs_bytes + programs.scratch_bytes,
+        **opened.common(),
     )
 
 
-def _runner(start: _Start, kept: int) -> "tuple[JaxRunner, Programs]":
+def _runner(opened: OpenedGemma) -> "tuple[JaxRunner, Programs]":
     """What runs the model, with its weights, and its programs."""
-    from gemma_server.executor.programs import Programs
     from gemma_server.executor.runner import JaxRunner
 
-    table = start.checkpoint.weights.own_table
-    programs = Programs(
-        start.checkpoint.config,
-        slots=start.settings.slots,
-        kept=kept,
-        context_length=start.context_length,
-        dtype=start.dtype,
-        native=start.native,
+    programs = _generative_programs(opened)
+    return JaxRunner(programs, _compile_and_read(opened, programs), opened.compilations), programs
+
+
+def _programs(opened: OpenedGemma) -> "Programs | EmbeddingPrograms":
+    """The model's programs, not compiled yet."""
+    if opened.checkpoint.config.bidirectional:
+        return _embedding_programs(opened)
+    return _generative_programs(opened)
+
+
+def _generative_programs(opened: OpenedGemma) -> "Programs":
+    from gemma_server.executor.programs import Programs
+
+    table = opened.checkpoint.weights.own_table
+    return Programs(
+        opened.checkpoint.config,
+        slots=opened.settings.slots,
+        kept=opened.kept,
+        context_length=opened.context_length,
+        dtype=opened.dtype,
+        native=opened.native,
         own_table=None if table is None else table.layout,
-        policy=start.policy,
+        policy=opened.policy,
     )
-    return JaxRunner(programs, _compile_and_read(start, programs), start.compilations), programs
 
 
-def _opened_draft(start: _Start) -> _Start | None:
+def _embedding_programs(opened: OpenedGemma) -> "EmbeddingPrograms":
+    from gemma_server.executor.embedding import EmbeddingPrograms
+
+    return EmbeddingPrograms(
+        opened.checkpoint.config,
+        context_length=opened.context_length,
+        dtype=opened.dtype,
+        native=opened.native,
+        policy=opened.policy,
+    )
+
+
+def _opened_draft(opened: OpenedGemma) -> OpenedGemma | None:
     """The model that `draft_checkpoint` names, opened.
 
     Raises:
         ModelLoadError: it cannot be opened, or cannot draft for this one.
     """
-    path = start.settings.draft_checkpoint
+    path = opened.settings.draft_checkpoint
     if path is None:
         return None
-    if start.policy.steps > 1:
+    if opened.policy.steps > 1:
         raise ModelLoadError("--draft-checkpoint: drafts are tried on a CPU alone; leave it out")
-    start.stages.at("opening the draft model")
+    opened.stages.at("opening the draft model")
     small = open_checkpoint(path)
     if small.config.bidirectional:
         raise ModelLoadError(f"--draft-checkpoint {path}: it makes embeddings, no text")
-    if not small.tokenizer.agrees_with(start.checkpoint.tokenizer):
+    if not small.tokenizer.agrees_with(opened.checkpoint.tokenizer):
         raise ModelLoadError(
             f"--draft-checkpoint {path}: its tokens are not those of "
-            f"{start.checkpoint.weights.path}; take a smaller model of the same generation"
+            f"{opened.checkpoint.weights.path}; take a smaller model of the same generation"
         )
-    length = min(start.context_length, small.config.context_length)
-    return replace(start, checkpoint=small, context_length=length)
+    length = min(opened.context_length, small.config.context_length)
+    return replace(opened, checkpoint=small, context_length=length)
 
 
-def _draft_model(small: _Start, vocab: int) -> tuple[DraftModel, int]:
+def _draft_model(small: OpenedGemma, vocab: int) -> tuple[DraftModel, int]:
     """The draft model for one of so large a vocabulary, and the bytes of its weights."""
-    runner, programs = _runner(small, kept=0)
+    runner, programs = _runner(small)
     _warmed_up(small, runner)
     model = DraftModel(
         runner,
@@ -214,7 +268,7 @@ def _draft_model(small: _Start, vocab: int) -> tuple[DraftModel, int]:
     return model, runner.weight_bytes
 
 
-def _kept_slots(start: _Start) -> int:
+def _kept_slots(opened: OpenedGemma) -> int:
     """How many slots of the cache `prompt_cache_bytes` pays for.
 
     Raises:
@@ -223,9 +277,9 @@ def _kept_slots(start: _Start) -> int:
     from gemma_server.executor.programs import cache_length
     from gemma_server.model.cache import stored_dtype
 
-    wanted = start.settings.prompt_cache_bytes
-    numbers = start.checkpoint.config.cached_numbers_per_token * cache_length(start.context_length)
-    each = numbers * stored_dtype(start.dtype).itemsize
+    wanted, config = opened.settings.prompt_cache_bytes, opened.checkpoint.config
+    numbers = config.cached_numbers_per_token * cache_length(opened.context_length)
+    each = numbers * stored_dtype(opened.dtype).itemsize
     if 0 < wanted < each:
         raise ModelLoadError(
             f"--prompt-cache-bytes {wanted}: one prompt of this model takes up to {each} bytes; "
@@ -234,55 +288,50 @@ def _kept_slots(start: _Start) -> int:
     return wanted // each
 
 
-def _load_embedding(start: _Start, on_death: OnDeath) -> EmbeddingModel:
-    from gemma_server.executor.embedding import EmbeddingPrograms, JaxEmbeddingRunner
+def _load_embedding(opened: OpenedGemma, on_death: OnDeath) -> EmbeddingModel:
+    from gemma_server.executor.embedding import JaxEmbeddingRunner
 
-    settings, config = start.settings, start.checkpoint.config
-    programs = EmbeddingPrograms(
-        config,
-        context_length=start.context_length,
-        dtype=start.dtype,
-        native=start.native,
-        policy=start.policy,
-    )
-    runner = JaxEmbeddingRunner(programs, _compile_and_read(start, programs), start.compilations)
-    step_times = _warmed_up(start, runner)
-    limits = EmbeddingLimits(start.context_length, settings.max_queue, settings.max_queue_tokens)
+    settings, config = opened.settings, opened.checkpoint.config
+    programs = _embedding_programs(opened)
+    runner = JaxEmbeddingRunner(programs, _compile_and_read(opened, programs), opened.compilations)
+    step_times = _warmed_up(opened, runner)
+    limits = EmbeddingLimits(opened.context_length, settings.max_queue, settings.max_queue_tokens)
     engine = EmbeddingEngine(runner, limits, on_death, step_times)
     engine.start()
     return EmbeddingModel(
         engine=engine,
         width=config.embedding_width,
         weight_bytes=runner.weight_bytes,
-        **start.common(),
+        memory_bytes=opened.needs_bytes + programs.scratch_bytes,
+        **opened.common(),
     )
 
 
-def _warmed_up(start: _Start, runner: "JaxRunner | JaxEmbeddingRunner") -> StepTimes:
+def _warmed_up(opened: OpenedGemma, runner: "JaxRunner | JaxEmbeddingRunner") -> StepTimes:
     """Run each program once, so that no step can take longer than all of it."""
-    start.stages.at("warming up")
+    opened.stages.at("warming up")
     warming = time.monotonic()
     runner.warm_up()
-    return StepTimes(time.monotonic() - warming, start.settings.hung_after)
+    return StepTimes(time.monotonic() - warming, opened.settings.hung_after)
 
 
-def _compile_and_read(start: _Start, programs: "Programs | EmbeddingPrograms") -> "Params":
+def _compile_and_read(opened: OpenedGemma, programs: "Programs | EmbeddingPrograms") -> "Params":
     """Compile while the weights are read: compiling needs their shapes alone."""
     from gemma_server.executor.compile_cache import CompileCache
 
-    directory = PrivateDirectory(start.settings.cache_dir / "programs")
+    directory = PrivateDirectory(opened.settings.cache_dir / "programs")
     cache = CompileCache(directory, programs.configuration)
-    progress = _Progress(start.stages)
+    progress = _Progress(opened.stages)
 
     def compile_all() -> None:
-        with start.compilations.blamed():
+        with opened.compilations.blamed():
             programs.compile(progress.compiled, cache)
 
     # Threads of their own, also for reading: the engine's thread would inherit the niceness.
-    pool = ThreadPoolExecutor(2, "compile and read", step_back if start.gently else None)
+    pool = ThreadPoolExecutor(2, "compile and read", step_back if opened.gently else None)
     try:
         compiling = pool.submit(compile_all)
-        reading = pool.submit(put_on_device, start.checkpoint, programs.dtype, progress.loaded)
+        reading = pool.submit(put_on_device, opened.checkpoint, programs.dtype, progress.loaded)
         params = reading.result()
         compiling.result()
     finally:

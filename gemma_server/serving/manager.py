@@ -1,7 +1,7 @@
 """Carries out what is wanted: loads versions, one at a time, and unloads them.
 
 After TensorFlow Serving's `core/aspired_versions_manager.cc`: a thread asks the source which
-versions are wanted, and a policy what to do next.
+versions are wanted, and a policy what to do next. Models that nobody needs are not in memory.
 """
 
 import logging
@@ -9,14 +9,18 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from gemma_server.console import say
 from gemma_server.errors import GenerationFailed, ModelLoadError
 from gemma_server.serving.engines import OnDeath
-from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.metrics import Reason
+from gemma_server.serving.model import LoadedModel, OpenedModel
 from gemma_server.serving.models import Models
 from gemma_server.serving.policy import Policy, Snapshot, availability_preserving
+from gemma_server.serving.room import make_room
+from gemma_server.serving.served_model import ServedModel
 from gemma_server.serving.source import Source, SourceFailed, Wanted, WantedModel
 from gemma_server.serving.version import ServableVersion, State
 
@@ -34,8 +38,16 @@ _LAST_ANSWERS_S = 5.0  # of requests whose engine was stopped
 class Loader(Protocol):
     """How a version is loaded, and its memory given back."""
 
+    def open(self, version: ServableVersion) -> OpenedModel:
+        """Find out what it is and what it needs.
+
+        Raises:
+            ModelLoadError: it cannot be opened; the text says why.
+        """
+        ...
+
     def load(self, version: ServableVersion, on_death: OnDeath) -> LoadedModel:
-        """Load it, and have it answer what it must answer before it takes requests.
+        """Load what was opened, and have it answer what it must answer before it takes requests.
 
         Raises:
             ModelLoadError: it cannot be loaded; the text says why.
@@ -110,6 +122,8 @@ class Manager:
         if self._clock() >= self._poll_at:
             self._poll()
         self._retry()
+        self._want_all()
+        self._expire()
         self._act()
         self._set_names()
 
@@ -127,6 +141,10 @@ class Manager:
         for each in errors - self._poll_errors:
             logger.error("%s; what was served before is served on", each)
         self._poll_errors = errors
+        for name, model in self._wanted.items():
+            self._models.govern(name, model.residency, model.weights)
+
+    def _want_all(self) -> None:
         for name, model in self._wanted.items():
             for number, wanted in model.versions.items():
                 self._want(name, number, wanted, model.options)
@@ -154,68 +172,135 @@ class Manager:
         model = self._wanted.get(version.name)
         return model is not None and version.number in model.versions
 
+    def _expire(self) -> None:
+        """Dismiss the models that nobody has asked for as long as they are kept."""
+        for model in self._models.served():
+            if model.expires_at() <= self._clock():
+                text = f"nobody has asked for it for {model.keep_alive_s:.0f} s"
+                self._dismiss(model.name, "expired", text)
+
     def _act(self) -> None:
         """Begin what the policies say: any number of unloads, and one load at a time."""
-        for name in self._models.names():
-            versions = {each.number: each for each in self._models.versions(name)}
+        loads = []
+        for model in self._models.served():
+            versions = model.versions.copy()
             for each in versions.values():
                 if each.state is State.START and not self._is_wanted(each):
                     self._models.to_end(each)
-            action = self._policy_of(name)(
-                [Snapshot(n, each.state, self._is_wanted(each)) for n, each in versions.items()]
+            action = self._policy_of(model.name)(
+                [
+                    Snapshot(n, each.state, self._is_wanted(each) and model.is_needed)
+                    for n, each in versions.items()
+                ]
             )
             states = {each.state for each in versions.values()}
             if action is None:
-                if name not in self._wanted and states <= {State.END}:
-                    self._models.forget(name)
+                if model.name not in self._wanted and states <= {State.END}:
+                    self._models.forget(model.name)
             elif action.kind == "unload":
                 self._begin_unload(versions[action.number])
-            elif not self._loads and State.UNLOADING not in states:  # that one's memory is not back
-                self._begin_load(versions[action.number])
+            elif State.UNLOADING not in states:  # that one's memory is not back
+                loads.append((model, versions[action.number]))
+        if loads and not self._loads:
+            self._go_on_with(*min(loads, key=lambda load: load[0].needed_at))
 
     def _policy_of(self, name: str) -> Policy:
         return self._wanted[name].policy if name in self._wanted else availability_preserving
 
-    def _begin_load(self, version: ServableVersion) -> None:
-        self._loads = True
-        self._models.to_loading(version)
+    def _go_on_with(self, model: ServedModel, version: ServableVersion) -> None:
+        """Open a version, or load it once there is room for it."""
+        if version.opened is None:
+            self._begin(lambda: self._open(version))
+            return
+        going = [
+            each
+            for each in model.versions.values()
+            if each.state is State.AVAILABLE and not self._is_wanted(each)
+        ]
+        models, now = self._models.served(), self._clock()
+        step = make_room(version, going, models, self._models.memory_limit, now)
+        if step.kind == "load":
+            self._models.to_loading(version)
+            self._begin(lambda: self._load(version))
+        elif step.kind == "refuse":
+            logger.error("%s is not loaded: %s", version, step.reason)
+            version.failures = RETRIES  # it would not fit the next time either
+            self._failed(version, step.reason)
+        elif step.kind == "later":
+            say(f"{step.reason}: it is loaded when it is asked for")
+            self._models.dismiss_if(model.name, idle=False)
+        elif step.kind == "replace":
+            say(f"{step.reason}: the older version goes first")
+            for each in going:
+                self._begin_unload(each)
+        elif step.kind == "dismiss":
+            self._dismiss(step.who, "evicted", step.reason)
+        elif step.kind == "drain":
+            self._dismiss(step.who, "evicted", step.reason, drains=True)
+        else:
+            version.at("waiting for memory")
 
-        def work() -> None:
+    def _begin(self, work: Callable[[], None]) -> None:
+        """Do the one thing that is done at a time."""
+        self._loads = True
+
+        def alone() -> None:
             try:
-                self._load(version)
+                work()
             finally:
                 self._loads = False
 
-        self._start(work)
+        self._start(alone)
+
+    def _dismiss(self, name: str, why: Reason, text: str, *, drains: bool = False) -> None:
+        """Unload a model if it is idle, or, where it `drains`, once its requests have ended."""
+        patience_s = None if drains else self._drain_s
+        leaving = self._models.dismiss_if(name, idle=not drains)
+        if leaving:
+            say(f"{name} leaves memory: {text}")
+            self._models.metrics.dismissed(name, why)
+        for version in leaving:
+            self._start(partial(self._unload, version, patience_s))
 
     def _begin_unload(self, version: ServableVersion) -> None:
         self._models.to_unloading(version)
-        self._start(lambda: self._unload(version))
+        self._start(partial(self._unload, version, self._drain_s))
 
     def _set_names(self) -> None:
         """Labels, and which model is the first: that changes once the new one takes requests."""
-        states = {each.state for each in self._models.versions(self._first)}
-        if State.AVAILABLE in states or self._models.first() is None:
+        first = self._models.model(self._first)
+        if (first is not None and first.answers) or self._models.first() is None:
             self._models.default = self._first
         for name, model in self._wanted.items():
             self._models.set_labels(name, model.labels)
+
+    def _open(self, version: ServableVersion) -> None:
+        try:
+            opened = self._loader.open(version)
+        except Exception as error:
+            self._cannot_load(version, error)
+            return
+        version.bytes, version.opened = opened.needs_bytes, opened
 
     def _load(self, version: ServableVersion) -> None:
         began = self._clock()
         try:
             loaded = self._loader.load(version, lambda error: self._died(version, error))
         except Exception as error:
-            known = isinstance(error, ModelLoadError)
-            logger.error("%s cannot be loaded: %s", version, error, exc_info=not known)
-            self._failed(version, str(error) if known else f"{type(error).__name__}: {error}")
-            self._loader.unloaded()
+            self._cannot_load(version, error)
             return
         if version.state is not State.LOADING:  # it died already
             loaded.worker.stop()
             return
-        version.failures = 0
+        version.failures, version.bytes = 0, max(version.bytes, loaded.memory_bytes)
         self._models.to_available(version, loaded, self._clock() - began)
         say(f"{version} takes requests")
+
+    def _cannot_load(self, version: ServableVersion, error: Exception) -> None:
+        known = isinstance(error, ModelLoadError)
+        logger.error("%s cannot be loaded: %s", version, error, exc_info=not known)
+        self._failed(version, str(error) if known else f"{type(error).__name__}: {error}")
+        self._loader.unloaded()
 
     def _failed(self, version: ServableVersion, error: str) -> None:
         version.failures += 1
@@ -223,10 +308,10 @@ class Manager:
             version.retry_at = self._clock() + RETRY_S * 2 ** (version.failures - 1)
         self._models.to_end(version, error)
 
-    def _unload(self, version: ServableVersion) -> None:
+    def _unload(self, version: ServableVersion, patience_s: float | None) -> None:
         say(f"{version} takes no more requests")
         loaded = version.loaded
-        self._models.wait_until_free(version, self._drain_s)
+        self._models.wait_until_free(version, patience_s)
         if loaded is not None:
             loaded.worker.stop()
             self._models.wait_until_free(version, _LAST_ANSWERS_S)

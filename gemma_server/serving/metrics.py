@@ -1,6 +1,7 @@
 """The server's metrics, in Prometheus' text format."""
 
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -12,9 +13,12 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from gemma_server.engine.request import Timings
+from gemma_server.serving.served_model import ServedModel
 from gemma_server.serving.version import ServableVersion
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter that nobody reads
+
+Reason = Literal["expired", "evicted"]  # why a model leaves memory
 
 _VERSION = ("model", "version")  # labels of what a version has
 _GAUGES = (
@@ -37,10 +41,10 @@ class Metrics:
     """Counters of one app, and what its versions say on each scrape."""
 
     def __init__(
-        self, versions: Callable[[], Iterable[ServableVersion]], is_ready: Callable[[], bool]
+        self, models: Callable[[], Iterable[ServedModel]], is_ready: Callable[[], bool]
     ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_ModelMetrics(versions, is_ready))
+        self._registry.register(_ModelMetrics(models, is_ready))
         self._loads = Counter(
             "gemma_model_loads", "Versions loaded", ["model", "result"], registry=self._registry
         )
@@ -48,6 +52,12 @@ class Metrics:
             "gemma_model_load_seconds",
             "From the start of loading a version until it takes requests",
             buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._dismissals = Counter(
+            "gemma_model_dismissals",
+            "Times that a model left memory because nobody asked for it, or another needed it",
+            ["model", "reason"],
             registry=self._registry,
         )
         self._poll_failures = Counter(
@@ -113,6 +123,10 @@ class Metrics:
         """Count one version that failed, in loading or later."""
         self._loads.labels(model, "failed").inc()
 
+    def dismissed(self, model: str, reason: Reason) -> None:
+        """Count one time that a model left memory."""
+        self._dismissals.labels(model, reason).inc()
+
     def poll_failed(self) -> None:
         """Count one time that the source could not be read."""
         self._poll_failures.inc()
@@ -126,9 +140,9 @@ class _ModelMetrics:
     """Reads the versions and their engines on each scrape."""
 
     def __init__(
-        self, versions: Callable[[], Iterable[ServableVersion]], is_ready: Callable[[], bool]
+        self, models: Callable[[], Iterable[ServedModel]], is_ready: Callable[[], bool]
     ) -> None:
-        self._versions, self._is_ready = versions, is_ready
+        self._models, self._is_ready = models, is_ready
 
     def collect(self) -> Iterable[Metric]:
         ready = float(self._is_ready())
@@ -145,11 +159,23 @@ class _ModelMetrics:
         leases = GaugeMetricFamily(
             "gemma_model_leases", "Requests that hold a version", labels=_VERSION
         )
+        memory = GaugeMetricFamily(
+            "gemma_model_memory_bytes", "Memory booked for a version", labels=_VERSION
+        )
+        waiting = GaugeMetricFamily(
+            "gemma_model_waiting", "Requests that wait for a model to load", labels=("model",)
+        )
+        for model in self._models():
+            waiting.add_metric([model.public_name], model.waiting)
         for version in self._versions():
             labels = [version.public_name, str(version.number)]
             states.add_metric([*labels, version.state.value], 1)
             leases.add_metric(labels, version.leases)
-        yield from (states, leases)
+            memory.add_metric(labels, version.booked_bytes)
+        yield from (states, leases, memory, waiting)
+
+    def _versions(self) -> list[ServableVersion]:
+        return [version for model in self._models() for version in list(model.versions.values())]
 
     def _engines(self) -> Iterable[Metric]:
         gauges = [GaugeMetricFamily(*of, labels=_VERSION) for of in _GAUGES]

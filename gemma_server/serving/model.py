@@ -14,6 +14,7 @@ from gemma_server.engine.engine import Engine
 from gemma_server.engine.stats import EngineStats
 from gemma_server.errors import ContextLengthExceeded
 from gemma_server.executor.compile_counter import CompileCounter
+from gemma_server.serving.engines import OnDeath, Wrap
 from gemma_server.text.chat_template import ChatTemplate
 from gemma_server.text.constraint import Grammars
 from gemma_server.text.tokenizer import Tokenizer
@@ -45,6 +46,29 @@ class ModelInfo:
     def digest(self) -> str:
         """64 hexadecimal digits that stay the same while all these do."""
         return hashlib.sha256(repr(self).encode()).hexdigest()
+
+
+class OpenedModel(Protocol):
+    """A model whose files are open, and none of whose weights are in memory."""
+
+    @property
+    def needs_bytes(self) -> int:
+        """The memory that it takes at least: weights and cache."""
+        ...
+
+    @property
+    def device_bytes(self) -> float:
+        """The memory that its device has for models; infinity where nobody tells."""
+        ...
+
+    def load(self, on_death: OnDeath, wrap: Wrap = ...) -> "LoadedModel":
+        """Load it. The engine gets the runner that `wrap` returns: the benchmark wraps it to time
+        each step.
+
+        Raises:
+            ModelLoadError: it cannot be loaded; the text says what to do.
+        """
+        ...
 
 
 class Worker(Protocol):
@@ -91,6 +115,7 @@ class LoadedModel:
     load_s: float  # from the start of loading to ready
     compilations: CompileCounter  # since the start
     weight_bytes: int = field(default=0, kw_only=True)  # on the device
+    memory_bytes: int = field(default=0, kw_only=True)  # with its cache, and what programs need
     info: ModelInfo = field(default=ModelInfo(), kw_only=True)
     ready_at: float = field(default_factory=time.time, kw_only=True)  # seconds since 1970
     version: int = field(default=1, kw_only=True)

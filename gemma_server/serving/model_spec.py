@@ -1,19 +1,36 @@
 """What a file of models says: docs/lifecycle.md."""
 
+import math
 import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from gemma_server.duration import seconds_of
 from gemma_server.errors import GemmaServerError
 from gemma_server.settings import OfModel, check_setting
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 Number = Annotated[int, Field(ge=0, lt=10**18)]
+Duration = Annotated[float | int | str, AfterValidator(seconds_of)]
+
+
+# Fields that the server has no setting for, or by another name.
+_NOT_SETTINGS = {
+    *("base_path", "checkpoint", "versions", "policy", "labels", "weights", "tokenizer"),
+    *("load", "keep_alive", "pinned"),
+}
 
 
 class BadModelsFile(GemmaServerError):
@@ -36,6 +53,20 @@ class ModelSpec(BaseModel):
         "there is memory for one alone, and none answers meanwhile",
     )
     labels: dict[str, Number] = Field({}, description="names of versions, such as stable")
+    weights: dict[Number, Annotated[int, Field(ge=0, le=10**6)]] = Field(
+        {},
+        description="of versions: by them requests that name none are shared out, those with the "
+        "same X-Affinity to the same version; by default the highest gets all",
+    )
+    load: Literal["start", "request"] = Field(
+        "start", description="when it is loaded: at the start, or when it is asked for first"
+    )
+    keep_alive: Duration = Field(
+        -1.0,
+        description="how long it stays in memory after its last request: seconds, or text such as "
+        '"5m"; below zero for ever, or until another model needs the memory',
+    )
+    pinned: bool = Field(False, description="it stays in memory, whoever else needs it")
     tokenizer: Path | None = Field(None, description="as --model-tokenizer")
     dtype: OfModel = Field(None, description="as --dtype")
     slots: OfModel = Field(None, description="as --slots")
@@ -58,11 +89,26 @@ class ModelSpec(BaseModel):
                 raise ValueError(f"labels: {label[:100]!r} cannot be a label")
         return self
 
+    @model_validator(mode="after")
+    def _stays_or_leaves(self) -> "ModelSpec":
+        if self.pinned and self.load == "request":
+            raise ValueError("pinned: what stays in memory is loaded at the start")
+        if self.pinned and self.keeps_s != math.inf:
+            raise ValueError("keep_alive: a pinned model stays in memory")
+        if self.weights and not any(self.weights.values()):
+            raise ValueError("weights: one of them has to be more than 0")
+        return self
+
+    @property
+    def keeps_s(self) -> float:
+        """Seconds that it stays in memory after its last request."""
+        return seconds_of(self.keep_alive)
+
     @property
     def options(self) -> dict[str, Any]:
         """The settings of its own, by their names."""
         own = self.model_dump(
-            exclude={"base_path", "checkpoint", "versions", "policy", "labels", "tokenizer"},
+            exclude=_NOT_SETTINGS,
             exclude_none=True,
         )
         return own if self.tokenizer is None else {**own, "model_tokenizer": self.tokenizer}

@@ -1,11 +1,22 @@
 """The models of this process by name and version, and the leases that requests hold on them."""
 
+import hashlib
+import math
+import random
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from gemma_server.errors import ModelNotFound, NotReady, WrongKind
+from gemma_server.errors import (
+    DeadlineExceeded,
+    ModelNotFound,
+    ModelStays,
+    NotReady,
+    Overloaded,
+    WrongKind,
+)
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import (
     EmbeddingModel,
@@ -14,6 +25,8 @@ from gemma_server.serving.model import (
     Readiness,
     Status,
 )
+from gemma_server.serving.residency import Residency
+from gemma_server.serving.served_model import ServedModel
 from gemma_server.serving.version import ServableVersion, State
 from gemma_server.settings import DEFAULT_NAME
 
@@ -21,21 +34,45 @@ Model = TypeVar("Model", bound=LoadedModel)
 # A request's hold on a model, from entering to leaving the context: so long it stays loaded.
 Lease = AbstractContextManager[Model]
 
-_ENDED = 8  # versions of a model that are remembered after their end
+_LOOK_S = 0.2  # at a client that waits for a model
+LONGEST_WAIT_S = 300.0  # for a model to load
+
+
+class Client(Protocol):
+    """Who asks for a model."""
+
+    @property
+    def deadline(self) -> float | None:
+        """Until when it waits, on the monotonic clock."""
+        ...
+
+    @property
+    def disconnected(self) -> Callable[[], bool]:
+        """Tells whether it has gone."""
+        ...
+
+    @property
+    def affinity(self) -> str:
+        """What its requests have in common that are to get the same version; it may be empty."""
+        ...
 
 
 class Models:
     """What handlers see of the models, and the one place where a version changes its state.
 
     A lease is given only while a version is AVAILABLE, under the lock that changes states: a
-    version that is to go is out of reach in the same moment.
+    version that is to go is out of reach in the same moment, and one that has come stays until
+    those who waited for it hold it.
     """
 
-    def __init__(self, default: str = DEFAULT_NAME) -> None:
-        self.metrics = Metrics(self.versions, lambda: self.readiness()["status"] == "ready")
-        self._versions: dict[str, dict[int, ServableVersion]] = {}
-        self._labels: dict[str, dict[str, int]] = {}
+    def __init__(
+        self, default: str = DEFAULT_NAME, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.metrics = Metrics(self.served, lambda: self.readiness()["status"] == "ready")
+        self._models: dict[str, ServedModel] = {}
         self.default = default
+        self.memory_limit = math.inf  # bytes that all versions may take together, once known
+        self._clock = clock
         self._draining = False
         self._changed = threading.Condition()  # guards all of it
 
@@ -45,38 +82,43 @@ class Models:
         with self._changed:
             return sum(version.leases for version in self._all())
 
-    def resolve(self, name: str | None) -> Lease[GenerativeModel]:
+    def resolve(self, name: str | None, client: Client | None = None) -> Lease[GenerativeModel]:
         """The model of this name, which writes text.
 
         Raises:
-            NotReady, ModelNotFound: as `resolve_any`.
+            NotReady, ModelNotFound, Overloaded, DeadlineExceeded: as `resolve_any`.
             WrongKind: it makes embeddings.
         """
-        return self._lease(name, GenerativeModel)
+        return self._lease(name, client, GenerativeModel)
 
-    def resolve_embedding(self, name: str | None) -> Lease[EmbeddingModel]:
+    def resolve_embedding(
+        self, name: str | None, client: Client | None = None
+    ) -> Lease[EmbeddingModel]:
         """The model of this name, which makes embeddings.
 
         Raises:
-            NotReady, ModelNotFound: as `resolve_any`.
+            NotReady, ModelNotFound, Overloaded, DeadlineExceeded: as `resolve_any`.
             WrongKind: it writes text.
         """
-        return self._lease(name, EmbeddingModel)
+        return self._lease(name, client, EmbeddingModel)
 
-    def resolve_any(self, name: str | None) -> Lease[LoadedModel]:
-        """The newest version of the model of this name, or the one that `name@number` or
-        `name:label` says; Ollama's users may add `:latest`. None: the first model.
+    def resolve_any(self, name: str | None, client: Client | None = None) -> Lease[LoadedModel]:
+        """The version of the model of this name that its weights choose, by default the newest, or
+        the one that `name@number` or `name:label` says; Ollama's users may add `:latest`. None: the
+        first model. A client waits for a model that is loaded when it is asked for.
 
         Raises, when the lease is taken:
-            NotReady: it is loading or draining.
+            NotReady: it is loading, has failed or is draining.
             ModelNotFound: there is no such model, or no such version of it.
+            Overloaded: too many wait for it already.
+            DeadlineExceeded: it has not loaded within the client's time.
         """
-        return self._lease(name, LoadedModel)
+        return self._lease(name, client, LoadedModel)
 
     @contextmanager
-    def _lease(self, name: str | None, kind: type[Model]) -> Iterator[Model]:
+    def _lease(self, name: str | None, client: Client | None, kind: type[Model]) -> Iterator[Model]:
         with self._changed:
-            version = self._named(name)
+            model, version = self._awaited(name, client)
             loaded = version.loaded
             assert loaded is not None
             if not isinstance(loaded, kind):
@@ -87,11 +129,13 @@ class Models:
                 )
                 raise WrongKind(loaded.name, does, asked)
             version.leases += 1
+            model.used_at = self._clock()
         try:
             yield loaded
         finally:
             with self._changed:
                 version.leases -= 1
+                model.used_at = self._clock()
                 self._changed.notify_all()
 
     def require_ready(self) -> None:
@@ -101,38 +145,60 @@ class Models:
             NotReady: no model takes requests.
         """
         with self._changed:
-            if self._draining or not any(map(self._serving, self._versions)):
-                raise self._not_ready(self.default)
-            if all(map(_is_stuck, filter(None, map(self._serving, self._versions)))):
-                raise self._not_ready(self.default)
+            serving = [each for model in self._models.values() if (each := model.serving())]
+            waits = any(model.can_come() for model in self._models.values())
+            stuck = bool(serving) and all(map(_is_stuck, serving))
+            if self._draining or stuck or not (serving or waits):
+                raise self._not_ready(self._models.get(self.default))
 
-    def available(self) -> list[LoadedModel]:
-        """The newest version of each model that takes requests.
+    def readiness(self) -> Readiness:
+        """The status of the first model, and how far loading is, for clients that wait. One that is
+        loaded when it is asked for is ready."""
+        with self._changed:
+            model = self._models.get(self.default)
+            version = None if model is None else model.serving() or model.newest
+            ready = model is not None and model.can_come()
+            return {
+                "status": "ready" if ready and not self._draining else self._status(version),
+                "stage": "draining" if self._draining else _stage(version),
+                "progress": 1.0 if self._draining else version.progress if version else None,
+                "model": version.public_name if version else self.default,
+            }
+
+    def known(self) -> list[tuple[ServedModel, LoadedModel | None]]:
+        """The models that answer requests, each with its newest version in memory; None: it is
+        loaded when it is asked for.
 
         Raises:
             NotReady: none does.
         """
         self.require_ready()
         with self._changed:
-            serving = filter(None, map(self._serving, self._versions))
-            return [version.loaded for version in serving if version.loaded is not None]
+            return [
+                (model, _loaded_of(model.serving()))
+                for model in self._models.values()
+                if model.answers
+            ]
+
+    def look_at(self, name: str) -> tuple[ServedModel, LoadedModel | None]:
+        """A model, and what answers a request that asks for it by this name; None: nothing does at
+        the moment. Nothing is loaded for it.
+
+        Raises:
+            NotReady: no model is known yet.
+            ModelNotFound: there is no such model, or no such version of it.
+        """
+        with self._changed:
+            model, number = self._meant(name)
+            if number is not None and number not in model.versions:
+                raise ModelNotFound(name)
+            return model, _loaded_of(model.serving(number))
 
     def first(self) -> LoadedModel | None:
         """What of the first model takes requests, if anything does."""
         with self._changed:
-            version = self._serving(self.default)
-            return None if version is None else version.loaded
-
-    def readiness(self) -> Readiness:
-        """The status of the first model, and how far loading is, for clients that wait."""
-        with self._changed:
-            version = self._serving(self.default) or self._newest(self.default)
-            return {
-                "status": self._status(version),
-                "stage": "draining" if self._draining else _stage(version),
-                "progress": 1.0 if self._draining else version.progress if version else None,
-                "model": version.public_name if version else self.default,
-            }
+            model = self._models.get(self.default)
+            return None if model is None else _loaded_of(model.serving())
 
     def states(self, name: str) -> list[ServableVersion]:
         """All versions of a model that are known, the newest first.
@@ -141,10 +207,10 @@ class Models:
             ModelNotFound: there is no such model.
         """
         with self._changed:
-            key = self._key_of(name)
-            if key is None:
+            model = self._called(name)
+            if model is None:
                 raise ModelNotFound(name)
-            return sorted(self._versions[key].values(), key=lambda each: -each.number)
+            return sorted(model.versions.values(), key=lambda each: -each.number)
 
     def labelled(self, name: str, label: str) -> ServableVersion:
         """The version that a label points to.
@@ -153,57 +219,98 @@ class Models:
             ModelNotFound: there is no such model, or no such label.
         """
         with self._changed:
-            key, number = self._meant(f"{name}:{label}")
-            version = self._newest(key) if number is None else self._versions[key].get(number)
+            model, number = self._meant(f"{name}:{label}")
+            version = model.newest if number is None else model.versions.get(number)
             if version is None:
                 raise ModelNotFound(f"{name}:{label}")
             return version
 
+    def keep(self, name: str, seconds: float) -> None:
+        """Let a model stay so long after its last request, unless it stays anyway.
+
+        Raises:
+            ModelNotFound: there is no such model.
+        """
+        with self._changed:
+            model, _ = self._meant(name)
+            model.keep_alive_s = seconds
+
+    def release(self, name: str) -> None:
+        """Let a model leave memory: it takes no more requests until it is asked for again.
+
+        Raises:
+            ModelNotFound: there is no such model.
+            ModelStays: it may not leave.
+        """
+        with self._changed:
+            model, _ = self._meant(name)
+            if model.stays:
+                raise ModelStays(model.public_name)
+            model.dismiss()
+
+    def expires_in(self, name: str) -> float:
+        """Seconds until the model leaves if nobody asks for it; infinity: it does not.
+
+        Raises:
+            ModelNotFound: there is no such model.
+        """
+        with self._changed:
+            model, _ = self._meant(name)
+            return max(0.0, model.expires_at() - self._clock())
+
+    def wall_time(self, at: float) -> float:
+        """Seconds since 1970 at a time on the clock of the models."""
+        return time.time() + at - self._clock()
+
     # What changes states: for the manager, and for tests.
+
+    def govern(self, name: str, residency: Residency, weights: Mapping[int, int]) -> None:
+        """Hold a model to what its operator says; it is known from now on."""
+        with self._changed:
+            self._model(name).govern(residency, weights)
 
     def set_labels(self, name: str, labels: Mapping[str, int]) -> None:
         """Give a model these labels, and no others. One that points to a version that does not take
         requests stays where it was until that does."""
         with self._changed:
-            before = self._labels.get(name, {})
+            model = self._model(name)
             wanted = {
-                label: number if self._serving(name, number) else before.get(label)
+                label: number if model.serving(number) else model.labels.get(label)
                 for label, number in labels.items()
             }
-            self._labels[name] = {
-                label: number for label, number in wanted.items() if number is not None
-            }
+            model.labels = {label: number for label, number in wanted.items() if number is not None}
 
-    def names(self) -> list[str]:
-        """The models, in the order in which they came."""
+    def served(self) -> list[ServedModel]:
+        """All models, in the order in which they came."""
         with self._changed:
-            return list(self._versions)
+            return list(self._models.values())
+
+    def model(self, name: str) -> ServedModel | None:
+        """The one that is known by this name."""
+        with self._changed:
+            return self._models.get(name)
 
     def versions(self, name: str | None = None) -> list[ServableVersion]:
         """Those of one model, or of all."""
         with self._changed:
-            of_one = self._versions.get(name, {}) if name is not None else None
-            return self._all() if of_one is None else list(of_one.values())
+            return [each for each in self._all() if name in (None, each.name)]
 
     def version(self, name: str, number: int) -> ServableVersion | None:
         """The one of this name and number."""
         with self._changed:
-            return self._versions.get(name, {}).get(number)
+            model = self._models.get(name)
+            return None if model is None else model.versions.get(number)
 
     def add(self, version: ServableVersion) -> None:
         """A version is wanted. It takes the place of one of its number that has ended."""
         with self._changed:
-            of_model = self._versions.setdefault(version.name, {})
-            of_model[version.number] = version
-            ended = [each for each in of_model.values() if each.state is State.END]
-            for each in ended[:-_ENDED]:
-                del of_model[each.number]
+            self._model(version.name).add(version)
 
     def forget(self, name: str) -> None:
         """A model is no longer known."""
         with self._changed:
-            self._versions.pop(name, None)
-            self._labels.pop(name, None)
+            self._models.pop(name, None)
+            self._changed.notify_all()
 
     def adopt(self, loaded: LoadedModel) -> ServableVersion:
         """Serve what is loaded already, as the first model."""
@@ -221,9 +328,12 @@ class Models:
     ) -> None:
         """It takes requests from now on; it has taken so many seconds to load."""
         version.at("ready", 1.0)
-        version.loaded = loaded
+        version.loaded, version.opened = loaded, None
         self.metrics.loaded(version.public_name, load_s)
-        self._change(version, State.AVAILABLE)
+        with self._changed:
+            model = self._model(version.name)
+            model.is_woken, model.used_at = False, self._clock()
+            self._change(version, State.AVAILABLE)
 
     def to_unloading(self, version: ServableVersion) -> None:
         """It takes no more requests; those that it has go on."""
@@ -234,11 +344,23 @@ class Models:
         if error:
             self.metrics.failed(version.public_name)
         with self._changed:
-            version.error, version.loaded = error, None
+            version.error, version.loaded, version.opened = error, None, None
             self._change(version, State.END)
 
-    def wait_until_free(self, version: ServableVersion, timeout_s: float) -> bool:
-        """Wait until no request holds it; False if that takes longer."""
+    def dismiss_if(self, name: str, *, idle: bool) -> list[ServableVersion]:
+        """Make the versions of a model leave: they are UNLOADING from now on, and it comes back
+        when it is asked for. None of them does if it has to be `idle` and is not."""
+        with self._changed:
+            model = self._models.get(name)
+            if model is None or (idle and not model.is_idle):
+                return []
+            leaving = model.dismiss()
+            for version in leaving:
+                self._change(version, State.UNLOADING)
+            return leaving
+
+    def wait_until_free(self, version: ServableVersion, timeout_s: float | None) -> bool:
+        """Wait until no request holds it; False if that takes longer. None: however long."""
         with self._changed:
             return self._changed.wait_for(lambda: version.leases == 0, timeout_s)
 
@@ -262,58 +384,90 @@ class Models:
             version.state = state
             self._changed.notify_all()
 
+    def _model(self, name: str) -> ServedModel:
+        """The one that is known by this name, from now on if it was not."""
+        now = self._clock()
+        new = ServedModel(name, needed_at=now, used_at=now)
+        return self._models.setdefault(name, new)
+
     def _all(self) -> list[ServableVersion]:
-        return [each for of_model in self._versions.values() for each in of_model.values()]
+        models = list(self._models.values())
+        return [each for model in models for each in model.versions.values()]
 
-    def _serving(self, name: str, number: int | None = None) -> ServableVersion | None:
-        """The newest version of a model that takes requests, or this one."""
-        able = [
-            each
-            for each in self._versions.get(name, {}).values()
-            if each.state is State.AVAILABLE and number in (None, each.number)
-        ]
-        return max(able, key=lambda each: each.number, default=None)
+    def _awaited(
+        self, asked: str | None, client: Client | None
+    ) -> tuple[ServedModel, ServableVersion]:
+        """The version that a request means, which takes requests. A client waits for one that is
+        loaded when it is asked for."""
+        point, began = _point(client), self._clock()
+        while True:
+            if self._draining:
+                raise self._not_ready(None)
+            model, number = self._meant(asked)
+            version = model.chosen(point) if number is None else model.serving(number)
+            if version is not None and not _is_stuck(version):
+                return model, version
+            if number is not None and number not in model.versions:
+                raise ModelNotFound(asked or model.name)
+            if client is None or version is not None or not model.can_come(number):
+                raise self._not_ready(model, number)
+            self._wait_for(model, client, began)
 
-    def _newest(self, name: str) -> ServableVersion | None:
-        return max(
-            self._versions.get(name, {}).values(), key=lambda each: each.number, default=None
-        )
+    def _wait_for(self, model: ServedModel, client: Client, began: float) -> None:
+        """Have it loaded, and wait for a while.
 
-    def _named(self, asked: str | None) -> ServableVersion:
-        """The version that a request means, which takes requests."""
-        if self._draining:
-            raise self._not_ready(self.default)
-        key, number = (self.default, None) if asked is None else self._meant(asked)
-        version = self._serving(key, number)
-        if version is None or _is_stuck(version):
-            if number is not None and number not in self._versions.get(key, {}):
-                raise ModelNotFound(asked or key)
-            raise self._not_ready(key, number)
-        return version
+        Raises:
+            Overloaded, DeadlineExceeded, NotReady: it is not worth it any longer.
+        """
+        most = model.residency.max_waiting if model.residency is not None else 0
+        if model.waiting >= most:
+            message = f"{model.waiting} requests wait for {model.public_name} to load, of {most}"
+            raise Overloaded(message, retry_after_s=5)
+        model.wake(self._clock())
+        model.waiting += 1
+        self._changed.notify_all()
+        self._changed.wait(_LOOK_S)
+        model.waiting -= 1
+        try:
+            if client.deadline is not None and time.monotonic() >= client.deadline:
+                raise DeadlineExceeded(f"{model.public_name} has not loaded within your time")
+            if client.disconnected() or self._clock() - began >= LONGEST_WAIT_S:
+                raise self._not_ready(model)
+        except BaseException:
+            model.forsake()
+            raise
 
-    def _meant(self, asked: str) -> tuple[str, int | None]:
-        """The model and the version that a name says."""
-        if (key := self._key_of(asked)) is not None:
-            return key, None
+    def _meant(self, asked: str | None) -> tuple[ServedModel, int | None]:
+        """The model and the version that a name says; None: the first model.
+
+        Raises:
+            ModelNotFound: there is no such model.
+            NotReady: nor any other yet.
+        """
+        if asked is None:
+            if (model := self._models.get(self.default)) is None:
+                raise self._not_ready(None)
+            return model, None
+        if (model := self._called(asked)) is not None:
+            return model, None
         for separator in "@:":
             name, _, which = asked.rpartition(separator)
-            if (key := self._key_of(name)) is None:
+            if (model := self._called(name)) is None:
                 continue
             if separator == "@" and which.isdecimal():
-                return key, int(which)
-            if separator == ":" and which in self._labels.get(key, {}):
-                return key, self._labels[key][which]
-        if not any(map(self._serving, self._versions)):
-            raise self._not_ready(self.default)  # its name may become known
+                return model, int(which)
+            if separator == ":" and which in model.labels:
+                return model, model.labels[which]
+        if not any(model.answers for model in self._models.values()):
+            raise self._not_ready(self._models.get(self.default))  # its name may become known
         raise ModelNotFound(asked)
 
-    def _key_of(self, asked: str) -> str | None:
-        """The model that goes by this name: that of its checkpoint, if it has no other."""
-        for key in self._versions:
-            version = self._serving(key) or self._newest(key)
-            name = version.public_name if version is not None else key
+    def _called(self, asked: str) -> ServedModel | None:
+        """The model that goes by this name."""
+        for model in self._models.values():
+            name = model.public_name
             if asked in (name, f"{name}:latest"):
-                return key
+                return model
         return None
 
     def _status(self, version: ServableVersion | None) -> Status:
@@ -323,22 +477,35 @@ class Models:
             return "loading"
         return "stuck" if _is_stuck(version) else "ready"
 
-    def _not_ready(self, key: str, number: int | None = None) -> NotReady:
+    def _not_ready(self, model: ServedModel | None, number: int | None = None) -> NotReady:
         """Why no version, or not this one, takes requests."""
         if self._draining:
             return NotReady("draining", "the server is shutting down", retry_after_s=5)
-        version = self._serving(key, number)
+        version = None if model is None else model.serving(number)
         if version is not None and version.loaded is not None:
             age_s = version.loaded.worker.step_age_s()
             message = f"the device has not answered for {age_s:.0f} s"
             return NotReady("stuck", message, retry_after_s=10)
-        version = self._newest(key) if number is None else self._versions[key][number]
+        if model is not None:
+            version = model.newest if number is None else model.versions.get(number)
         if version is not None and version.state in (State.UNLOADING, State.END):
             message = f"{version} has ended{': ' if version.error else ''}{version.error}"
             return NotReady("unavailable", message, retry_after_s=10)
         done = "" if version is None or version.progress is None else f", {version.progress:.0%}"
         message = f"the model is loading ({_stage(version)}{done})"
         return NotReady("loading", message, retry_after_s=2)
+
+
+def _point(client: Client | None) -> int:
+    """Where a client's requests fall, below 2**64."""
+    if client is None or not client.affinity:
+        return random.getrandbits(64)
+    digest = hashlib.sha256(client.affinity.encode(errors="replace")).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def _loaded_of(version: ServableVersion | None) -> LoadedModel | None:
+    return None if version is None else version.loaded
 
 
 def _is_stuck(version: ServableVersion) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from gemma_server.errors import GemmaServerError
 from gemma_server.serving.model_spec import BadModelsFile, ModelsFile, ModelSpec, read_models_file
 from gemma_server.serving.policy import POLICIES, Policy, availability_preserving
+from gemma_server.serving.residency import Residency
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
 WARMUP = "warmup.jsonl"  # beside a version's checkpoint: bodies of /prompt that it has to answer
@@ -39,6 +40,8 @@ class WantedModel:
     policy: Policy = availability_preserving
     labels: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)  # settings of its own
+    residency: Residency = field(default_factory=Residency)
+    weights: Mapping[int, int] = field(default_factory=dict)  # of versions
     error: str = ""  # why its versions could not be looked at: they are those of before
 
 
@@ -64,11 +67,12 @@ class Source(Protocol):
 class ConfiguredModels:
     """The models that `read` tells, each with its directory of versions or its one checkpoint.
 
-    `read` is called in every poll.
+    `read` is called in every poll. `max_queue` is how many requests may wait for a model that does
+    not say so itself.
     """
 
-    def __init__(self, read: Callable[[], ModelsFile]) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[], ModelsFile], max_queue: int = 256) -> None:
+        self._read, self._max_queue = read, max_queue
         self._directories: dict[Path, VersionDirectory] = {}
 
     def poll(self) -> WantedModels:
@@ -88,14 +92,28 @@ class ConfiguredModels:
         return WantedModels(models, said.first)
 
     def _wanted(self, spec: ModelSpec) -> WantedModel:
-        policy, labels, options = POLICIES[spec.policy], spec.labels, spec.options
         if spec.checkpoint is not None:
-            only = Wanted(spec.checkpoint, _signature_of(spec.checkpoint))
-            return WantedModel({1: only}, policy, labels, options)
-        assert spec.base_path is not None
-        found = self._directories[spec.base_path]
-        versions = {number: found.whole[number] for number in spec.choose(found.whole)}
-        return WantedModel(versions, policy, labels, options, found.error)
+            versions = {1: Wanted(spec.checkpoint, _signature_of(spec.checkpoint))}
+            error = ""
+        else:
+            assert spec.base_path is not None
+            found = self._directories[spec.base_path]
+            versions = {number: found.whole[number] for number in spec.choose(found.whole)}
+            error = found.error
+        return WantedModel(
+            versions,
+            POLICIES[spec.policy],
+            spec.labels,
+            spec.options,
+            Residency(
+                on_request=spec.load == "request",
+                pinned=spec.pinned,
+                keep_alive_s=spec.keeps_s,
+                max_waiting=int(spec.options.get("max_queue", self._max_queue)),
+            ),
+            spec.weights,
+            error,
+        )
 
 
 class ReadModelsFile:

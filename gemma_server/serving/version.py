@@ -6,7 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from gemma_server.serving.model import LoadedModel
+from gemma_server.serving.model import LoadedModel, OpenedModel
 
 
 class State(Enum):
@@ -30,6 +30,8 @@ class ServableVersion:
     signature: str = ""  # of its files: when they change, a version that failed is tried again
     state: State = State.START
     error: str = ""
+    bytes: int = 0  # of memory that it needs, as far as that is known
+    opened: OpenedModel | None = None  # its files, before it is loaded
     loaded: LoadedModel | None = None
     leases: int = 0
     failures: int = 0  # of loading, one after the other
@@ -57,6 +59,11 @@ class ServableVersion:
     def has_failed(self) -> bool:
         """It has failed for good: it is not tried again with these files."""
         return bool(self.error) and self.retry_at is None
+
+    @property
+    def booked_bytes(self) -> int:
+        """Of memory, from the start of loading to the end of unloading."""
+        return 0 if self.state in (State.START, State.END) else self.bytes
 
     @property
     def public_name(self) -> str:

@@ -60,6 +60,7 @@ def _caller(operation: Operation[Any], held: ExitStack, in_path: dict[str, str])
         _note_lease,
         g.get("api_key", ""),
         peer_name(),
+        request.headers.get("X-Affinity", ""),
     )
 
 

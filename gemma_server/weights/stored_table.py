@@ -29,6 +29,7 @@ class StoredTable:
 
     layout: StoredAs
     open: Callable[[], Units]
+    is_mapped: bool  # it is not read into memory
 
 
 def mapped_table(
@@ -51,7 +52,7 @@ def mapped_table(
         raw = file()[start - lead : start - lead + layout.units * unit]
         return Units(raw.reshape(-1, unit), lead // unit)
 
-    return StoredTable(layout, open_it)
+    return StoredTable(layout, open_it, is_mapped=True)
 
 
 def copied_table(
@@ -65,4 +66,4 @@ def copied_table(
         copy(rows)
         return Units(rows.view(np.uint8), 0)
 
-    return StoredTable(StoredAs(kind, shape[0], row_bytes(kind, shape[1])), read)
+    return StoredTable(StoredAs(kind, shape[0], row_bytes(kind, shape[1])), read, is_mapped=False)

@@ -1,6 +1,5 @@
 """A model's life on a fake loader and a fake clock: TensorFlow Serving's cases, and leases."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,119 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemma_server.errors import GenerationFailed, ModelLoadError, ModelNotFound, NotReady
+from gemma_server.errors import GenerationFailed, ModelNotFound, NotReady
 from gemma_server.serving import manager
-from gemma_server.serving.engines import OnDeath
-from gemma_server.serving.manager import RETRIES, RETRY_S, Manager
-from gemma_server.serving.model import LoadedModel
-from gemma_server.serving.models import Models
-from gemma_server.serving.policy import Policy, availability_preserving, resource_preserving
-from gemma_server.serving.source import SourceFailed, Wanted, WantedModel, WantedModels
-from gemma_server.serving.version import ServableVersion, State
+from gemma_server.serving.manager import RETRIES, RETRY_S
+from gemma_server.serving.policy import resource_preserving
+from gemma_server.serving.source import Wanted, WantedModel
+from gemma_server.serving.version import State
 from testing.counts import cases
-
-
-class FakeWorker:
-    def __init__(self) -> None:
-        self.stopped = False
-
-    def stop(self) -> None:
-        self.stopped = True
-
-    def is_slow(self) -> bool:
-        return False
-
-    def step_age_s(self) -> float:
-        return 0.0
-
-
-class FakeModel(LoadedModel):
-    def __init__(self, name: str, version: int) -> None:
-        vars(self).update(name=name, version=version, own=FakeWorker())
-
-    @property
-    def worker(self) -> Any:
-        return vars(self)["own"]
-
-
-class Life:
-    """A manager with all that is around it, in one thread; loads end when the test says so."""
-
-    def __init__(self, policy: Policy = availability_preserving) -> None:
-        self.policy = policy
-        self.now = 0.0
-        self.wanted = {"m": WantedModel({}, policy)}
-        self.first = "m"
-        self.failing: dict[int, str] = {}
-        self.poll_fails = False
-        self.deaths: list[BaseException] = []
-        self.on_death: dict[int, OnDeath] = {}
-        self.loaded: dict[int, FakeModel] = {}
-        self.states: list[tuple[int, State]] = []
-        self.pending: list[Callable[[], None]] = []
-        self.models = Models("m")
-        change = self.models._change
-
-        def noted(version: ServableVersion, state: State) -> None:
-            self.states.append((version.number, state))
-            change(version, state)
-
-        self.models._change = noted  # type: ignore[method-assign]
-        self.manager = Manager(
-            self.models,
-            self,
-            self,
-            self.deaths.append,
-            poll_s=1.0,
-            drain_s=0.0,
-            clock=lambda: self.now,
-            start=self.pending.append,
-        )
-
-    def poll(self) -> WantedModels:
-        if self.poll_fails:
-            raise SourceFailed("it is gone")
-        return WantedModels(dict(self.wanted), self.first)
-
-    def load(self, version: ServableVersion, on_death: OnDeath) -> LoadedModel:
-        if version.number in self.failing:
-            raise ModelLoadError(self.failing[version.number])
-        self.on_death[version.number] = on_death
-        self.loaded[version.number] = FakeModel(version.name, version.number)
-        return self.loaded[version.number]
-
-    def unloaded(self) -> None:
-        """Nothing to give back."""
-
-    def want(self, *numbers: int, signature: str = "") -> None:
-        versions = {number: Wanted(Path(f"/m/{number}"), signature) for number in numbers}
-        self.wanted["m"] = WantedModel(versions, self.policy)
-
-    def step(self, seconds: float = 1.0) -> None:
-        """One step of the manager, with all of its work to the end."""
-        self.now += seconds
-        self.manager.step()
-        while self.pending:
-            self.pending.pop(0)()
-
-    def settle(self) -> None:
-        for _ in range(10):
-            self.step()
-
-    @property
-    def available(self) -> list[int]:
-        versions = self.models.versions("m")
-        return sorted(each.number for each in versions if each.state is State.AVAILABLE)
-
-    def state(self, number: int) -> State:
-        version = self.models.version("m", number)
-        assert version is not None
-        return version.state
-
-    def asked(self, name: str | None = None) -> int:
-        """The version that answers a request."""
-        with self.models.resolve_any(name) as loaded:
-            return loaded.version
+from testing.life import FakeModel, Life
 
 
 def test_a_version_is_loaded_and_replaced_by_the_next() -> None:
@@ -151,8 +45,7 @@ def test_the_old_version_answers_while_the_new_one_loads() -> None:
     life.want(1)
     life.settle()
     life.want(2)
-    life.now += 1
-    life.manager.step()  # its load does not end yet
+    life.begin()  # its load does not end yet
     assert (life.state(2), life.asked()) == (State.LOADING, 1)
     life.manager.step()
     assert len(life.pending) == 1  # one at a time
@@ -234,8 +127,7 @@ def test_no_longer_wanted_before_it_was_retried() -> None:
 def test_no_longer_wanted_while_it_loads() -> None:
     life = Life()
     life.want(1)
-    life.now += 1
-    life.manager.step()
+    life.begin()
     life.want()
     life.settle()
     assert life.available == []
@@ -247,12 +139,10 @@ def test_wanted_again_while_it_goes() -> None:
     life.want(1)
     life.settle()
     life.want()
-    life.now += 1
-    life.manager.step()
+    life.begin()
     assert life.state(1) is State.UNLOADING
     life.want(1)
-    life.now += 1
-    life.manager.step()
+    life.begin()
     assert life.states.count((1, State.LOADING)) == 1  # the old one is still there
     life.settle()
     assert life.available == [1]
@@ -350,7 +240,7 @@ def test_models_come_and_go_with_what_is_wanted() -> None:
     life.settle()
     with pytest.raises(ModelNotFound):
         life.asked("n")
-    assert life.models.names() == ["m"]
+    assert [model.name for model in life.models.served()] == ["m"]
 
 
 def test_another_model_is_the_first_once_it_takes_requests() -> None:
@@ -416,13 +306,11 @@ def test_a_model_that_waits_for_its_last_request_holds_up_no_other() -> None:
     life.want(1)
     life.settle()
     life.want()
-    life.now += 1
-    life.manager.step()  # 1 is to be unloaded, which has not come to its end
+    life.begin()  # 1 is to be unloaded, which has not come to its end
     assert life.state(1) is State.UNLOADING
     life.want(2)
     life.wanted["n"] = WantedModel({1: Wanted(Path("/n/1"))})
-    life.now += 1
-    life.manager.step()
+    life.begin()
     assert life.state(2) is State.START  # the memory of 1 is not back
     other = life.models.version("n", 1)
     assert other is not None
@@ -444,8 +332,7 @@ def test_whatever_happens_no_request_loses_its_version(acts: list[tuple[str, set
         elif act == "step":
             life.step(1.0 + 50.0 * len(numbers))
         elif act == "begin":
-            life.now += 1
-            life.manager.step()
+            life.begin()
         elif act == "end" and life.pending and not held:
             life.pending.pop(0)()
         elif act == "lease" and life.available:

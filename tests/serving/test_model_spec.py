@@ -1,10 +1,16 @@
 """A file of models: what it says, and what is refused with its place."""
 
+import json
+import re
+import tomllib
 from pathlib import Path
 
+import jsonschema_rs
 import pytest
 
 from gemma_server.serving.model_spec import BadModelsFile, ModelsFile, ModelSpec, read_models_file
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def read(tmp_path: Path, text: str) -> ModelsFile:
@@ -61,6 +67,13 @@ def test_the_first_model_answers_if_no_other_is_named(tmp_path: Path) -> None:
         ('[models.a]\nbase_path="a"\npolicy="quick"', "models.a.policy"),
         ('[models.a]\nbase_path="a"\nlabels={latest=1}', "'latest' cannot be a label"),
         ('[models.a]\nbase_path="a"\nlabels={stable="1.5"}', "models.a.labels.stable"),
+        ('[models.a]\nbase_path="a"\nkeep_alive="a while"', "models.a.keep_alive: not a span"),
+        ('[models.a]\nbase_path="a"\nload="later"', "models.a.load"),
+        ('[models.a]\nbase_path="a"\nload="request"\npinned=true', "pinned: what stays"),
+        ('[models.a]\nbase_path="a"\nkeep_alive=5\npinned=true', "keep_alive: a pinned model"),
+        ('[models.a]\nbase_path="a"\nweights={x=1}', "models.a.weights"),
+        ('[models.a]\nbase_path="a"\nweights={1=-1}', "models.a.weights"),
+        ('[models.a]\nbase_path="a"\nweights={1=0}', "one of them has to be more than 0"),
         ('[models."a@b"]\nbase_path="a"', "'a@b' cannot be a name"),
         ('default="b"\n[models.a]\nbase_path="a"', "default: there is no model 'b'"),
     ],
@@ -70,6 +83,32 @@ def test_what_cannot_be_is_told_with_its_place(tmp_path: Path, text: str, proble
         read(tmp_path, text)
     assert str(refused.value).startswith(f"{tmp_path / 'models.toml'}: ")
     assert problem in str(refused.value)
+
+
+def test_how_a_model_is_kept(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        """
+        [models.a]
+        base_path = "a"
+        load = "request"
+        keep_alive = "1h30m"
+        weights = { 3 = 95, 4 = 5 }
+        """,
+    ).models["a"]
+    assert (found.load, found.keeps_s, found.weights) == ("request", 5400, {3: 95, 4: 5})
+    assert found.options == {}
+
+
+def test_the_schema_takes_what_the_server_takes_and_no_more() -> None:
+    schema = json.loads((ROOT / "docs" / "models.schema.json").read_text())
+    assert schema == ModelsFile.model_json_schema()
+    checks = jsonschema_rs.validator_for(schema)
+    pages = (ROOT / "docs" / "lifecycle.md").read_text()
+    [example] = re.findall("```toml\n(.*?)```", pages, re.DOTALL)
+    assert checks.is_valid(tomllib.loads(example))
+    for bad in ("[models.a]\nslots=3\nsloths=4", "[models.a]\nload=3", "models=3"):
+        assert not checks.is_valid(tomllib.loads(bad))
 
 
 def test_every_field_says_what_it_is() -> None:

@@ -61,13 +61,13 @@ def echo(body: EchoBody, models: Models, caller: Caller) -> EchoAnswer:
         if through not in DEPTHS:
             what = " or ".join(DEPTHS)
             raise InvalidRequest(f"through: {through[:40]!r} is not {what}", param="through")
-        caller.hold(models.resolve(None)).engine.probe(device=through == "device")
+        caller.hold(models.resolve, None).engine.probe(device=through == "device")
     return {"echo_prompt": body.prompt}
 
 
 def prompt(body: PromptBody, models: Models, caller: Caller) -> PromptAnswer | Stream:
     """Continue a text, or several in parallel."""
-    loaded = caller.hold(models.resolve(body.model))
+    loaded = caller.hold(models.resolve, body.model)
     if body.stream and not isinstance(body.prompt, str):
         raise InvalidRequest("a list of prompts cannot be streamed", param="stream")
     job = begin(body, loaded, models, caller)
@@ -88,7 +88,7 @@ def begin(body: PromptBody, loaded: GenerativeModel, models: Models, caller: Cal
 
 def score(body: ScoreBody, models: Models, caller: Caller) -> Scores:
     """The logprobs of a text, whose first token has none."""
-    loaded = caller.hold(models.resolve(body.model))
+    loaded = caller.hold(models.resolve, body.model)
     with timed(caller.stages, "tokenize"), prompt_in("prompt"):
         ids = tuple(encode_prompt(loaded, body.prompt))
     request = Request(ids, 0, top_logprobs=body.top_logprobs, prompt_logprobs=True)

@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 from gemma_server.api.generation import Completion, Piece
 from gemma_server.api.job import Costs, Job
 from gemma_server.api.logprobs import TokenLogprob, entries
+from gemma_server.api.moment import rfc3339
 from gemma_server.api.ollama.schema import OllamaBody
 from gemma_server.api.operation import Document
 from gemma_server.api.tools import new_call_id
@@ -54,10 +55,10 @@ class End(Head, Scores, Durations, Costs):
 
 
 class Idle(Head):
-    """The answer to a request to load the model, which is loaded already."""
+    """The answer to a request to load the model, or to unload it."""
 
     done: Literal[True]
-    done_reason: Literal["load"]
+    done_reason: Literal["load", "unload"]
 
 
 class Thoughts(TypedDict, total=False):
@@ -249,11 +250,6 @@ def _thoughts(piece: Piece) -> Thoughts:
 def head(name: str) -> Head:
     """The fields that every line begins with."""
     return {"model": name, "created_at": rfc3339(datetime.now(UTC))}
-
-
-def rfc3339(moment: datetime) -> str:
-    """A time in UTC, as Go reads it."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class LineForm:

@@ -21,7 +21,8 @@ from gemma_server.api.embedding import (
 from gemma_server.api.errors import MESSAGE_ALONE
 from gemma_server.api.job import Costs
 from gemma_server.api.ollama.answers import Durations, durations, nanoseconds
-from gemma_server.api.ollama.schema import check_num_ctx, refuse_to_unload
+from gemma_server.api.ollama.keep_alive import KeptBody
+from gemma_server.api.ollama.schema import check_num_ctx
 from gemma_server.api.operation import Operation
 from gemma_server.api.schemas import WHOLE, ForeignBody, Items, ModelBody
 from gemma_server.serving.model import EmbeddingModel
@@ -38,10 +39,9 @@ class EmbedOptions(ForeignBody):
     num_ctx: Count = 0
 
 
-class _EmbedBody(ForeignBody, ModelBody):
+class _EmbedBody(ForeignBody, ModelBody, KeptBody):
     model: Annotated[str, Field(min_length=1)]
     options: EmbedOptions = EmbedOptions()
-    keep_alive: Any = None  # the model stays loaded anyway
 
 
 class EmbedBody(_EmbedBody):
@@ -80,33 +80,47 @@ class PromptEmbedding(TypedDict):
 
 
 def embed(body: EmbedBody, models: Models, caller: Caller) -> Embedded:
-    """Embed texts."""
-    loaded = caller.hold(models.resolve_embedding(body.model))
+    """Embed texts; without any, load the model or unload it."""
+    if not body.inputs and body.unload(models):
+        return _embedded(body, [], 0, caller.stages)
+    loaded = caller.hold(models.resolve_embedding, body.model)
+    body.keep(models)
     dimensions = check_dimensions(body.dimensions or None, loaded)
     cut = Cut(loaded, truncate=body.truncate)
     job = _job(body, body.inputs, loaded, models, caller, cut)
-    vectors = [] if job is None else job.run()
-    timings = caller.stages if job is None else job.stages()
-    sums = durations(nanoseconds(timings))
-    answer: Embedded = {
-        "model": body.model,
-        "embeddings": [shortened(vector, dimensions).tolist() for vector in vectors],
-        "total_duration": sums["total_duration"],
-        "load_duration": sums["load_duration"],
-        "prompt_eval_count": 0 if job is None else job.tokens,
-        "timings": {**timings},
-    }
+    if job is None:
+        answer = _embedded(body, [], 0, caller.stages)
+    else:
+        vectors = [shortened(vector, dimensions).tolist() for vector in job.run()]
+        answer = _embedded(body, vectors, job.tokens, job.stages())
     if body.truncate:
         answer["truncated_tokens"] = cut.dropped
     return answer
 
 
 def embed_prompt(body: PromptEmbeddingBody, models: Models, caller: Caller) -> PromptEmbedding:
-    """Embed one text."""
-    loaded = caller.hold(models.resolve_embedding(body.model))
+    """Embed one text; without it, load the model or unload it."""
+    if not body.prompt and body.unload(models):
+        return {"embedding": []}
+    loaded = caller.hold(models.resolve_embedding, body.model)
+    body.keep(models)
     texts = {"prompt": body.prompt} if body.prompt else {}
     job = _job(body, texts, loaded, models, caller, Cut(loaded, truncate=False))
     return {"embedding": [] if job is None else job.run()[0].tolist()}
+
+
+def _embedded(
+    body: EmbedBody, vectors: list[list[float]], tokens: int, stages: Mapping[str, float]
+) -> Embedded:
+    sums = durations(nanoseconds(stages))
+    return {
+        "model": body.model,
+        "embeddings": vectors,
+        "total_duration": sums["total_duration"],
+        "load_duration": sums["load_duration"],
+        "prompt_eval_count": tokens,
+        "timings": {**stages},
+    }
 
 
 def _job(
@@ -117,12 +131,11 @@ def _job(
     caller: Caller,
     cut: Cut,
 ) -> EmbeddingJob | None:
-    """None without a text: Ollama then loads the model, or unloads it, which is refused."""
+    """None without a text."""
     check_num_ctx(body.options.num_ctx, loaded.context_length)
     if texts:
         ids = encode_texts(loaded, list(texts.values()), list(texts), caller, cut)
         return EmbeddingJob(loaded, ids, models.metrics, caller)
-    refuse_to_unload(body.keep_alive)
     return None
 
 

@@ -3,7 +3,7 @@
 The wire format follows ollama/ollama's `api/types.go` and ollama/ollama-python's `_types.py`.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from typing_extensions import TypedDict
@@ -15,6 +15,7 @@ from gemma_server.api.constraints import Form
 from gemma_server.api.errors import MESSAGE_ALONE, prompt_in
 from gemma_server.api.generation import Piece
 from gemma_server.api.job import Job
+from gemma_server.api.moment import rfc3339
 from gemma_server.api.ollama.answers import (
     ChatForm,
     Chatted,
@@ -27,7 +28,6 @@ from gemma_server.api.ollama.answers import (
     MoreChat,
     MoreText,
     head,
-    rfc3339,
     spoken,
     whole,
 )
@@ -36,7 +36,6 @@ from gemma_server.api.ollama.schema import (
     GenerateBody,
     OllamaBody,
     ShowBody,
-    refuse_to_unload,
 )
 from gemma_server.api.operation import LINES, Answer, Operation, Stream, StreamType
 from gemma_server.api.prompts import encode_prompt
@@ -48,11 +47,13 @@ from gemma_server.engine.request import Request
 from gemma_server.errors import InvalidRequest
 from gemma_server.serving.model import GenerativeModel, LoadedModel
 from gemma_server.serving.models import Models
+from gemma_server.serving.served_model import ServedModel
 from gemma_server.text.chat import Message
 from gemma_server.text.turn_stream import Reading
 
 # The version whose routes these are: clients check for the least they work with (clients/compat).
 _OLLAMA_VERSION = "0.17.4"
+_LONG_S = 1e9  # seconds; what stays longer does not leave
 _NEVER = "9999-12-31T23:59:59Z"
 _TEMPLATE = (
     "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
@@ -123,10 +124,11 @@ class Version(TypedDict):
 
 def generate(body: GenerateBody, models: Models, caller: Caller) -> Generated | Answer | Stream:
     """Answer a prompt."""
-    loaded = caller.hold(models.resolve(body.model))
     if not body.prompt:
-        loads: IdleText = {**_idle(body), "response": ""}
-        return _one_line(body, loads)
+        idle: IdleText = {**_idle(body, models, caller), "response": ""}
+        return _one_line(body, idle)
+    loaded = caller.hold(models.resolve, body.model)
+    body.keep(models)
     steps, truncation = _room(body, loaded)
     ids = _encode(body, loaded, truncation, caller.stages)
     reading = None if body.raw else Reading()
@@ -141,10 +143,11 @@ def generate(body: GenerateBody, models: Models, caller: Caller) -> Generated | 
 
 def chat(body: ChatBody, models: Models, caller: Caller) -> Chatted | Answer | Stream:
     """Answer a chat."""
-    loaded = caller.hold(models.resolve(body.model))
     if not body.messages:
-        loads: IdleChat = {**_idle(body), "message": spoken(Piece())}
-        return _one_line(body, loads)
+        idle: IdleChat = {**_idle(body, models, caller), "message": spoken(Piece())}
+        return _one_line(body, idle)
+    loaded = caller.hold(models.resolve, body.model)
+    body.keep(models)
     steps, truncation = _room(body, loaded)
     # As in Ollama's template for Gemma 3: the model continues a last message of its own.
     last = body.messages[-1]
@@ -162,18 +165,29 @@ def chat(body: ChatBody, models: Models, caller: Caller) -> Chatted | Answer | S
 
 
 def tags(body: None, models: Models, caller: Caller) -> Tags:
-    """All models that take requests."""
-    return {"models": list(map(_describe, models.available()))}
+    """All models that answer requests."""
+    return {
+        "models": [
+            _absent(model) if loaded is None else _describe(loaded)
+            for model, loaded in models.known()
+        ]
+    }
 
 
 def running(body: None, models: Models, caller: Caller) -> RunningTags:
     """All models in memory."""
-    return {"models": list(map(_running, models.available()))}
+    return {
+        "models": [
+            _running(loaded, models.expires_in(loaded.name))
+            for _, loaded in models.known()
+            if loaded is not None
+        ]
+    }
 
 
 def show(body: ShowBody, models: Models, caller: Caller) -> Description:
     """Describe a model."""
-    return _show(caller.hold(models.resolve_any(body.model)))
+    return _show(caller.hold(models.resolve_any, body.model))
 
 
 def version(body: None, models: Models, caller: Caller) -> Version:
@@ -246,9 +260,12 @@ def _ended(context: list[int], loaded: GenerativeModel) -> list[int]:
     return [*context, *loaded.chat.ids_after_answer()]
 
 
-def _idle(body: OllamaBody) -> Idle:
-    """The answer to a request without a prompt."""
-    refuse_to_unload(body.keep_alive)
+def _idle(body: OllamaBody, models: Models, caller: Caller) -> Idle:
+    """The answer to a request without a prompt, which loads the model or unloads it."""
+    if body.unload(models):
+        return {**head(body.model), "done": True, "done_reason": "unload"}
+    caller.hold(models.resolve, body.model)
+    body.keep(models)
     return {**head(body.model), "done": True, "done_reason": "load"}
 
 
@@ -257,13 +274,36 @@ def _one_line(body: OllamaBody, answer: IdleText | IdleChat) -> Answer:
     return Answer(answer, content_type=LINES if body.stream else None)
 
 
-def _running(loaded: LoadedModel) -> RunningTag:
+def _running(loaded: LoadedModel, expires_s: float) -> RunningTag:
+    """`expires_s`: seconds until it leaves memory."""
+    leaves = datetime.now(UTC) + timedelta(seconds=min(expires_s, _LONG_S))
     return {
         **_describe(loaded),
         "size": loaded.weight_bytes,
-        "expires_at": _NEVER,
+        "expires_at": rfc3339(leaves) if expires_s < _LONG_S else _NEVER,
         "size_vram": 0 if loaded.device == "CPU" else loaded.weight_bytes,
         "context_length": loaded.context_length,
+    }
+
+
+def _absent(model: ServedModel) -> Tag:
+    """A model that is loaded when it is asked for: nobody has opened its files."""
+    name, modified = model.public_name, datetime.fromtimestamp(model.since, UTC)
+    details: Details = {
+        "parent_model": "",
+        "format": "",
+        "family": "",
+        "families": [],
+        "parameter_size": "",
+        "quantization_level": "",
+    }
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": rfc3339(modified),
+        "size": 0,
+        "digest": "",
+        "details": details,
     }
 
 

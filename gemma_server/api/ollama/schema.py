@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from gemma_server.api.chat import Messages
 from gemma_server.api.constraints import Asked, Schema, refuse_beside, schema_asked
+from gemma_server.api.ollama.keep_alive import KeptBody
 from gemma_server.api.schemas import (
     WHOLE,
     ForeignBody,
@@ -48,20 +49,6 @@ def check_num_ctx(tokens: int, context_length: int) -> None:
             f"options.num_ctx: this server's context has {context_length} tokens; "
             "start it with a larger --context-length",
             param="options.num_ctx",
-        )
-
-
-def refuse_to_unload(keep_alive: Any) -> None:
-    """A request without a prompt loads the model, which is loaded here, or unloads it.
-
-    Raises:
-        InvalidRequest: it unloads it.
-    """
-    if keep_alive in (0, "0", "0s"):
-        raise InvalidRequest(
-            "keep_alive: this server keeps its one model loaded; stop it to free the memory",
-            param="keep_alive",
-            code="unsupported_field",
         )
 
 
@@ -121,7 +108,7 @@ class Options(ForeignBody):
         return min(within(self.num_predict, max_steps, "options.num_predict"), context_length)
 
 
-class OllamaBody(ForeignBody, ModelBody):
+class OllamaBody(ForeignBody, ModelBody, KeptBody):
     """What /api/generate and /api/chat share."""
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -140,7 +127,6 @@ class OllamaBody(ForeignBody, ModelBody):
     truncate: bool = False  # Ollama's default is true: it truncates without notice
     logprobs: bool = False
     top_logprobs: TopLogprobs = 0
-    keep_alive: Any = None  # the model stays loaded anyway
 
     @property
     def asked(self) -> Asked | None:

@@ -96,7 +96,7 @@ class Embeddings(Costs):
 
 def embeddings(body: EmbeddingsBody, models: Models, caller: Caller) -> Embeddings:
     """Embed texts."""
-    loaded = caller.hold(models.resolve_embedding(body.model))
+    loaded = caller.hold(models.resolve_embedding, body.model)
     dimensions = check_dimensions(body.dimensions, loaded)
     cut = Cut(loaded, truncate=body.truncate)
     ids = _encode(body, loaded, cut, caller)

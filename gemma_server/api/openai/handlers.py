@@ -4,7 +4,7 @@ The official clients' sources say what they require of the wire: openai/openai-p
 `_streaming.py`, and openai/openai-go, `packages/ssestream`.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -41,6 +41,7 @@ from gemma_server.engine.request import MAX_BANS, Request
 from gemma_server.errors import InvalidRequest
 from gemma_server.serving.model import GenerativeModel, LoadedModel
 from gemma_server.serving.models import Models
+from gemma_server.serving.served_model import ServedModel
 
 
 class ModelCard(TypedDict):
@@ -50,7 +51,7 @@ class ModelCard(TypedDict):
     object: Literal["model"]
     created: int  # seconds since 1970
     owned_by: str
-    max_model_len: int  # tokens, as vLLM has it
+    max_model_len: NotRequired[int]  # tokens, as vLLM has it; known once the model is in memory
 
 
 class VersionedCard(ModelCard):
@@ -60,7 +61,7 @@ class VersionedCard(ModelCard):
 
 
 class ModelCards(TypedDict):
-    """GET /v1/models: all that take requests."""
+    """GET /v1/models: all that answer requests."""
 
     object: Literal["list"]
     data: list[ModelCard]
@@ -68,7 +69,7 @@ class ModelCards(TypedDict):
 
 def chat(body: ChatCompletionBody, models: Models, caller: Caller) -> ChatCompletion | Stream:
     """Answer a chat."""
-    loaded = caller.hold(models.resolve(body.model))
+    loaded = caller.hold(models.resolve, body.model)
     steps = body.steps(loaded.engine.context_length, loaded.max_steps)
     truncation = Truncation.of(loaded, steps, truncate=body.truncate)
     wanted = _wanted(body, loaded)
@@ -86,7 +87,7 @@ def chat(body: ChatCompletionBody, models: Models, caller: Caller) -> ChatComple
 
 def completions(body: CompletionBody, models: Models, caller: Caller) -> TextCompletion | Stream:
     """Continue texts."""
-    loaded = caller.hold(models.resolve(body.model))
+    loaded = caller.hold(models.resolve, body.model)
     steps = body.steps(loaded.engine.context_length, loaded.max_steps)
     truncation = Truncation.of(loaded, steps, truncate=body.truncate)
     prompts = _encode(body, loaded, truncation, caller.stages)
@@ -101,14 +102,17 @@ def completions(body: CompletionBody, models: Models, caller: Caller) -> TextCom
 
 
 def list_models(body: None, models: Models, caller: Caller) -> ModelCards:
-    """All models that take requests."""
-    return {"object": "list", "data": list(map(_card, models.available()))}
+    """All models that answer requests."""
+    return {"object": "list", "data": [_card(*each) for each in models.known()]}
 
 
 def one_model(body: None, models: Models, caller: Caller) -> VersionedCard:
     """The model of the name in the path."""
-    loaded = caller.hold(models.resolve_any(caller.params["name"]))
-    return {**_card(loaded), "model_version_status": statuses(models.states(loaded.name))}
+    model, loaded = models.look_at(caller.params["name"])
+    if loaded is not None:
+        caller.on_lease(loaded)
+    states = statuses(models.states(model.public_name))
+    return {**_card(model, loaded), "model_version_status": states}
 
 
 def _wanted(body: ChatCompletionBody, loaded: GenerativeModel) -> Wanted:
@@ -187,14 +191,16 @@ def _encode(
     return encoded
 
 
-def _card(loaded: LoadedModel) -> ModelCard:
-    return {
-        "id": loaded.name,
+def _card(model: ServedModel, loaded: LoadedModel | None) -> ModelCard:
+    card: ModelCard = {
+        "id": model.public_name,
         "object": "model",
-        "created": int(loaded.ready_at),
+        "created": int(model.since if loaded is None else loaded.ready_at),
         "owned_by": "google",
-        "max_model_len": loaded.context_length,
     }
+    if loaded is not None:
+        card["max_model_len"] = loaded.context_length
+    return card
 
 
 OPERATIONS: tuple[Operation[Any], ...] = (

@@ -69,12 +69,12 @@ class TokensText(TypedDict):
 
 def tokenize(body: TokenizeBody, models: Models, caller: Caller) -> TokenIds:
     """The ids of a text's tokens."""
-    loaded = caller.hold(models.resolve_any(body.model))
+    loaded = caller.hold(models.resolve_any, body.model)
     with timed(caller.stages, "tokenize"):
         if body.messages is None:
             ids = _text_ids(loaded, body)
         else:
-            ids = _chat_ids(caller.hold(models.resolve(body.model)), body)
+            ids = _chat_ids(caller.hold(models.resolve, body.model), body)
     return {"tokens": ids, "count": len(ids), "max_model_len": loaded.context_length}
 
 
@@ -96,7 +96,7 @@ def _chat_ids(loaded: GenerativeModel, body: TokenizeBody) -> list[int]:
 
 def detokenize(body: DetokenizeBody, models: Models, caller: Caller) -> TokensText:
     """The text of tokens."""
-    loaded = caller.hold(models.resolve_any(body.model))
+    loaded = caller.hold(models.resolve_any, body.model)
     check_tokens(body.tokens, loaded.tokenizer.vocab_size, "tokens")
     return {"prompt": loaded.tokenizer.decode(body.tokens)}
 

@@ -69,7 +69,7 @@ class Predictions(TypedDict):
 
 def predict(body: PredictBody, models: Models, caller: Caller) -> Predictions:
     """Continue all texts, side by side."""
-    loaded = caller.hold(models.resolve(_asked(caller)))
+    loaded = caller.hold(models.resolve, _asked(caller))
     bodies = body.bodies()
     with ExitStack() as all_or_none:
         jobs = []
@@ -102,7 +102,7 @@ def status(body: None, models: Models, caller: Caller) -> ModelStatus:
 
 def metadata(body: None, models: Models, caller: Caller) -> Metadata:
     """The version that answers, and the inputs and outputs of `:predict`."""
-    loaded = caller.hold(models.resolve(_asked(caller)))
+    loaded = caller.hold(models.resolve, _asked(caller))
     text = {"dtype": "DT_STRING", "tensor_shape": {"dim": [{"size": "-1", "name": ""}]}}
     signature = {
         "inputs": {"prompt": {**text, "name": "prompt"}},
