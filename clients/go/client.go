@@ -24,6 +24,7 @@ import (
 type Client struct {
 	pool    *pool
 	apiKey  string
+	model   *string // of requests that name none
 	retries int
 	log     *slog.Logger
 	sleep   func(context.Context, time.Duration) error
@@ -33,7 +34,7 @@ type Client struct {
 // Generate sends a prompt and waits for the whole answer. An error answer of
 // the server is an [*APIError].
 func (c *Client) Generate(ctx context.Context, req Request) (*Response, error) {
-	body, err := req.encode(false)
+	body, err := c.encode(req, false)
 	if err != nil {
 		return nil, err
 	}
@@ -70,8 +71,8 @@ func (c *Client) Echo(ctx context.Context, v any) (json.RawMessage, error) {
 	return c.EchoThrough(ctx, DepthHTTP, v)
 }
 
-// EchoThrough is [Client.Echo] to a depth. Beyond DepthHTTP the model has to be
-// loaded.
+// EchoThrough is [Client.Echo] to a depth. Beyond DepthHTTP the server's default
+// model has to be loaded, whatever [WithModel] says.
 func (c *Client) EchoThrough(ctx context.Context, depth Depth, v any) (json.RawMessage, error) {
 	query := ""
 	if depth != DepthHTTP {
@@ -114,6 +115,14 @@ func (c *Client) CloseIdleConnections() {
 	for _, e := range c.pool.endpoints {
 		e.http.CloseIdleConnections()
 	}
+}
+
+// encode is the body of a request, with the client's model where it names none.
+func (c *Client) encode(req Request, stream bool) ([]byte, error) {
+	if req.Model == "" && c.model != nil {
+		req.Model = *c.model
+	}
+	return req.encode(stream)
 }
 
 func (c *Client) call(ctx context.Context, out outgoing) (*answer, error) {

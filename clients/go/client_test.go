@@ -96,6 +96,8 @@ func TestRequestRefused(t *testing.T) {
 	client := serve(t, func(w http.ResponseWriter, r *http.Request) { t.Error("a request was sent") })
 	for name, req := range map[string]Request{
 		"prompt":  {Prompt: "\xff"},
+		"model":   {Prompt: "a", Model: "\xff"},
+		"salt":    {Prompt: "a", CacheSalt: "\xff"},
 		"stop":    {Prompt: "a", Stop: []string{"\xff"}},
 		"regex":   {Prompt: "a", Regex: "\xff"},
 		"choice":  {Prompt: "a", Choice: []string{"b", "\xff"}},
@@ -190,6 +192,8 @@ func TestDeadlineHeader(t *testing.T) {
 	check("Echo")
 	client.Ready(ctx)
 	check("Ready")
+	client.Models(ctx)
+	check("Models")
 }
 
 // farContext is past its deadline without being done, as a context is for a

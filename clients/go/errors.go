@@ -20,9 +20,11 @@ const (
 	CodeContextLengthExceeded = "context_length_exceeded"
 	CodeTooLarge              = "request_entity_too_large"
 	CodeUnauthorized          = "unauthorized"
+	CodeModelNotFound         = "model_not_found"
 	CodeOverloaded            = "overloaded"
 	CodeLoading               = "loading"
-	CodeStuck                 = "stuck" // the device does not answer
+	CodeStuck                 = "stuck"       // the device does not answer
+	CodeUnavailable           = "unavailable" // this version of the model has ended
 	CodeDraining              = "draining"
 	CodeDeadline              = "deadline"
 	CodeGenerationFailed      = "generation_failed"

@@ -44,6 +44,7 @@ func everyCall(c *Client) map[string]error {
 	_, errs["Generate"] = c.Generate(ctx, Request{Prompt: "x"})
 	_, errs["Echo"] = c.Echo(ctx, "x")
 	_, errs["Ready"] = c.Ready(ctx)
+	_, errs["Models"] = c.Models(ctx)
 	errs["Stream"] = nil
 	for _, err := range c.Stream(ctx, Request{Prompt: "x"}) {
 		errs["Stream"] = err

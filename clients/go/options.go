@@ -18,6 +18,7 @@ type config struct {
 	endpoints  []string
 	httpClient *http.Client
 	apiKey     string
+	model      *string
 	retries    int
 	log        *slog.Logger
 }
@@ -72,6 +73,17 @@ func WithAPIKey(key string) Option {
 	return func(c *config) { c.apiKey = key }
 }
 
+// WithModel names the model of every request that names none itself, as
+// [Request.Model] does: "chat", its version "chat@2" or the version of a label
+// "chat:stable". What of that there is, is for the server to say, which answers
+// 404 with [CodeModelNotFound] where there is none. The name must not be empty:
+// without this option the server's default model answers.
+//
+// Echoes are of no model: beyond [DepthHTTP] they go through the default one.
+func WithModel(name string) Option {
+	return func(c *config) { c.model = &name }
+}
+
 // WithRetries sets how many times a request is tried again; the default is 2,
 // and 0 never does.
 //
@@ -121,6 +133,7 @@ func New(opts ...Option) *Client {
 	return &Client{
 		pool:    &pool{log: cfg.log, now: time.Now, endpoints: endpoints},
 		apiKey:  cfg.apiKey,
+		model:   cfg.model,
 		retries: cfg.retries,
 		log:     cfg.log,
 		sleep:   sleep,
@@ -134,6 +147,8 @@ func (c *config) check() error {
 		return errors.New("gemma: WithEndpoints excludes WithBaseURL and WithUnixSocket; name all servers in it")
 	case c.retries < 0:
 		return fmt.Errorf("gemma: WithRetries(%d): the number must not be negative", c.retries)
+	case c.model != nil && *c.model == "":
+		return errors.New("gemma: WithModel: the name is empty; leave the option out for the server's default model")
 	case strings.ContainsFunc(c.apiKey, func(r rune) bool { return r <= ' ' || r >= 0x7f }):
 		return errors.New("gemma: WithAPIKey: a key has no spaces and line ends, and only ASCII; trim what was read from a file")
 	}

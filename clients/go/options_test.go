@@ -23,6 +23,7 @@ func TestOptions(t *testing.T) {
 		"no own dial":  {WithEndpoints("unix:s"), WithHTTPClient(&http.Client{})},
 		"retries":      {WithRetries(-1)},
 		"key":          {WithAPIKey("secret\n")},
+		"model":        {WithModel("")},
 		"password 1":   {WithBaseURL("ftp://user:secret@localhost")},
 		"password 2":   {WithBaseURL("user:secret@localhost:20200")},
 		"password 3":   {WithEndpoints("http://a", "http://user:secret/secret@local host")},

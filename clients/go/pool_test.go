@@ -41,6 +41,10 @@ func newFleet(t *testing.T, size int, opts ...Option) *fleet {
 				io.WriteString(w, `{"status": "ready", "model": "m`+string(rune('0'+i))+`"}`)
 				return
 			}
+			if r.URL.Path == "/models" {
+				io.WriteString(w, `{"models": [{"name": "m`+string(rune('0'+i))+`"}]}`)
+				return
+			}
 			io.WriteString(w, goodAnswer)
 		}))
 		t.Cleanup(srv.Close)

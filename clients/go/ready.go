@@ -16,43 +16,7 @@ const readyPath = "/readyz"
 // answer; without one it is the first in the order of [WithEndpoints] that
 // told its status, else the first's error.
 func (c *Client) Ready(ctx context.Context) (*Status, error) {
-	if c.err != nil {
-		return nil, c.err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	places := c.pool.each()
-	statuses, errs := make([]*Status, len(places)), make([]error, len(places))
-	answered := make(chan int, len(places))
-	for i, at := range places {
-		go func() {
-			statuses[i], errs[i] = c.readyAt(ctx, at)
-			answered <- i
-		}()
-	}
-	for range places {
-		if i := <-answered; errs[i] == nil && statuses[i].Ready() {
-			return statuses[i], nil
-		}
-	}
-	for _, st := range statuses {
-		if st != nil {
-			return st, nil
-		}
-	}
-	return nil, errs[0]
-}
-
-func (c *Client) readyAt(ctx context.Context, at *place) (*Status, error) {
-	resp, err := c.attempt(ctx, at, outgoing{method: http.MethodGet, path: readyPath, accept: "application/json"})
-	if err != nil {
-		return nil, err
-	}
-	ans, err := readAnswer(ctx, resp, readyPath)
-	if err != nil {
-		return nil, err
-	}
-	return ans.readiness()
+	return askEach(ctx, c, readyPath, (*answer).readiness, (*Status).Ready)
 }
 
 func (a *answer) readiness() (*Status, error) {

@@ -44,7 +44,7 @@ type event struct {
 
 // stream returns nil both at the end of the answer and after a break.
 func (c *Client) stream(ctx context.Context, req Request, yield func(Chunk, error) bool) error {
-	body, err := req.encode(true)
+	body, err := c.encode(req, true)
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,8 @@ type Request struct {
 	// Prompt is the text to continue. It must be valid UTF-8.
 	Prompt string `json:"prompt"`
 	// Model names one of the server's models: "chat", its version "chat@3" or
-	// the version of a label "chat:stable". Empty is the server's first model.
+	// the version of a label "chat:stable". Empty is the model of [WithModel], else
+	// the server's default.
 	Model string `json:"model,omitempty"`
 	// SamplingSteps is the most tokens to generate; 0 leaves it to the server,
 	// whose default is 128 or its own limit, whichever is less.
@@ -66,8 +67,9 @@ func Ptr[T any](v T) *T { return &v }
 
 // CheckText reports a text in r that is not valid UTF-8, which JSON cannot hold.
 func (r Request) CheckText() error {
-	return errors.Join(wire.CheckText("prompt", r.Prompt), wire.CheckText("stop text", r.Stop...),
-		wire.CheckText("regex", r.Regex), wire.CheckText("choice", r.Choice...), wire.CheckText("grammar", r.Grammar))
+	return errors.Join(wire.CheckText("prompt", r.Prompt), wire.CheckText("model", r.Model), wire.CheckText("stop text", r.Stop...),
+		wire.CheckText("cache salt", r.CacheSalt), wire.CheckText("regex", r.Regex), wire.CheckText("choice", r.Choice...),
+		wire.CheckText("grammar", r.Grammar))
 }
 
 func (r Request) encode(stream bool) ([]byte, error) {

@@ -38,6 +38,13 @@ func TestClientSeesTheSame(t *testing.T) {
 		if st, err := client.Ready(ctx); err != nil || !st.Ready() || st.Stage != "ready" || *st.Progress != 1 || st.Model != "fake" {
 			t.Errorf("Ready: %+v, %v", st, err)
 		}
+		models, err := client.Models(ctx)
+		if err != nil || len(models) != 1 || models[0].Name != "fake" || !models[0].Default || models[0].Loads != gemma.LoadsAtStart || len(models[0].Versions) != 1 {
+			t.Fatalf("Models: %+v, %v", models, err)
+		}
+		if v := models[0].Versions[0]; v.Version != 1 || v.State != gemma.VersionAvailable || v.Stage != "ready" || *v.Progress != 1 || v.Labels == nil || v.Error != "" {
+			t.Errorf("Models: version %+v", v)
+		}
 		if got, err := client.Echo(ctx, []any{1, "two", nil}); err != nil || strings.ReplaceAll(string(got), " ", "") != `[1,"two",null]` {
 			t.Errorf("Echo: %s, %v", got, err)
 		}
@@ -46,7 +53,7 @@ func TestClientSeesTheSame(t *testing.T) {
 				t.Errorf("EchoThrough %q: %s, %v", depth, got, err)
 			}
 		}
-		_, err := client.EchoThrough(ctx, "nowhere", 1)
+		_, err = client.EchoThrough(ctx, "nowhere", 1)
 		var api *gemma.APIError
 		if !errors.As(err, &api) || api.Code != gemma.CodeInvalidValue || api.Param != "through" || !strings.Contains(api.Message, "'nowhere' is not queue or device") {
 			t.Errorf("EchoThrough nowhere: %v", err)

@@ -123,3 +123,21 @@ func ExampleServer_SetStatus() {
 	// true
 	// hello <nil>
 }
+
+// A program that waits for a version until it is loaded.
+func ExampleServer_SetModels() {
+	version := gemma.ModelVersion{Version: 1, State: gemma.VersionLoading}
+	srv := gemmatest.NewServer(nil, gemmatest.WithModels(gemma.Model{Name: "chat", Versions: []gemma.ModelVersion{version}}))
+	defer srv.Close()
+	client := srv.Client(gemma.WithRetries(0))
+
+	_, err := client.Generate(context.Background(), gemma.Request{Prompt: "hello"})
+	fmt.Println(errors.Is(err, gemma.ErrLoading))
+	version.State = gemma.VersionAvailable
+	srv.SetModels(gemma.Model{Name: "chat", Versions: []gemma.ModelVersion{version}})
+	resp, err := client.Generate(context.Background(), gemma.Request{Prompt: "hello"})
+	fmt.Println(resp.Text, err)
+	// Output:
+	// true
+	// hello <nil>
+}

@@ -97,3 +97,25 @@ func ExampleWithStatus() {
 	fmt.Println(errors.Is(err, gemma.ErrDraining))
 	// Output: true
 }
+
+func ExampleWithModels() {
+	srv := gemmatest.NewServer(nil, gemmatest.WithModels(
+		gemma.Model{Name: "chat", Versions: []gemma.ModelVersion{{Version: 3}, {Version: 4, State: gemma.VersionLoading}}},
+		gemma.Model{Name: "embed", Versions: []gemma.ModelVersion{{Version: 1}}},
+	))
+	defer srv.Close()
+
+	models, err := srv.Client().Models(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, model := range models {
+		for _, version := range model.Versions {
+			fmt.Println(model.Name, version.Version, version.State)
+		}
+	}
+	// Output:
+	// chat 3 AVAILABLE
+	// chat 4 LOADING
+	// embed 1 AVAILABLE
+}

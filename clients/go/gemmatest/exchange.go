@@ -23,6 +23,7 @@ type exchange struct {
 	problem *gemma.APIError // with the body
 	id      string
 	began   time.Time
+	version int // that answers
 	// streaming is whether the first event is out.
 	streaming bool
 }
@@ -54,6 +55,7 @@ func (x *exchange) route() {
 	}{
 		"/prompt":  {http.MethodPost, x.prompt},
 		"/echo":    {http.MethodPost, x.echo},
+		"/models":  {http.MethodGet, x.models},
 		"/healthz": {http.MethodGet, func() { x.write(200, map[string]string{"status": "ok"}) }},
 		"/readyz":  {http.MethodGet, x.readyz},
 	}

@@ -3,7 +3,6 @@ package gemmatest
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"strconv"
 	"time"
@@ -13,9 +12,8 @@ import (
 
 func (x *exchange) prompt() {
 	problem := x.problem
-	st := x.server.currentStatus()
-	if model := x.request.model; problem == nil && model != nil && *model != st.Model {
-		problem = &gemma.APIError{Status: 404, Code: "model_not_found", Param: "model", Message: fmt.Sprintf("model %q not found", *model)}
+	if problem == nil {
+		problem = x.choose()
 	}
 	if loading := x.notReady(); loading != nil {
 		problem = loading
@@ -132,7 +130,7 @@ func (x *exchange) end(reply Reply, text string, first time.Time) whole {
 		FinishReason: reason,
 		Usage:        reply.usage(x.request.Prompt.Prompt),
 		Timings:      timings{Prefill: milliseconds(first.Sub(x.began)), Decode: milliseconds(time.Since(first))},
-		ModelVersion: "1",
+		ModelVersion: strconv.Itoa(x.version),
 	}
 }
 

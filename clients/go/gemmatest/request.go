@@ -69,6 +69,8 @@ func (r *Request) readPrompt() *gemma.APIError {
 		"seed":            &got.Seed,
 		"stop":            &stop,
 		"ignore_eos":      &got.IgnoreEOS,
+		"cache_prompt":    &got.CachePrompt,
+		"cache_salt":      &got.CacheSalt,
 		"response_schema": &got.Schema,
 		"regex":           &got.Regex,
 		"choice":          &got.Choice,
@@ -79,6 +81,9 @@ func (r *Request) readPrompt() *gemma.APIError {
 		return problem
 	}
 	got.Prompt, got.Stop = prompt, stop
+	if r.model != nil {
+		got.Model = *r.model
+	}
 	if problem := checkRanges(r.Body, got); problem != nil {
 		return problem
 	}

@@ -35,6 +35,7 @@ type Server struct {
 
 	mu       sync.Mutex
 	status   gemma.Status
+	models   []gemma.Model // none: the one that the status names
 	script   []Reply
 	answer   func(gemma.Request) Reply
 	requests []Request

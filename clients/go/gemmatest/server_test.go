@@ -2,9 +2,11 @@ package gemmatest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
+	"reflect"
 	"testing"
 	"time"
 
@@ -124,11 +126,11 @@ func (hasty) RoundTrip(r *http.Request) (*http.Response, error) {
 func TestRequests(t *testing.T) {
 	srv := NewServer(t, WithAPIKey("k"))
 	client := srv.Client()
-	client.Generate(ctx, gemma.Request{Prompt: "one", Seed: gemma.Ptr[uint64](7), Stop: []string{"z"}})
+	client.Generate(ctx, gemma.Request{Prompt: "one", Model: "fake", Seed: gemma.Ptr[uint64](7), Stop: []string{"z"}, CachePrompt: gemma.Ptr(false), CacheSalt: "s"})
 	collect(client, ctx)
 	client.EchoThrough(ctx, gemma.DepthQueue, "two")
 	got := srv.Requests()
-	if len(got) != 3 || got[0].Prompt.Prompt != "one" || *got[0].Prompt.Seed != 7 || got[0].Prompt.Stop[0] != "z" || got[0].Stream ||
+	if len(got) != 3 || got[0].Prompt.Prompt != "one" || got[0].Prompt.Model != "fake" || got[0].Prompt.CacheSalt != "s" || *got[0].Prompt.CachePrompt || *got[0].Prompt.Seed != 7 || got[0].Prompt.Stop[0] != "z" || got[0].Stream ||
 		!got[1].Stream || got[1].Header.Get("Accept") != "text/event-stream" ||
 		got[2].Path != "/echo" || got[2].Query.Get("through") != "queue" || string(got[2].Body) != `{"prompt":"two"}` {
 		t.Errorf("got %+v", got)
@@ -137,6 +139,62 @@ func TestRequests(t *testing.T) {
 	var api *gemma.APIError
 	if !errors.As(err, &api) || api.Code != gemma.CodeUnauthorized {
 		t.Errorf("another key: %v", err)
+	}
+}
+
+// A name finds what the server finds by it.
+func TestModelNames(t *testing.T) {
+	srv := NewServer(t, WithModels(
+		gemma.Model{Name: "embed", Versions: []gemma.ModelVersion{{Version: 7, State: gemma.VersionLoading}}},
+		gemma.Model{Name: "chat", Default: true, Versions: []gemma.ModelVersion{
+			{Version: 2, State: gemma.VersionEnd, Error: "why"}, {Version: 4, Labels: []string{"canary"}}, {Version: 3, Labels: []string{"stable"}},
+			{Version: 5, State: gemma.VersionUnloading, Labels: []string{"old"}}}}))
+	client := srv.Client(gemma.WithRetries(0))
+	for name, want := range map[string]string{
+		"": "4", "chat": "4", "chat:latest": "4", "chat@3": "3", "chat:stable": "3", "chat:canary": "4",
+		"chat@2": gemma.CodeUnavailable, "chat:old": gemma.CodeUnavailable, "embed": gemma.CodeLoading, "embed@7": gemma.CodeLoading,
+		"chat@9": gemma.CodeModelNotFound, "chat:none": gemma.CodeModelNotFound, "chat3": gemma.CodeModelNotFound,
+		"fake": gemma.CodeModelNotFound,
+	} {
+		resp, err := client.Generate(ctx, gemma.Request{Prompt: "x", Model: name})
+		got := ""
+		var api *gemma.APIError
+		if errors.As(err, &api) {
+			got = api.Code
+		} else if err == nil {
+			got = resp.ModelVersion
+		}
+		if got != want {
+			t.Errorf("%q: got %s (%v), want %s", name, got, err, want)
+		}
+	}
+	srv.SetModels()
+	if _, err := client.Generate(ctx, gemma.Request{Prompt: "x", Model: "fake"}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestModels(t *testing.T) {
+	mine := []gemma.Model{{Name: "a", Versions: []gemma.ModelVersion{{Version: 1, Bytes: 3}}}, {Name: "b", Versions: []gemma.ModelVersion{{Version: 2, Bytes: 4}}}}
+	srv := NewServer(t)
+	srv.SetModels(mine...)
+	mine[0].Name, mine[0].Versions[0].Version = "changed", 9
+	var got models
+	resp, err := http.Get(srv.URL + "/models")
+	if err == nil {
+		defer resp.Body.Close()
+		err = json.NewDecoder(resp.Body).Decode(&got)
+	}
+	if err != nil || got.Memory.Booked != 7 || got.Memory.Limit != nil || len(got.Models) != 2 {
+		t.Fatalf("got %+v, %v", got, err)
+	}
+	for i, want := range []gemma.Model{
+		{Name: "a", Default: true, Loads: gemma.LoadsAtStart, Versions: []gemma.ModelVersion{{Version: 1, State: gemma.VersionAvailable, Labels: []string{}, Bytes: 3}}},
+		{Name: "b", Loads: gemma.LoadsAtStart, Versions: []gemma.ModelVersion{{Version: 2, State: gemma.VersionAvailable, Labels: []string{}, Bytes: 4}}},
+	} {
+		if !reflect.DeepEqual(got.Models[i], want) {
+			t.Errorf("got %+v, want %+v", got.Models[i], want)
+		}
 	}
 }
 

@@ -111,10 +111,12 @@ func statusOf(code string) int {
 	switch code {
 	case gemma.CodeOverloaded:
 		return http.StatusTooManyRequests
-	case gemma.CodeLoading, gemma.CodeStuck, gemma.CodeDraining:
+	case gemma.CodeLoading, gemma.CodeStuck, gemma.CodeUnavailable, gemma.CodeDraining:
 		return http.StatusServiceUnavailable
 	case gemma.CodeDeadline:
 		return http.StatusGatewayTimeout
+	case gemma.CodeModelNotFound:
+		return http.StatusNotFound
 	case gemma.CodeTooLarge:
 		return http.StatusRequestEntityTooLarge
 	case gemma.CodeUnauthorized:
