@@ -27,6 +27,7 @@ var ErrBroken = errors.New("frames: the connection is of no more use")
 // those to come; [Dial] another one then.
 type Conn struct {
 	conn   net.Conn
+	model  string // of requests that name none
 	lastID atomic.Uint64
 
 	writing chan struct{} // a token: who has put one in may write, and use out
@@ -47,13 +48,20 @@ type Conn struct {
 // A program that outlives its server dials anew when a call fails with
 // [ErrBroken]. Whether that call is then made again is for the program to say:
 // the server may have worked on it.
-func Dial(ctx context.Context, path string) (*Conn, error) {
+//
+// A mistake in the options is an error before anything is dialled.
+func Dial(ctx context.Context, path string, opts ...Option) (*Conn, error) {
+	model, err := modelOf(opts)
+	if err != nil {
+		return nil, err
+	}
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("frames: %w", err)
 	}
 	c := &Conn{
 		conn:    conn,
+		model:   model,
 		writing: make(chan struct{}, 1),
 		raw:     make(chan struct{}, rawsMax),
 		calls:   map[uint64]*call{},

@@ -75,6 +75,50 @@ func ExampleDial_anew() {
 	// Hello
 }
 
+// A connection for one model of several.
+func ExampleWithModel() {
+	srv := frametest.Start(nil, func(p *frametest.Peer, _ frames.Type, body []byte) {
+		req := frametest.Parse(body)
+		p.Send(frames.Finished, frametest.Object{"id": req.ID, "response": "from " + req.Model, "finish_reason": "stop"})
+	}) // a stand-in
+	defer srv.Close()
+
+	conn, err := frames.Dial(context.Background(), srv.Path, frames.WithModel("chat:stable"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	for _, own := range []string{"", "chat@4"} {
+		resp, err := conn.Generate(context.Background(), gemma.Request{Prompt: "Hello", Model: own})
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(resp.Text)
+	}
+	// Output:
+	// from chat:stable
+	// from chat@4
+}
+
+// Options may depend on what a program is for.
+func ExampleOption() {
+	srv := frametest.Start(nil, frametest.Repeat) // a stand-in
+	defer srv.Close()
+
+	var options []frames.Option
+	if name := ""; name != "" { // of a flag, in a program
+		options = append(options, frames.WithModel(name))
+	}
+	conn, err := frames.Dial(context.Background(), srv.Path, options...)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	resp, err := conn.Generate(context.Background(), gemma.Request{Prompt: "Hello"})
+	fmt.Println(resp.Text, err)
+	// Output: Hello <nil>
+}
+
 // Many goroutines share one connection, and so do their errors.
 func ExampleConn() {
 	srv := frametest.Start(nil, frametest.Repeat)

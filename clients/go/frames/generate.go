@@ -22,6 +22,9 @@ func (c *Conn) generation(ctx context.Context, req gemma.Request, stream bool) (
 	if err := req.CheckText(); err != nil {
 		return nil, fmt.Errorf("frames: %w", err)
 	}
+	if req.Model == "" {
+		req.Model = c.model
+	}
 	return &generation{c.operation("generate"), req, stream, wire.Timeout(ctx)}, nil
 }
 

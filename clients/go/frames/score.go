@@ -39,9 +39,10 @@ func (c *Conn) Score(ctx context.Context, prompt string, top int) (*Score, error
 	request := struct {
 		operation
 		Prompt  string `json:"prompt"`
+		Model   string `json:"model,omitempty"`
 		Top     int    `json:"top_logprobs,omitempty"`
 		Timeout int64  `json:"timeout_ms,omitempty"`
-	}{op, prompt, top, wire.Timeout(ctx)}
+	}{op, prompt, c.model, top, wire.Timeout(ctx)}
 	score := &Score{}
 	if err := c.ask(ctx, op.ID, request, score); err != nil {
 		return nil, err

@@ -25,7 +25,8 @@ func (c *Conn) Tokenize(ctx context.Context, prompt string) (*Tokens, error) {
 	request := struct {
 		operation
 		Prompt string `json:"prompt"`
-	}{op, prompt}
+		Model  string `json:"model,omitempty"`
+	}{op, prompt, c.model}
 	tokens := &Tokens{}
 	if err := c.ask(ctx, op.ID, request, tokens); err != nil {
 		return nil, err
