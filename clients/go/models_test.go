@@ -77,8 +77,11 @@ func TestModelsOfSeveral(t *testing.T) {
 	if err != nil || len(got) != 1 || got[0].Name != "m1" {
 		t.Errorf("got %+v, %v", got, err)
 	}
-	f.counts()
-	f.down[1].Store(true)
+
+	f = newFleet(t, 3)
+	for i := range f.down {
+		f.down[i].Store(true)
+	}
 	if _, err := f.client.Models(context.Background()); !errors.Is(err, ErrLoading) {
 		t.Errorf("error %v", err)
 	}

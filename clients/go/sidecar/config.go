@@ -26,9 +26,17 @@ type Config struct {
 	// does it end when the program is killed.
 	Install string
 
-	// Model is the checkpoint to serve, by default that of MODEL_CHECKPOINT
-	// in the environment, else the demo model.
+	// Model is the checkpoint to serve. In its place may be ModelBasePath or
+	// ModelConfig, and two of them are an error of Start. Without any of them it
+	// is what the environment says, such as MODEL_CHECKPOINT, else the demo
+	// model.
 	Model string
+	// ModelBasePath is a directory of numbered versions of a model. The highest
+	// is served, and changed for a higher one as it comes.
+	ModelBasePath string
+	// ModelConfig is a TOML file of several models; see [gemma.WithModel] for how
+	// a request names one, and OnModels for how they fare.
+	ModelConfig string
 	// Tokenizer is the checkpoint's tokenizer, if the checkpoint brings none.
 	Tokenizer string
 	// Args are further flags of gemma-server serve.
@@ -51,6 +59,17 @@ type Config struct {
 	// [Start], and later when the server had to be started again. It is never
 	// called twice at the same time, and it must return soon.
 	OnProgress func(gemma.Status)
+
+	// OnModels is told of all models whenever the state or the error of a version
+	// has changed, or a version has come or gone: [gemma.ModelVersion.Failed] is
+	// what to log. What else changes meanwhile is not told. It is called as
+	// OnProgress is, and never at the same time, at most once a second when the
+	// server is ready; the newest state comes last.
+	//
+	// Without it the server is not asked for its models. A server that refuses,
+	// since it has no such route or ClientOptions do not have its key, is asked
+	// once, and Logger told.
+	OnModels func([]gemma.Model)
 
 	// StartTimeout is how long the server may take until it is ready, each time
 	// that it starts; by default 10 minutes. Installing does not count.
@@ -83,8 +102,8 @@ func setDefault[T ~int | ~int64](value *T, standard T) {
 // serveArgs are the arguments of Python. The last of equal flags wins.
 func (c Config) serveArgs(socket string) []string {
 	args := append([]string{"-m", "gemma_server", "serve"}, c.Args...)
-	if c.Model != "" {
-		args = append(args, "--model-checkpoint", c.Model)
+	for _, s := range c.sources() {
+		args = append(args, s.flag, s.path)
 	}
 	if c.Tokenizer != "" {
 		args = append(args, "--model-tokenizer", c.Tokenizer)
@@ -94,9 +113,9 @@ func (c Config) serveArgs(socket string) []string {
 
 // environ leaves out where the environment has the server listen besides, for
 // the socket is private, and whose keys it wants. Frames and keys may be had
-// with Env.
+// with Env. Where the configuration says what to serve, the environment does not.
 func (c Config) environ() []string {
-	return slices.Concat(os.Environ(),
+	return slices.Concat(os.Environ(), c.unsetSources(),
 		[]string{"GEMMA_FRAMES=", "GEMMA_API_KEY_FILE="},
 		[]string{"PYTHONSAFEPATH=1"}, // modules in this program's directory are not the server's
 		c.Env, []string{"GEMMA_HOST=", "GEMMA_PORT="})

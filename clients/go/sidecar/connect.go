@@ -2,6 +2,8 @@ package sidecar
 
 import (
 	"context"
+	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
@@ -11,7 +13,8 @@ import (
 )
 
 // connect makes the clients of the socket. They share connections that Stop
-// can close: a server that drains waits for idle ones, too.
+// can close: a server that drains waits for idle ones, too. The one that looks
+// how the server is has the caller's key, but nothing to tell the caller's log.
 func (s *Sidecar) connect() {
 	s.connections = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -25,6 +28,7 @@ func (s *Sidecar) connect() {
 		gemma.WithBaseURL("http://localhost"),
 		gemma.WithHTTPClient(&http.Client{Transport: s.connections}),
 	}
-	s.probe = gemma.New(options...)
 	s.client = gemma.New(slices.Concat(s.cfg.ClientOptions, options)...)
+	silent := gemma.WithLogger(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	s.probe = gemma.New(slices.Concat(s.cfg.ClientOptions, options, []gemma.Option{silent})...)
 }

@@ -71,6 +71,30 @@ func ExampleConfig() {
 	// Output: assistant
 }
 
+// Several models, and what to log of them.
+func ExampleConfig_models() {
+	server, err := sidecar.Start(context.Background(), sidecar.Config{
+		ModelConfig:   "models.toml",
+		ClientOptions: []gemma.Option{gemma.WithModel("chat")},
+		OnModels: func(models []gemma.Model) {
+			for _, model := range models {
+				for _, version := range model.Versions {
+					if version.Failed() {
+						fmt.Printf("version %d of %s failed: %s\n", version.Version, model.Name, version.Error)
+					}
+				}
+			}
+		},
+
+		Python: os.Args[0], Env: []string{serverRole + "=1"}, // a stand-in
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer server.Stop(context.Background())
+	// Output: version 4 of chat failed: no memory
+}
+
 // A server with a setting that cannot work says which.
 func ExampleExitError() {
 	_, err := sidecar.Start(context.Background(), sidecar.Config{

@@ -67,6 +67,10 @@ func serve(args []string) {
 	http.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(w, `{"status": "ready", "stage": "ready", "progress": 1, "model": %q}`, flag("--model-name"))
 	})
+	http.HandleFunc("/models", func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, `{"models": [{"name": "chat", "versions": [
+			{"version": 3, "state": "AVAILABLE"}, {"version": 4, "state": "END", "error": "no memory"}]}]}`)
+	})
 	http.HandleFunc("/prompt", func(w http.ResponseWriter, r *http.Request) {
 		if body, _ := io.ReadAll(r.Body); bytes.Contains(body, []byte("crash")) {
 			fmt.Fprintln(os.Stderr, "no memory left")

@@ -23,6 +23,8 @@ type process struct {
 	done   chan struct{}    // closed when it and its group have ended and their output has been read
 	state  *os.ProcessState // how it ended, once done is closed
 	err    error            // or why nobody knows: somebody else waited for our child
+
+	refusesModels bool // it was asked for them in vain
 }
 
 // start runs a command, its output in the log.

@@ -32,9 +32,10 @@ type Sidecar struct {
 	dir         string // holds the socket, for us alone
 	connections *http.Transport
 	client      *gemma.Client
-	probe       *gemma.Client // without the options of the caller
+	probe       *gemma.Client // looks how the server is
 	crashes     crashes
 	reported    gemma.Status
+	outcomes    outcomes           // that were reported
 	drain       context.CancelFunc // Stop was called
 	kill        context.CancelFunc // and waited long enough
 	done        chan struct{}

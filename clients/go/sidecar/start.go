@@ -47,7 +47,7 @@ func Start(ctx context.Context, cfg Config) (*Sidecar, error) {
 
 // newSidecar makes ready what every start needs.
 func newSidecar(ctx context.Context, cfg Config) (*Sidecar, error) {
-	if err := checkOptions(cfg.ClientOptions); err != nil {
+	if err := errors.Join(cfg.checkSources(), checkOptions(cfg.ClientOptions)); err != nil {
 		return nil, err
 	}
 	workDir, err := os.Getwd()

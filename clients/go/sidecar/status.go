@@ -50,6 +50,7 @@ func (s *Sidecar) follow(ctx context.Context, p *process, every time.Duration, e
 		if p.stages.wentBack(*status) {
 			return fmt.Errorf("%w%s", errWorkerDied, lastWords(p.stderr.lines()))
 		}
+		s.lookAtModels(ctx, p)
 		if enough(status) {
 			return nil
 		}

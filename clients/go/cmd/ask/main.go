@@ -2,8 +2,8 @@
 // made.
 //
 //	ask [-url address ...] [-addr host:port] [-uds path] [-api-key-file path]
-//	    [-steps n] [-retries n] [-v] [prompt ...]
-//	ask -frames path [-steps n] [prompt ...]
+//	    [-model name] [-steps n] [-retries n] [-v] [prompt ...]
+//	ask -frames path [-model name] [-steps n] [prompt ...]
 //
 // Without arguments the prompt is the standard input, less its last line end.
 // With several -url the least busy server is asked, and another one when that
@@ -55,7 +55,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	out := &lineWriter{w: stdout}
-	err = answer(ctx, client, gemma.Request{Prompt: prompt, SamplingSteps: opts.steps}, out)
+	err = answer(ctx, client, gemma.Request{Prompt: prompt, Model: opts.model, SamplingSteps: opts.steps}, out)
 	if err == nil || out.written {
 		if endErr := out.endLine(); err == nil {
 			err = endErr
@@ -145,6 +145,8 @@ func advice(err error) string {
 		return "the answer took too long; ask for fewer tokens with -steps"
 	case api.Code == gemma.CodeUnauthorized:
 		return "give a key that the server knows with -api-key-file or in GEMMA_API_KEY"
+	case api.Code == gemma.CodeModelNotFound, api.Code == gemma.CodeUnavailable:
+		return "name a model or version that the server has with -model; GET /models tells which"
 	case api.Code == gemma.CodeContextLengthExceeded:
 		return "shorten the prompt"
 	case api.Code == gemma.CodeGenerationFailed:

@@ -65,19 +65,21 @@ func TestRequest(t *testing.T) {
 		args        []string
 		prompt      string
 		steps       any
+		model       any
 	}{
-		{"arguments", "not this", []string{"why is", "it so?"}, "why is it so?", nil},
-		{"steps", "", []string{"-steps", "7", "a", "-b"}, "a -b", 7.0},
-		{"standard input", "line 1\nline 2\n", nil, "line 1\nline 2", nil},
-		{"carriage return", "a\r\n", nil, "a", nil},
-		{"only the last line end goes", " a\n\n", nil, " a\n", nil},
+		{"arguments", "not this", []string{"why is", "it so?"}, "why is it so?", nil, nil},
+		{"steps", "", []string{"-steps", "7", "a", "-b"}, "a -b", 7.0, nil},
+		{"model", "", []string{"-model", "chat:stable", "a"}, "a", nil, "chat:stable"},
+		{"standard input", "line 1\nline 2\n", nil, "line 1\nline 2", nil, nil},
+		{"carriage return", "a\r\n", nil, "a", nil, nil},
+		{"only the last line end goes", " a\n\n", nil, " a\n", nil, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			code, stdout, stderr := ask(tc.stdin, append([]string{"-addr", addr}, tc.args...)...)
 			if code != 0 || stdout != "Hello you\n" || stderr != "" {
 				t.Errorf("got %d, %q, %q", code, stdout, stderr)
 			}
-			if got["prompt"] != tc.prompt || got["sampling_steps"] != tc.steps || got["stream"] != true {
+			if got["prompt"] != tc.prompt || got["sampling_steps"] != tc.steps || got["model"] != tc.model || got["stream"] != true {
 				t.Errorf("sent %v", got)
 			}
 		})
@@ -157,6 +159,7 @@ func TestErrors(t *testing.T) {
 		{"draining", refusal(503, "draining"), "", []string{"shutting down", "./run-gemma-server.sh"}},
 		{"overloaded", refusal(429, "overloaded"), "", []string{"busy", "5s"}},
 		{"no key", refusal(401, "unauthorized"), "", []string{"-api-key-file", "GEMMA_API_KEY"}},
+		{"no such model", refusal(404, "model_not_found"), "", []string{"-model", "GET /models"}},
 		{"deadline", refusal(504, "deadline"), "", []string{"-steps"}},
 		{"too long", refusal(400, "context_length_exceeded"), "", []string{"shorten"}},
 		{"far too long", refusal(413, "request_entity_too_large"), "", []string{"shorten"}},

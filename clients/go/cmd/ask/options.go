@@ -22,6 +22,7 @@ type options struct {
 	uds     string
 	frames  string
 	keyFile string
+	model   string
 	steps   int
 	retries int
 	verbose bool
@@ -40,6 +41,7 @@ func parseOptions(args []string, stderr io.Writer) (opts *options, code int) {
 	flags.StringVar(&o.uds, "uds", "", "`path` of the server's Unix socket; wins over -addr")
 	flags.StringVar(&o.frames, "frames", "", "`path` of the server's frames, which are asked instead of HTTP")
 	flags.StringVar(&o.keyFile, "api-key-file", "", "`file` with the API key, in its first line; without it the key is in the variable GEMMA_API_KEY")
+	flags.StringVar(&o.model, "model", "", "`name` of the model, its version NAME@3 or label NAME:stable; without it the server's default answers")
 	flags.IntVar(&o.steps, "steps", 0, "most tokens to generate; 0 leaves it to the server")
 	flags.IntVar(&o.retries, "retries", 2, "how many times to try again while no server takes the prompt")
 	flags.BoolVar(&o.verbose, "v", false, "say when it tries again, and why")
