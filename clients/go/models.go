@@ -27,6 +27,9 @@ type Model struct {
 	Loads   Loads  `json:"loads"`
 	// Waiting counts the requests that wait for it to be loaded.
 	Waiting int `json:"waiting"`
+	// UsedAt is when a request for it last came or ended; nil if it is not in
+	// memory.
+	UsedAt *time.Time `json:"used_at"`
 	// ExpiresAt is when it is unloaded unless it is asked before; nil if that
 	// is at no certain time.
 	ExpiresAt *time.Time     `json:"expires_at"`
@@ -54,11 +57,10 @@ type ModelVersion struct {
 	Progress *float64 `json:"progress"`
 	// Labels name this version at the moment, as "stable" does in
 	// "chat:stable".
-	Labels   []string   `json:"labels"`
-	Bytes    int64      `json:"bytes"`    // of memory, booked for it
-	Requests int        `json:"requests"` // that it answers at the moment
-	UsedAt   *time.Time `json:"used_at"`  // when it was last asked; nil if it never was
-	Error    string     `json:"error"`    // why it failed; empty if it did not
+	Labels   []string `json:"labels"`
+	Bytes    int64    `json:"bytes"`    // of memory, booked for it
+	Requests int      `json:"requests"` // that it answers at the moment
+	Error    string   `json:"error"`    // why it failed; empty if it did not
 }
 
 // Failed reports whether the version has ended with an error. The server may try

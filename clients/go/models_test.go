@@ -18,13 +18,14 @@ func TestModels(t *testing.T) {
 			t.Errorf("got %s %s", r.Method, r.URL.Path)
 		}
 		io.WriteString(w, `{"memory": {"booked_bytes": 123, "limit_bytes": null}, "models": [
-			{"name": "chat", "default": true, "pinned": true, "loads": "start", "waiting": 0, "expires_at": null, "versions": [
+			{"name": "chat", "default": true, "pinned": true, "loads": "start", "waiting": 0,
+			 "used_at": "2026-12-01T05:55:00.5Z", "expires_at": null, "versions": [
 				{"version": 3, "state": "AVAILABLE", "stage": "ready", "progress": 1.0, "labels": ["stable"], "bytes": 123,
-				 "requests": 2, "used_at": "2026-12-01T05:55:00.5Z", "error": ""},
+				 "requests": 2, "error": ""},
 				{"version": 4, "state": "END", "stage": "weights", "progress": null, "labels": [], "bytes": 0,
-				 "requests": 0, "used_at": null, "error": "no such tensor"}]},
+				 "requests": 0, "error": "no such tensor"}]},
 			{"name": "embed", "default": false, "pinned": false, "loads": "request", "waiting": 5,
-			 "expires_at": "2026-12-01T08:00:00+02:00", "versions": []}]}`)
+			 "used_at": null, "expires_at": "2026-12-01T08:00:00+02:00", "versions": []}]}`)
 	})
 	got, err := client.Models(context.Background())
 	if err != nil {
@@ -36,8 +37,8 @@ func TestModels(t *testing.T) {
 		t.Errorf("expires at %v, want %v", expires, want)
 	}
 	want := []Model{
-		{Name: "chat", Default: true, Pinned: true, Loads: LoadsAtStart, Versions: []ModelVersion{
-			{Version: 3, State: VersionAvailable, Stage: "ready", Progress: Ptr(1.0), Labels: []string{"stable"}, Bytes: 123, Requests: 2, UsedAt: &used},
+		{Name: "chat", Default: true, Pinned: true, Loads: LoadsAtStart, UsedAt: &used, Versions: []ModelVersion{
+			{Version: 3, State: VersionAvailable, Stage: "ready", Progress: Ptr(1.0), Labels: []string{"stable"}, Bytes: 123, Requests: 2},
 			{Version: 4, State: VersionEnd, Stage: "weights", Labels: []string{}, Error: "no such tensor"}}},
 		{Name: "embed", Loads: LoadsOnRequest, Waiting: 5, ExpiresAt: expires, Versions: []ModelVersion{}},
 	}

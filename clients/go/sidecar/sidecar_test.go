@@ -186,13 +186,13 @@ exec `+realpython.Path(t)+` "$@"
 func TestWorkerThatDiesWhileItLoads(t *testing.T) {
 	t.Parallel()
 	python := patched(t, `
-def load_model(settings, model, *_, **__):
+def open_model(settings, model, *_, **__):
     model.at("the first stage")
     time.sleep(0.5)
     model.at("the second stage")
     time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGKILL)
-loader.load_model = load_model
+loader.open_model = open_model
 `)
 	var seen record
 	_, err := sidecar.Start(context.Background(), fake(python, &seen))
