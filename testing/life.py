@@ -81,17 +81,17 @@ class Life:
         self.states: list[tuple[int, State]] = []
         self.pending: list[Callable[[], None]] = []
         self.models = Models("m", clock=lambda: self.now)
-        change = self.models._change
+        change = self.models.registry._to
 
         def noted(version: ServableVersion, state: State) -> None:
             self.states.append((version.number, state))
             change(version, state)
 
-        self.models._change = noted  # type: ignore[method-assign]
+        self.models.registry._to = noted  # type: ignore[method-assign]
         # While a request waits, the manager does a step.
-        self.models._changed.wait = lambda timeout=None: self.step() or True  # type: ignore[method-assign,func-returns-value]
+        self.models.registry.changed.wait = lambda timeout=None: self.step() or True  # type: ignore[method-assign,func-returns-value]
         self.manager = Manager(
-            self.models,
+            self.models.registry,
             self,
             self,
             self.deaths.append,
@@ -191,12 +191,12 @@ class Life:
         return {each.name for each in self._in(State.AVAILABLE)}
 
     def state(self, number: int, name: str = "m") -> State:
-        version = self.models.version(name, number)
+        version = self.models.registry.version(name, number)
         assert version is not None
         return version.state
 
     def _in(self, state: State) -> list[ServableVersion]:
-        return [each for each in self.models.versions() if each.state is state]
+        return [each for each in self.models.registry.versions() if each.state is state]
 
     def _do_all(self) -> None:
         self.manager.step()

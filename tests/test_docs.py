@@ -45,7 +45,7 @@ def test_every_operation_among_frames_is_documented() -> None:
 
 def test_the_documented_metrics_are_the_exported_ones() -> None:
     models = Models()
-    models.adopt(load_model(SETTINGS, ServableVersion("fake"), lambda error: None))
+    models.registry.adopt(load_model(SETTINGS, ServableVersion("fake"), lambda error: None))
     client = make_app(models, SETTINGS).test_client()
     client.post("/prompt", json={"prompt": "a"})
     text = client.get("/metrics").text

@@ -112,7 +112,7 @@ def test_there_is_no_cycle() -> None:
         "from gemma_server.serving.loader import load_model\n"
         "settings = load_settings(fake=True)\n"
         "models = Models()\n"
-        "models.adopt(load_model(settings, ServableVersion('fake'), lambda error: None))\n"
+        "models.registry.adopt(load_model(settings, ServableVersion('fake'), lambda error: None))\n"
         "client = make_app(models, settings).test_client()\n"
         "assert client.post('/prompt', json={'prompt': 'a'}).json['response'] == 'a'",
     ],

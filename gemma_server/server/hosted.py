@@ -21,6 +21,7 @@ from gemma_server.serving.manager import Manager
 from gemma_server.serving.model import EmbeddingModel, LoadedModel, OpenedModel
 from gemma_server.serving.model_spec import ModelsFile, ModelSpec, read_models_file
 from gemma_server.serving.models import Models
+from gemma_server.serving.registry import Registry
 from gemma_server.serving.room import in_mb
 from gemma_server.serving.source import ConfiguredModels, ReadModelsFile
 from gemma_server.serving.version import ServableVersion
@@ -104,7 +105,7 @@ class HostedGemma:
         self.settings = settings
         self.service = OperationService(models)
         self.example: str | None = '{"prompt": "The capital of France is", "sampling_steps": 16}'
-        self._models = models
+        self._models, self._registry = models, models.registry
         self._manager: Manager | None = None  # unless there is one checkpoint
 
     def load(self, on_death: OnDeath) -> Loaded:
@@ -123,46 +124,46 @@ class HostedGemma:
 
     def _load_one(self, on_death: OnDeath) -> LoadedModel:
         """The one checkpoint: what befalls it befalls the process."""
-        version = ServableVersion(self._models.default)
-        self._models.add(version)
-        self._models.to_loading(version)
+        version = ServableVersion(self._registry.default)
+        self._registry.add(version)
+        self._registry.to_loading(version)
         began = time.monotonic()
-        loader = VersionLoader(self.settings, self._models)
+        loader = VersionLoader(self.settings, self._registry)
         version.opened = loader.open(version)
-        if version.opened.needs_bytes > self._models.memory_limit:
+        if version.opened.needs_bytes > self._registry.memory_limit:
             raise ModelLoadError(
                 f"the model needs {in_mb(version.opened.needs_bytes)} of memory, and "
-                f"{in_mb(self._models.memory_limit)} are allowed; see --memory-limit"
+                f"{in_mb(self._registry.memory_limit)} are allowed; see --memory-limit"
             )
         loaded = loader.load(version, on_death)
         version.bytes = loaded.memory_bytes
-        self._models.to_available(version, loaded, time.monotonic() - began)
+        self._registry.to_available(version, loaded, time.monotonic() - began)
         return loaded
 
     def _load_first(self, on_death: OnDeath) -> Loaded:
         """Begin to manage versions, and wait until the first model takes requests."""
         settings, began = self.settings, time.monotonic()
         self._manager = Manager(
-            self._models,
+            self._registry,
             ConfiguredModels(_reader(settings), settings.max_queue),
-            VersionLoader(settings, self._models),
+            VersionLoader(settings, self._registry),
             on_death,
             poll_s=settings.model_poll_seconds,
             drain_s=settings.drain_timeout,
         )
         threading.Thread(target=self._manager.run, name="manager", daemon=True).start()
         said_by = time.monotonic() + _EMPTY_S
-        while (loaded := self._models.first()) is None:
-            self._models.wait_for_a_change(_LOOK_S)
-            first = self._models.model(self._models.default)
+        while (loaded := self._registry.first()) is None:
+            self._registry.wait_for_a_change(_LOOK_S)
+            first = self._registry.model(self._registry.default)
             if first is not None and first.can_come():
                 return Absent(first.name, time.monotonic() - began)
-            versions = self._models.versions(self._models.default)
+            versions = self._registry.versions(self._registry.default)
             if versions and all(each.has_failed for each in versions):
                 raise ModelLoadError("; ".join(f"{each}: {each.error}" for each in versions))
             if not versions and time.monotonic() > said_by:
                 said_by = math.inf
-                say(f"model {self._models.default} has no version yet: waiting for one")
+                say(f"model {self._registry.default} has no version yet: waiting for one")
         return loaded
 
     def poll(self) -> None:
@@ -211,10 +212,10 @@ def _reader(settings: Settings) -> Callable[[], ModelsFile]:
 class VersionLoader:
     """Loads versions with the server's settings, and shows how far that is."""
 
-    def __init__(self, settings: Settings, models: Models) -> None:
-        self._settings, self._models = settings, models
+    def __init__(self, settings: Settings, registry: Registry) -> None:
+        self._settings, self._registry = settings, registry
         if settings.memory_limit is not None:
-            models.memory_limit = settings.memory_limit
+            registry.memory_limit = settings.memory_limit
 
     def open(self, version: ServableVersion) -> OpenedModel:
         """Open the version's checkpoint, or that of the settings if it has none.
@@ -235,7 +236,7 @@ class VersionLoader:
         with self._in_short_turns():
             opened = open_model(settings, version, gently=self._serves())
         if self._settings.memory_limit is None:
-            self._models.memory_limit = opened.device_bytes
+            self._registry.memory_limit = opened.device_bytes
         return opened
 
     def load(self, version: ServableVersion, on_death: OnDeath) -> LoadedModel:
@@ -266,4 +267,4 @@ class VersionLoader:
 
     def _serves(self) -> bool:
         """Whether requests are answered meanwhile."""
-        return any(model.serving() for model in self._models.served())
+        return any(model.serving() for model in self._registry.served())

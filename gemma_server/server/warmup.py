@@ -31,7 +31,7 @@ def warm_up(loaded: LoadedModel, checkpoint: Path) -> None:
             raise ModelLoadError(f"{file}: prompts are for models that write text; remove it")
         return
     own = Models(loaded.name)
-    own.adopt(loaded)
+    own.registry.adopt(loaded)
     until = time.monotonic() + WITHIN_S
     for place, line in _lines(file):
         try:

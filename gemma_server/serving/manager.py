@@ -17,8 +17,8 @@ from gemma_server.errors import GenerationFailed, ModelLoadError
 from gemma_server.serving.engines import OnDeath
 from gemma_server.serving.metrics import Reason
 from gemma_server.serving.model import LoadedModel, OpenedModel
-from gemma_server.serving.models import Models
 from gemma_server.serving.policy import Policy, Snapshot, availability_preserving
+from gemma_server.serving.registry import Registry
 from gemma_server.serving.room import make_room
 from gemma_server.serving.served_model import ServedModel
 from gemma_server.serving.source import Source, SourceFailed, Wanted, WantedModel
@@ -65,7 +65,7 @@ def in_a_thread(work: Callable[[], None]) -> None:
 
 
 class Manager:
-    """Keeps the versions in `models` as the source wants them.
+    """Keeps the versions in `registry` as the source wants them.
 
     `on_death` is called when the process cannot go on: its device hangs. `poll_s` is how often the
     source is asked; 0: only at the start and after `poll_soon`.
@@ -73,7 +73,7 @@ class Manager:
 
     def __init__(
         self,
-        models: Models,
+        registry: Registry,
         source: Source,
         loader: Loader,
         on_death: OnDeath,
@@ -83,13 +83,13 @@ class Manager:
         clock: Callable[[], float] = time.monotonic,
         start: Callable[[Callable[[], None]], None] = in_a_thread,
     ) -> None:
-        self._models = models
+        self._registry = registry
         self._source, self._loader = source, loader
         self._on_death = on_death
         self._poll_s, self._drain_s = poll_s, drain_s
         self._clock, self._start = clock, start
         self._wanted: Mapping[str, WantedModel] = {}
-        self._first = models.default
+        self._first = registry.default
         self._poll_at = clock()
         self._quick_polls = 2  # that are left
         self._told_to_poll = threading.Event()
@@ -137,12 +137,12 @@ class Manager:
         except SourceFailed as error:
             errors = {str(error)}
         if errors:
-            self._models.metrics.poll_failed()
+            self._registry.metrics.poll_failed()
         for each in errors - self._poll_errors:
             logger.error("%s; what was served before is served on", each)
         self._poll_errors = errors
         for name, model in self._wanted.items():
-            self._models.govern(name, model.residency, model.weights)
+            self._registry.govern(name, model.residency, model.weights)
 
     def _want_all(self) -> None:
         for name, model in self._wanted.items():
@@ -151,22 +151,22 @@ class Manager:
 
     def _want(self, name: str, number: int, wanted: Wanted, options: Mapping[str, Any]) -> None:
         """Make the version new, unless it is there, or has failed with these very files."""
-        known = self._models.version(name, number)
+        known = self._registry.version(name, number)
         if known is not None:
             failed_so = bool(known.error) and known.signature == wanted.signature
             if known.state is not State.END or failed_so:
                 return
         version = ServableVersion(name, number, wanted.path, options, wanted.signature)
-        self._models.add(version)
+        self._registry.add(version)
 
     def _retry(self) -> None:
-        for version in self._models.versions():
+        for version in self._registry.versions():
             if version.retry_at is None or self._clock() < version.retry_at:
                 continue
             if not self._is_wanted(version):
                 version.retry_at = None
                 continue
-            self._models.add(version.again())
+            self._registry.add(version.again())
 
     def _is_wanted(self, version: ServableVersion) -> bool:
         model = self._wanted.get(version.name)
@@ -174,7 +174,7 @@ class Manager:
 
     def _expire(self) -> None:
         """Dismiss the models that nobody has asked for as long as they are kept."""
-        for model in self._models.served():
+        for model in self._registry.served():
             if model.expires_at() <= self._clock():
                 text = f"nobody has asked for it for {model.keep_alive_s:.0f} s"
                 self._dismiss(model.name, "expired", text)
@@ -182,11 +182,11 @@ class Manager:
     def _act(self) -> None:
         """Begin what the policies say: any number of unloads, and one load at a time."""
         loads = []
-        for model in self._models.served():
+        for model in self._registry.served():
             versions = model.versions.copy()
             for each in versions.values():
                 if each.state is State.START and not self._is_wanted(each):
-                    self._models.to_end(each)
+                    self._registry.to_end(each)
             action = self._policy_of(model.name)(
                 [
                     Snapshot(n, each.state, self._is_wanted(each) and model.is_needed)
@@ -196,7 +196,7 @@ class Manager:
             states = {each.state for each in versions.values()}
             if action is None:
                 if model.name not in self._wanted and states <= {State.END}:
-                    self._models.forget(model.name)
+                    self._registry.forget(model.name)
             elif action.kind == "unload":
                 self._begin_unload(versions[action.number])
             elif State.UNLOADING not in states:  # that one's memory is not back
@@ -217,10 +217,10 @@ class Manager:
             for each in model.versions.values()
             if each.state is State.AVAILABLE and not self._is_wanted(each)
         ]
-        models, now = self._models.served(), self._clock()
-        step = make_room(version, going, models, self._models.memory_limit, now)
+        models, now = self._registry.served(), self._clock()
+        step = make_room(version, going, models, self._registry.memory_limit, now)
         if step.kind == "load":
-            self._models.to_loading(version)
+            self._registry.to_loading(version)
             self._begin(lambda: self._load(version))
         elif step.kind == "refuse":
             logger.error("%s is not loaded: %s", version, step.reason)
@@ -228,7 +228,7 @@ class Manager:
             self._failed(version, step.reason)
         elif step.kind == "later":
             say(f"{step.reason}: it is loaded when it is asked for")
-            self._models.dismiss_if(model.name, idle=False)
+            self._registry.dismiss_if(model.name, idle=False)
         elif step.kind == "replace":
             say(f"{step.reason}: the older version goes first")
             for each in going:
@@ -255,24 +255,24 @@ class Manager:
     def _dismiss(self, name: str, why: Reason, text: str, *, drains: bool = False) -> None:
         """Unload a model if it is idle, or, where it `drains`, once its requests have ended."""
         patience_s = None if drains else self._drain_s
-        leaving = self._models.dismiss_if(name, idle=not drains)
+        leaving = self._registry.dismiss_if(name, idle=not drains)
         if leaving:
             say(f"{name} leaves memory: {text}")
-            self._models.metrics.dismissed(name, why)
+            self._registry.metrics.dismissed(name, why)
         for version in leaving:
             self._start(partial(self._unload, version, patience_s))
 
     def _begin_unload(self, version: ServableVersion) -> None:
-        self._models.to_unloading(version)
+        self._registry.to_unloading(version)
         self._start(partial(self._unload, version, self._drain_s))
 
     def _set_names(self) -> None:
         """Labels, and which model is the first: that changes once the new one takes requests."""
-        first = self._models.model(self._first)
-        if (first is not None and first.answers) or self._models.first() is None:
-            self._models.default = self._first
+        first = self._registry.model(self._first)
+        if (first is not None and first.answers) or self._registry.first() is None:
+            self._registry.default = self._first
         for name, model in self._wanted.items():
-            self._models.set_labels(name, model.labels)
+            self._registry.set_labels(name, model.labels)
 
     def _open(self, version: ServableVersion) -> None:
         try:
@@ -293,7 +293,7 @@ class Manager:
             loaded.worker.stop()
             return
         version.failures, version.bytes = 0, max(version.bytes, loaded.memory_bytes)
-        self._models.to_available(version, loaded, self._clock() - began)
+        self._registry.to_available(version, loaded, self._clock() - began)
         say(f"{version} takes requests")
 
     def _cannot_load(self, version: ServableVersion, error: Exception) -> None:
@@ -306,18 +306,18 @@ class Manager:
         version.failures += 1
         if version.failures <= RETRIES:
             version.retry_at = self._clock() + RETRY_S * 2 ** (version.failures - 1)
-        self._models.to_end(version, error)
+        self._registry.to_end(version, error)
 
     def _unload(self, version: ServableVersion, patience_s: float | None) -> None:
         say(f"{version} takes no more requests")
         loaded = version.loaded
-        self._models.wait_until_free(version, patience_s)
+        self._registry.wait_until_free(version, patience_s)
         if loaded is not None:
             loaded.worker.stop()
-            self._models.wait_until_free(version, _LAST_ANSWERS_S)
+            self._registry.wait_until_free(version, _LAST_ANSWERS_S)
         version.loaded = loaded = None
         self._loader.unloaded()  # before END, which says that the memory is back
-        self._models.to_end(version)
+        self._registry.to_end(version)
         say(f"{version} is unloaded")
 
     def _died(self, version: ServableVersion, error: BaseException) -> None:

@@ -1,11 +1,9 @@
 """The models of this process by name and version, and the leases that requests hold on them."""
 
 import hashlib
-import math
 import random
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeVar
 
@@ -17,7 +15,6 @@ from gemma_server.errors import (
     Overloaded,
     WrongKind,
 )
-from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import (
     EmbeddingModel,
     GenerativeModel,
@@ -25,7 +22,7 @@ from gemma_server.serving.model import (
     Readiness,
     Status,
 )
-from gemma_server.serving.residency import Residency
+from gemma_server.serving.registry import Registry
 from gemma_server.serving.served_model import ServedModel
 from gemma_server.serving.version import ServableVersion, State
 from gemma_server.settings import DEFAULT_NAME
@@ -58,7 +55,7 @@ class Client(Protocol):
 
 
 class Models:
-    """What handlers see of the models, and the one place where a version changes its state.
+    """What handlers see of the models.
 
     A lease is given only while a version is AVAILABLE, under the lock that changes states: a
     version that is to go is out of reach in the same moment, and one that has come stays until
@@ -68,19 +65,20 @@ class Models:
     def __init__(
         self, default: str = DEFAULT_NAME, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.metrics = Metrics(self.served, lambda: self.readiness()["status"] == "ready")
-        self._models: dict[str, ServedModel] = {}
-        self.default = default
-        self.memory_limit = math.inf  # bytes that all versions may take together, once known
-        self._clock = clock
+        self.registry = Registry(default, lambda: self.readiness()["status"] == "ready", clock)
+        self.metrics = self.registry.metrics
         self._draining = False
-        self._changed = threading.Condition()  # guards all of it
+
+    @property
+    def _first(self) -> ServedModel | None:
+        """The one that answers requests that name none."""
+        return self.registry.model(self.registry.default)
 
     @property
     def leases(self) -> int:
         """How many are held now."""
-        with self._changed:
-            return sum(version.leases for version in self._all())
+        with self.registry.changed:
+            return sum(version.leases for version in self.registry.versions())
 
     def resolve(self, name: str | None, client: Client | None = None) -> Lease[GenerativeModel]:
         """The model of this name, which writes text.
@@ -117,7 +115,7 @@ class Models:
 
     @contextmanager
     def _lease(self, name: str | None, client: Client | None, kind: type[Model]) -> Iterator[Model]:
-        with self._changed:
+        with self.registry.changed:
             model, version = self._awaited(name, client)
             loaded = version.loaded
             assert loaded is not None
@@ -129,14 +127,14 @@ class Models:
                 )
                 raise WrongKind(loaded.name, does, asked)
             version.leases += 1
-            model.used_at = self._clock()
+            model.used_at = self.registry.clock()
         try:
             yield loaded
         finally:
-            with self._changed:
+            with self.registry.changed:
                 version.leases -= 1
-                model.used_at = self._clock()
-                self._changed.notify_all()
+                model.used_at = self.registry.clock()
+                self.registry.changed.notify_all()
 
     def require_ready(self) -> None:
         """Refuse a request before its body is read.
@@ -144,25 +142,25 @@ class Models:
         Raises:
             NotReady: no model takes requests.
         """
-        with self._changed:
-            serving = [each for model in self._models.values() if (each := model.serving())]
-            waits = any(model.can_come() for model in self._models.values())
+        with self.registry.changed:
+            serving = [each for model in self.registry.served() if (each := model.serving())]
+            waits = any(model.can_come() for model in self.registry.served())
             stuck = bool(serving) and all(map(_is_stuck, serving))
             if self._draining or stuck or not (serving or waits):
-                raise self._not_ready(self._models.get(self.default))
+                raise self._not_ready(self._first)
 
     def readiness(self) -> Readiness:
         """The status of the first model, and how far loading is, for clients that wait. One that is
         loaded when it is asked for is ready."""
-        with self._changed:
-            model = self._models.get(self.default)
+        with self.registry.changed:
+            model = self._first
             version = None if model is None else model.serving() or model.newest
             ready = model is not None and model.can_come()
             return {
                 "status": "ready" if ready and not self._draining else self._status(version),
                 "stage": "draining" if self._draining else _stage(version),
                 "progress": 1.0 if self._draining else version.progress if version else None,
-                "model": version.public_name if version else self.default,
+                "model": version.public_name if version else self.registry.default,
             }
 
     def known(self) -> list[tuple[ServedModel, LoadedModel | None]]:
@@ -173,10 +171,10 @@ class Models:
             NotReady: none does.
         """
         self.require_ready()
-        with self._changed:
+        with self.registry.changed:
             return [
                 (model, _loaded_of(model.serving()))
-                for model in self._models.values()
+                for model in self.registry.served()
                 if model.answers
             ]
 
@@ -188,17 +186,11 @@ class Models:
             NotReady: no model is known yet.
             ModelNotFound: there is no such model, or no such version of it.
         """
-        with self._changed:
+        with self.registry.changed:
             model, number = self._meant(name)
             if number is not None and number not in model.versions:
                 raise ModelNotFound(name)
             return model, _loaded_of(model.serving(number))
-
-    def first(self) -> LoadedModel | None:
-        """What of the first model takes requests, if anything does."""
-        with self._changed:
-            model = self._models.get(self.default)
-            return None if model is None else _loaded_of(model.serving())
 
     def states(self, name: str) -> list[ServableVersion]:
         """All versions of a model that are known, the newest first.
@@ -206,7 +198,7 @@ class Models:
         Raises:
             ModelNotFound: there is no such model.
         """
-        with self._changed:
+        with self.registry.changed:
             model = self._called(name)
             if model is None:
                 raise ModelNotFound(name)
@@ -218,7 +210,7 @@ class Models:
         Raises:
             ModelNotFound: there is no such model, or no such label.
         """
-        with self._changed:
+        with self.registry.changed:
             model, number = self._meant(f"{name}:{label}")
             version = model.newest if number is None else model.versions.get(number)
             if version is None:
@@ -231,7 +223,7 @@ class Models:
         Raises:
             ModelNotFound: there is no such model.
         """
-        with self._changed:
+        with self.registry.changed:
             model, _ = self._meant(name)
             model.keep_alive_s = seconds
 
@@ -242,7 +234,7 @@ class Models:
             ModelNotFound: there is no such model.
             ModelStays: it may not leave.
         """
-        with self._changed:
+        with self.registry.changed:
             model, _ = self._meant(name)
             if model.stays:
                 raise ModelStays(model.public_name)
@@ -254,120 +246,9 @@ class Models:
         Raises:
             ModelNotFound: there is no such model.
         """
-        with self._changed:
+        with self.registry.changed:
             model, _ = self._meant(name)
-            return max(0.0, model.expires_at() - self._clock())
-
-    def wall_time(self, at: float) -> float:
-        """Seconds since 1970 at a time on the clock of the models."""
-        return time.time() + at - self._clock()
-
-    # What changes states: for the manager, and for tests.
-
-    def govern(self, name: str, residency: Residency, weights: Mapping[int, int]) -> None:
-        """Hold a model to what its operator says; it is known from now on."""
-        with self._changed:
-            self._model(name).govern(residency, weights)
-
-    def set_labels(self, name: str, labels: Mapping[str, int]) -> None:
-        """Give a model these labels, and no others. One that points to a version that does not take
-        requests stays where it was until that does."""
-        with self._changed:
-            model = self._model(name)
-            wanted = {
-                label: number if model.serving(number) else model.labels.get(label)
-                for label, number in labels.items()
-            }
-            model.labels = {label: number for label, number in wanted.items() if number is not None}
-
-    def served(self) -> list[ServedModel]:
-        """All models, in the order in which they came."""
-        with self._changed:
-            return list(self._models.values())
-
-    def model(self, name: str) -> ServedModel | None:
-        """The one that is known by this name."""
-        with self._changed:
-            return self._models.get(name)
-
-    def versions(self, name: str | None = None) -> list[ServableVersion]:
-        """Those of one model, or of all."""
-        with self._changed:
-            return [each for each in self._all() if name in (None, each.name)]
-
-    def version(self, name: str, number: int) -> ServableVersion | None:
-        """The one of this name and number."""
-        with self._changed:
-            model = self._models.get(name)
-            return None if model is None else model.versions.get(number)
-
-    def add(self, version: ServableVersion) -> None:
-        """A version is wanted. It takes the place of one of its number that has ended."""
-        with self._changed:
-            self._model(version.name).add(version)
-
-    def forget(self, name: str) -> None:
-        """A model is no longer known."""
-        with self._changed:
-            self._models.pop(name, None)
-            self._changed.notify_all()
-
-    def adopt(self, loaded: LoadedModel) -> ServableVersion:
-        """Serve what is loaded already, as the first model."""
-        version = ServableVersion(self.default)
-        self.add(version)
-        self.to_available(version, loaded)
-        return version
-
-    def to_loading(self, version: ServableVersion) -> None:
-        """It is being loaded."""
-        self._change(version, State.LOADING)
-
-    def to_available(
-        self, version: ServableVersion, loaded: LoadedModel, load_s: float = 0.0
-    ) -> None:
-        """It takes requests from now on; it has taken so many seconds to load."""
-        version.at("ready", 1.0)
-        version.loaded, version.opened = loaded, None
-        self.metrics.loaded(version.public_name, load_s)
-        with self._changed:
-            model = self._model(version.name)
-            model.is_woken, model.used_at = False, self._clock()
-            self._change(version, State.AVAILABLE)
-
-    def to_unloading(self, version: ServableVersion) -> None:
-        """It takes no more requests; those that it has go on."""
-        self._change(version, State.UNLOADING)
-
-    def to_end(self, version: ServableVersion, error: str = "") -> None:
-        """It is gone; with an error it has failed."""
-        if error:
-            self.metrics.failed(version.public_name)
-        with self._changed:
-            version.error, version.loaded, version.opened = error, None, None
-            self._change(version, State.END)
-
-    def dismiss_if(self, name: str, *, idle: bool) -> list[ServableVersion]:
-        """Make the versions of a model leave: they are UNLOADING from now on, and it comes back
-        when it is asked for. None of them does if it has to be `idle` and is not."""
-        with self._changed:
-            model = self._models.get(name)
-            if model is None or (idle and not model.is_idle):
-                return []
-            leaving = model.dismiss()
-            for version in leaving:
-                self._change(version, State.UNLOADING)
-            return leaving
-
-    def wait_until_free(self, version: ServableVersion, timeout_s: float | None) -> bool:
-        """Wait until no request holds it; False if that takes longer. None: however long."""
-        with self._changed:
-            return self._changed.wait_for(lambda: version.leases == 0, timeout_s)
-
-    def wait_for_a_change(self, timeout_s: float) -> None:
-        """Wait until a version is in another state."""
-        with self._changed:
-            self._changed.wait(timeout_s)
+            return max(0.0, model.expires_at() - self.registry.clock())
 
     def drain(self) -> None:
         """Refuse new requests; those in flight go on. A signal handler calls this."""
@@ -375,31 +256,16 @@ class Models:
 
     def stop(self) -> None:
         """Fail the requests that still run."""
-        for version in list(self._all()):
+        for version in list(self.registry.versions()):
             if (loaded := version.loaded) is not None:
                 loaded.worker.stop()
-
-    def _change(self, version: ServableVersion, state: State) -> None:
-        with self._changed:
-            version.state = state
-            self._changed.notify_all()
-
-    def _model(self, name: str) -> ServedModel:
-        """The one that is known by this name, from now on if it was not."""
-        now = self._clock()
-        new = ServedModel(name, needed_at=now, used_at=now)
-        return self._models.setdefault(name, new)
-
-    def _all(self) -> list[ServableVersion]:
-        models = list(self._models.values())
-        return [each for model in models for each in model.versions.values()]
 
     def _awaited(
         self, asked: str | None, client: Client | None
     ) -> tuple[ServedModel, ServableVersion]:
         """The version that a request means, which takes requests. A client waits for one that is
         loaded when it is asked for."""
-        point, began = _point(client), self._clock()
+        point, began = _point(client), self.registry.clock()
         while True:
             if self._draining:
                 raise self._not_ready(None)
@@ -423,15 +289,15 @@ class Models:
         if model.waiting >= most:
             message = f"{model.waiting} requests wait for {model.public_name} to load, of {most}"
             raise Overloaded(message, retry_after_s=5)
-        model.wake(self._clock())
+        model.wake(self.registry.clock())
         model.waiting += 1
-        self._changed.notify_all()
-        self._changed.wait(_LOOK_S)
+        self.registry.changed.notify_all()
+        self.registry.changed.wait(_LOOK_S)
         model.waiting -= 1
         try:
             if client.deadline is not None and time.monotonic() >= client.deadline:
                 raise DeadlineExceeded(f"{model.public_name} has not loaded within your time")
-            if client.disconnected() or self._clock() - began >= LONGEST_WAIT_S:
+            if client.disconnected() or self.registry.clock() - began >= LONGEST_WAIT_S:
                 raise self._not_ready(model)
         except BaseException:
             model.forsake()
@@ -445,7 +311,7 @@ class Models:
             NotReady: nor any other yet.
         """
         if asked is None:
-            if (model := self._models.get(self.default)) is None:
+            if (model := self._first) is None:
                 raise self._not_ready(None)
             return model, None
         if (model := self._called(asked)) is not None:
@@ -458,13 +324,13 @@ class Models:
                 return model, int(which)
             if separator == ":" and which in model.labels:
                 return model, model.labels[which]
-        if not any(model.answers for model in self._models.values()):
-            raise self._not_ready(self._models.get(self.default))  # its name may become known
+        if not any(model.answers for model in self.registry.served()):
+            raise self._not_ready(self._first)  # its name may become known
         raise ModelNotFound(asked)
 
     def _called(self, asked: str) -> ServedModel | None:
         """The model that goes by this name."""
-        for model in self._models.values():
+        for model in self.registry.served():
             name = model.public_name
             if asked in (name, f"{name}:latest"):
                 return model

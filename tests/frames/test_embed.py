@@ -26,7 +26,7 @@ def peer(runner: FakeEmbeddingRunner, tmp_path: Path) -> Iterator[Peer]:
     deaths: list[BaseException] = []
     loaded = fake_embedding_model(runner, deaths.append, EmbeddingLimits(256, 4, 1000))
     models = Models("fake")
-    models.adopt(loaded)
+    models.registry.adopt(loaded)
     server = FrameServer(tmp_path / "socket", OperationService(models), deaths.append, threads=4)
     server.start()
     with Peer(tmp_path / "socket") as peer:

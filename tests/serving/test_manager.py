@@ -88,7 +88,7 @@ def test_a_version_that_fails_changes_nothing_and_is_retried_so_often() -> None:
         assert life.asked() == 1
     loads = life.states.count((2, State.LOADING))
     assert loads == 1 + RETRIES
-    failed = life.models.version("m", 2)
+    failed = life.models.registry.version("m", 2)
     assert failed is not None
     assert (failed.state, failed.error) == (State.END, "it is broken")
     with pytest.raises(NotReady, match="version 2 has ended: it is broken"):
@@ -240,7 +240,7 @@ def test_models_come_and_go_with_what_is_wanted() -> None:
     life.settle()
     with pytest.raises(ModelNotFound):
         life.asked("n")
-    assert [model.name for model in life.models.served()] == ["m"]
+    assert [model.name for model in life.models.registry.served()] == ["m"]
 
 
 def test_another_model_is_the_first_once_it_takes_requests() -> None:
@@ -312,7 +312,7 @@ def test_a_model_that_waits_for_its_last_request_holds_up_no_other() -> None:
     life.wanted["n"] = WantedModel({1: Wanted(Path("/n/1"))})
     life.begin()
     assert life.state(2) is State.START  # the memory of 1 is not back
-    other = life.models.version("n", 1)
+    other = life.models.registry.version("n", 1)
     assert other is not None
     assert other.state is State.LOADING
 
@@ -349,7 +349,9 @@ def test_whatever_happens_no_request_loses_its_version(acts: list[tuple[str, set
         elif act == "lose":
             life.poll_fails = bool(numbers)
         assert life.models.leases == len(held)
-        assert len({id(each) for each in life.models.versions()}) == len(life.models.versions())
+        assert len({id(each) for each in life.models.registry.versions()}) == len(
+            life.models.registry.versions()
+        )
     for _, stack in held:
         stack.close()
     life.failing, life.poll_fails = {}, False

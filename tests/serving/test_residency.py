@@ -19,10 +19,10 @@ def life_of(**sizes: int) -> Life:
     """Models of these sizes that are loaded when they are asked for, and room for 10."""
     life = Life()
     life.wanted.clear()
-    life.models.memory_limit = 10
+    life.models.registry.memory_limit = 10
     for name, size in sizes.items():
         life.host(name, size=size, on_request=True)
-    life.first = life.models.default = next(iter(sizes))
+    life.first = life.models.registry.default = next(iter(sizes))
     life.settle()
     return life
 
@@ -88,7 +88,7 @@ def test_what_is_always_in_use_has_to_let_others_in_after_a_while() -> None:
         life.now += TURN_S
         with pytest.raises(NotReady), life.held("b", patience=3):
             pass
-        waiting = life.models.model("b")
+        waiting = life.models.registry.model("b")
         assert waiting is not None
         waiting.wake(life.now)
         waiting.waiting += 1  # somebody waits for b from now on
@@ -112,10 +112,10 @@ def test_a_model_that_is_larger_than_the_limit_is_refused_with_both_figures() ->
 def test_a_start_loads_what_there_is_room_for() -> None:
     life = Life()
     life.wanted.clear()
-    life.models.memory_limit = 10
+    life.models.registry.memory_limit = 10
     for name in ("a", "b", "c"):
         life.host(name, size=4)
-    life.first = life.models.default = "a"
+    life.first = life.models.registry.default = "a"
     life.settle()
     assert life.in_memory == {"a", "b"}
     assert life.use("c") == 1
@@ -125,7 +125,7 @@ def test_a_start_loads_what_there_is_room_for() -> None:
 def test_a_new_version_goes_before_or_after_the_old_one_as_memory_allows() -> None:
     for limit, together in ((10, True), (7, False)):
         life = Life()
-        life.models.memory_limit = limit
+        life.models.registry.memory_limit = limit
         life.host("m", 1, size=5)
         life.settle()
         life.host("m", 2, size=5)
@@ -137,20 +137,20 @@ def test_a_new_version_goes_before_or_after_the_old_one_as_memory_allows() -> No
 
 def test_a_new_version_that_is_too_big_leaves_the_old_one() -> None:
     life = Life()
-    life.models.memory_limit = 10
+    life.models.registry.memory_limit = 10
     life.host("m", 1, size=5)
     life.settle()
     life.host("m", 2, size=11)
     for _ in range(50):
         life.step(RETRY_S)
     assert life.asked() == 1
-    assert "see --memory-limit" in (life.models.versions("m")[-1].error)
+    assert "see --memory-limit" in (life.models.registry.versions("m")[-1].error)
 
 
 def test_bytes_are_booked_until_memory_is_back() -> None:
     life = life_of(a=7, b=7)
     life.use("a")
-    model = life.models.model("b")
+    model = life.models.registry.model("b")
     assert model is not None
     model.wake(life.now)
     model.waiting += 1
@@ -258,7 +258,7 @@ def test_requests_are_shared_out_by_weight_and_stay_with_their_version() -> None
     life = Life()
     life.host("m", 1, 2, 3, weights={1: 80, 2: 20})
     life.settle()
-    model = life.models.model("m")
+    model = life.models.registry.model("m")
     assert model is not None
 
     def chosen(point: int) -> int:
@@ -320,17 +320,18 @@ def test_whatever_happens_memory_is_enough_and_no_request_is_cut(
         elif act == "die" and not held and 1 in life.on_death:
             life.on_death.pop(1)(RuntimeError("died"))
         life.step()
-        booked = sum(each.booked_bytes for each in life.models.versions())
-        assert booked <= life.models.memory_limit
+        booked = sum(each.booked_bytes for each in life.models.registry.versions())
+        assert booked <= life.models.registry.memory_limit
         assert not any(model.worker.stopped for model, _ in held)
     for _, stack in held:
         stack.close()
     life.failing = {}
     for name in "abc":
         life.host(name, 9, size=6, on_request=True)
-        life.step(1000)
+        life.models.release(name)
+    life.settle()
     for name in "abcabc":
         assert life.use(name) == 9
         assert life.in_memory == {name}
     assert life.models.leases == 0
-    assert all(model.waiting == 0 for model in life.models.served())
+    assert all(model.waiting == 0 for model in life.models.registry.served())

@@ -113,7 +113,7 @@ def serve() -> Iterator[Serve]:
         own = Settings(context_length=context_length, fake=True, **settings)
         models = Models("fake")
         if loading:
-            models.add(ServableVersion("fake"))
+            models.registry.add(ServableVersion("fake"))
         else:
             tokenizer, limit = fake_tokenizer(), own.max_steps
             chat: ChatTemplate = GemmaTemplate(tokenizer)
@@ -121,7 +121,7 @@ def serve() -> Iterator[Serve]:
                 tokenizer = gemma4_tokenizer()
                 chat = Gemma4Template(tokenizer, opens_thought=False)
             fixed = ("fake", tokenizer, "none", 0.0, CompileCounter())
-            models.adopt(
+            models.registry.adopt(
                 GenerativeModel(
                     *fixed, with_tools(chat), engine, sampling=sampling, max_steps=limit
                 )

@@ -54,7 +54,7 @@ class Embedding:
         self.deaths: list[BaseException] = []
         self.loaded = fake_embedding_model(self.runner, self.deaths.append, limits)
         self.models = Models("fake")
-        self.models.adopt(self.loaded)
+        self.models.registry.adopt(self.loaded)
         self.client: FlaskClient = make_app(self.models, settings).test_client()
 
     def ask(self, path: str, **body: Any) -> TestResponse:

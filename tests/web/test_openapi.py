@@ -82,8 +82,8 @@ def test_no_request_that_fits_the_schemas_or_almost_does_breaks_the_server_or_it
     closed = _with_closed_answers(DESCRIBED)
     monkeypatch.setattr(openapi, "document", lambda operations: closed)
     models, own = Models("fake"), load_settings(fake=True)
-    models.adopt(load_model(own, ServableVersion("fake"), lambda error: None))
-    models.set_labels("fake", {"stable": 1})
+    models.registry.adopt(load_model(own, ServableVersion("fake"), lambda error: None))
+    models.registry.set_labels("fake", {"stable": 1})
     schema: Any = schemathesis.openapi.from_wsgi("/openapi.json", make_app(models, own))
     schema.config.checks.negative_data_rejection.expected_statuses += ["413"]  # some draws are huge
     is_a_part = {path: _part_validator(closed, path) for path in closed["paths"]}

@@ -61,7 +61,7 @@ def test_every_answer_has_a_request_id(app: App) -> None:
 
 def test_readyz_follows_the_model_from_loading_to_draining(serve: Serve) -> None:
     app = serve(loading=True)
-    [version] = app.models.versions()
+    [version] = app.models.registry.versions()
     version.at("loading weights", 0.25)
     response = app.client.get("/readyz")
     assert response.status_code == 503

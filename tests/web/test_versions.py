@@ -26,16 +26,16 @@ class Served:
         self.models = Models("m")
         self.loaded = [self._add(1), self._add(3)]
         failed = ServableVersion("m", 2)
-        self.models.add(failed)
-        self.models.to_end(failed, "it is broken")
-        self.models.set_labels("m", {"stable": 1, "canary": 3, "broken": 2})
+        self.models.registry.add(failed)
+        self.models.registry.to_end(failed, "it is broken")
+        self.models.registry.set_labels("m", {"stable": 1, "canary": 3, "broken": 2})
         self.client: FlaskClient = make_app(self.models, SETTINGS).test_client()
 
     def _add(self, number: int) -> LoadedModel:
         version = ServableVersion("m", number)
         loaded = replace(load_model(SETTINGS, version, lambda error: None), version=number)
-        self.models.add(version)
-        self.models.to_available(version, loaded)
+        self.models.registry.add(version)
+        self.models.registry.to_available(version, loaded)
         return loaded
 
 
@@ -189,15 +189,15 @@ def test_unknown_models_and_versions_are_not_found(served: Served) -> None:
 def test_a_label_stays_until_its_new_version_takes_requests(served: Served) -> None:
     models = Models("m")
     for number in (1, 2):
-        models.add(ServableVersion("m", number))
-    [first, second] = models.versions("m")
-    models.to_available(first, served.loaded[0])
-    models.set_labels("m", {"stable": 1, "next": 2})
+        models.registry.add(ServableVersion("m", number))
+    [first, second] = models.registry.versions("m")
+    models.registry.to_available(first, served.loaded[0])
+    models.registry.set_labels("m", {"stable": 1, "next": 2})
     assert models.labelled("m", "stable").number == 1
     with pytest.raises(ModelNotFound):
         models.labelled("m", "next")
-    models.set_labels("m", {"stable": 2})
+    models.registry.set_labels("m", {"stable": 2})
     assert models.labelled("m", "stable").number == 1
-    models.to_available(second, served.loaded[1])
-    models.set_labels("m", {"stable": 2})
+    models.registry.to_available(second, served.loaded[1])
+    models.registry.set_labels("m", {"stable": 2})
     assert models.labelled("m", "stable").number == 2

@@ -56,13 +56,13 @@ class ModelStates(TypedDict):
 
 def states(body: None, models: Models, caller: Caller) -> ModelStates:
     """All models, also those that are not in memory."""
-    limit = models.memory_limit
+    limit = models.registry.memory_limit
     return {
         "memory": {
-            "booked_bytes": sum(each.booked_bytes for each in models.versions()),
+            "booked_bytes": sum(each.booked_bytes for each in models.registry.versions()),
             "limit_bytes": None if math.isinf(limit) else int(limit),
         },
-        "models": [_state(model, models) for model in models.served()],
+        "models": [_state(model, models) for model in models.registry.served()],
     }
 
 
@@ -71,12 +71,12 @@ def _state(model: ServedModel, models: Models) -> ModelState:
     versions = sorted(model.versions.values(), key=lambda each: -each.number)
     return {
         "name": model.public_name,
-        "default": model.name == models.default,
+        "default": model.name == models.registry.default,
         "pinned": model.stays,
         "loads": "request" if residency is not None and residency.on_request else "start",
         "waiting": model.waiting,
-        "used_at": _moment(models.wall_time(model.used_at)) if in_memory else None,
-        "expires_at": _moment(models.wall_time(model.expires_at())) if in_memory else None,
+        "used_at": _moment(models.registry.wall_time(model.used_at)) if in_memory else None,
+        "expires_at": _moment(models.registry.wall_time(model.expires_at())) if in_memory else None,
         "versions": [_version(model, each) for each in versions],
     }
 
