@@ -41,7 +41,7 @@ class Costs(TypedDict):
 
 
 class Job:
-    """The generations of one request, in its order.
+    """The generations of one request, in its order, each with stop strings of its own.
 
     Iterate `pieces`, or `run`; then `completions` is there. Leaving early frees all slots.
 
@@ -54,7 +54,7 @@ class Job:
         self,
         loaded: GenerativeModel,
         requests: list[Request],
-        stops: Sequence[str],
+        stops: Sequence[Sequence[str]],
         metrics: Metrics,
         caller: Caller,
         truncation: Truncation | None = None,
@@ -68,19 +68,20 @@ class Job:
         requests = _with_control_stops(requests, stops, loaded.tokenizer)
         name, returns = caller.shares_as(user)
         handles = loaded.engine.submit(requests, caller.deadline, name, returns=returns)
-        strings = StopStrings(stops)  # not for requests that were refused: they may be many
+        # Not for requests that were refused: they may be many.
+        strings = {each: StopStrings(each) for each in set(map(tuple, stops))}
         self._generations = [
             Generation(
                 loaded.engine,
                 loaded.tokenizer,
                 handle,
-                strings,
+                strings[tuple(own)],
                 reading,
                 disconnected=caller.disconnected,
                 deadline=caller.deadline,
                 keepalive_s=KEEPALIVE_S,
             )
-            for handle in handles
+            for handle, own in zip(handles, stops, strict=True)
         ]
         self._stages = caller.stages
         caller.on_job(self)
@@ -174,14 +175,16 @@ class Job:
 
 
 def _with_control_stops(
-    requests: list[Request], stops: Sequence[str], tokenizer: Tokenizer
+    requests: list[Request], stops: Sequence[Sequence[str]], tokenizer: Tokenizer
 ) -> list[Request]:
     """A stop string that spells a control token is that token, which has no text."""
-    controls = {found for stop in stops if (found := tokenizer.control_id(stop)) is not None}
-    if not controls:
-        return requests
+
+    def with_own(request: Request, own: Sequence[str]) -> Request:
+        controls = {found for stop in own if (found := tokenizer.control_id(stop)) is not None}
+        return replace(request, stop_ids=request.stop_ids | controls) if controls else request
+
     try:
-        return [replace(request, stop_ids=request.stop_ids | controls) for request in requests]
+        return [with_own(*each) for each in zip(requests, stops, strict=True)]
     except ValueError as error:
         raise InvalidRequest(f"stop: {error}", param="stop") from None
 

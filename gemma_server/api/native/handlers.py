@@ -1,6 +1,6 @@
 """The server's own operations: /prompt generates, /echo measures the hop, a frame scores."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from typing_extensions import TypedDict
@@ -70,20 +70,24 @@ def prompt(body: PromptBody, models: Models, caller: Caller) -> PromptAnswer | S
     loaded = caller.hold(models.resolve, body.model)
     if body.stream and not isinstance(body.prompt, str):
         raise InvalidRequest("a list of prompts cannot be streamed", param="stream")
-    job = begin(body, loaded, models, caller)
+    job = begin([body], loaded, models, caller)
     return Stream(job, PromptForm()) if body.stream else _whole(body, job)
 
 
-def begin(body: PromptBody, loaded: GenerativeModel, models: Models, caller: Caller) -> Job:
-    """Queue what /prompt was asked for.
+def begin(
+    bodies: Sequence[PromptBody], loaded: GenerativeModel, models: Models, caller: Caller
+) -> Job:
+    """Queue what bodies of /prompt ask for, side by side.
 
     Raises:
         RequestError: nothing was queued.
     """
-    context_length = loaded.engine.context_length
-    steps = body.steps(limit=min(loaded.max_steps or context_length, context_length))
-    requests = _requests(body, steps, loaded, caller.stages)
-    return Job(loaded, requests, as_list(body.stop), models.metrics, caller)
+    requests, stops = list[Request](), list[list[str]]()
+    for body in bodies:
+        asked = _requests(body, loaded, caller.stages)
+        requests += asked
+        stops += [as_list(body.stop)] * len(asked)
+    return Job(loaded, requests, stops, models.metrics, caller)
 
 
 def score(body: ScoreBody, models: Models, caller: Caller) -> Scores:
@@ -92,7 +96,7 @@ def score(body: ScoreBody, models: Models, caller: Caller) -> Scores:
     with timed(caller.stages, "tokenize"), prompt_in("prompt"):
         ids = tuple(encode_prompt(loaded, body.prompt))
     request = Request(ids, 0, top_logprobs=body.top_logprobs, prompt_logprobs=True)
-    job = Job(loaded, [request], (), models.metrics, caller)
+    job = Job(loaded, [request], [()], models.metrics, caller)
     [completion] = job.run()
     scored = zip(ids, (None, *completion.prompt_logprobs), strict=True)
     return {
@@ -142,10 +146,10 @@ def _whole(body: PromptBody, job: Job) -> PromptAnswer:
     }
 
 
-def _requests(
-    body: PromptBody, steps: int, loaded: GenerativeModel, stages: Stages
-) -> list[Request]:
+def _requests(body: PromptBody, loaded: GenerativeModel, stages: Stages) -> list[Request]:
     """Encode all prompts; an error names the prompt at fault."""
+    context_length = loaded.engine.context_length
+    steps = body.steps(limit=min(loaded.max_steps or context_length, context_length))
     requests, form = [], Form(body.asked)
     for index, text in enumerate(body.prompts):
         param = "prompt" if isinstance(body.prompt, str) else f"prompt[{index}]"

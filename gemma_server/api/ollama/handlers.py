@@ -215,7 +215,7 @@ def _job(
     stop_ids, wanted = loaded.tokenizer.stop_ids, body.wanted_logprobs
     [constraint] = form.start(loaded, ids, 1)
     request = Request(tuple(ids), steps, how, stop_ids, top_logprobs=wanted, constraint=constraint)
-    stops = as_list(body.options.stop)
+    stops = [as_list(body.options.stop)]
     return Job(loaded, [request], stops, models.metrics, caller, truncation, reading=reading)
 
 

@@ -75,7 +75,7 @@ def chat(body: ChatCompletionBody, models: Models, caller: Caller) -> ChatComple
     wanted = _wanted(body, loaded)
     ids = encode_messages(loaded, body.messages, wanted, truncation, caller.stages)
     requests = _requests(body, [ids], steps, loaded, _form(body, wanted))
-    stops = as_list(body.stop)
+    stops = [as_list(body.stop)] * len(requests)
     reading = reading_of(loaded, wanted.tools, only_one=not body.parallel_tool_calls)
     job = Job(loaded, requests, stops, models.metrics, caller, truncation, body.user, reading)
     form = ChatForm(loaded, with_logprobs=body.logprobs)
@@ -92,7 +92,7 @@ def completions(body: CompletionBody, models: Models, caller: Caller) -> TextCom
     truncation = Truncation.of(loaded, steps, truncate=body.truncate)
     prompts = _encode(body, loaded, truncation, caller.stages)
     requests = _requests(body, prompts, steps, loaded, Form(body.asked))
-    stops = as_list(body.stop)
+    stops = [as_list(body.stop)] * len(requests)
     job = Job(loaded, requests, stops, models.metrics, caller, truncation, body.user)
     form = TextForm(loaded, prompts, body)
     if body.stream:

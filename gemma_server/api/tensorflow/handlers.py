@@ -5,7 +5,6 @@ The wire format follows tensorflow/serving's `model_servers/http_rest_api_handle
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
@@ -70,13 +69,8 @@ class Predictions(TypedDict):
 def predict(body: PredictBody, models: Models, caller: Caller) -> Predictions:
     """Continue all texts, side by side."""
     loaded = caller.hold(models.resolve, _asked(caller))
-    bodies = body.bodies()
-    with ExitStack() as all_or_none:
-        jobs = []
-        for each in bodies:
-            jobs.append(begin(each, loaded, models, caller))
-            all_or_none.callback(jobs[-1].cancel)
-        answers = [_prediction(*job.run()) for job in jobs]
+    job = begin(body.bodies(), loaded, models, caller)
+    answers = list(map(_prediction, job.run()))
     if not body.in_columns:
         return {"predictions": answers}
     reasons = [answer["finish_reason"] for answer in answers]
