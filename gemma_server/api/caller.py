@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gemma_server.api.timing import Stages
+from gemma_server.engine.priority import Priority
 from gemma_server.serving.model import LoadedModel
 from gemma_server.serving.models import Lease, Model
 
@@ -31,6 +32,7 @@ class Caller:
     held: ExitStack  # the transport closes it once the answer is complete
     disconnected: Callable[[], bool] = lambda: False
     deadline: float | None = None  # on the monotonic clock
+    priority: Priority = "interactive"  # unless the body says another
     stages: Stages = field(default_factory=dict)  # milliseconds of each stage so far
     params: Mapping[str, str] = field(default_factory=dict)  # of a path and its query
     on_job: Callable[[Running], None] = lambda job: None  # called with the job when it begins

@@ -45,7 +45,9 @@ class EmbeddingJob:
         self._engine, self._metrics, self._caller = loaded.engine, metrics, caller
         self._compilations, self._compiled_s = loaded.compilations, loaded.compilations.seconds
         name, _ = caller.shares_as(user)
-        self._request = loaded.engine.submit(list(map(tuple, texts)), caller.deadline, name)
+        self._request = loaded.engine.submit(
+            list(map(tuple, texts)), caller.deadline, name, priority=caller.priority
+        )
         caller.on_job(self)
 
     @property

@@ -12,6 +12,7 @@ from gemma_server.api.caller import Caller
 from gemma_server.api.generation import Completion, Generation, Piece
 from gemma_server.api.timing import milliseconds
 from gemma_server.api.truncation import Truncation
+from gemma_server.engine.priority import Priority
 from gemma_server.engine.request import Request, Timings
 from gemma_server.errors import InvalidRequest
 from gemma_server.serving.metrics import Metrics
@@ -41,7 +42,8 @@ class Costs(TypedDict):
 
 
 class Job:
-    """The generations of one request, in its order, each with stop strings of its own.
+    """The generations of one request, in its order, each with stop strings of its own. `priority`
+    is what the body says of it, which goes before what the caller says.
 
     Iterate `pieces`, or `run`; then `completions` is there. Leaving early frees all slots.
 
@@ -60,6 +62,7 @@ class Job:
         truncation: Truncation | None = None,
         user: str | None = None,
         reading: Reading | None = None,
+        priority: Priority | None = None,
     ) -> None:
         self.loaded = loaded
         self._truncation = truncation
@@ -67,7 +70,13 @@ class Job:
         self._compiled_s = loaded.compilations.seconds
         requests = _with_control_stops(requests, stops, loaded.tokenizer)
         name, returns = caller.shares_as(user)
-        handles = loaded.engine.submit(requests, caller.deadline, name, returns=returns)
+        handles = loaded.engine.submit(
+            requests,
+            caller.deadline,
+            name,
+            returns=returns,
+            priority=priority or caller.priority,
+        )
         # Not for requests that were refused: they may be many.
         strings = {each: StopStrings(each) for each in set(map(tuple, stops))}
         self._generations = [

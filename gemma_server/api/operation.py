@@ -80,6 +80,6 @@ class Operation(Generic[Body]):
     embeds: bool = False  # it waits for the model, though it streams nothing
 
     @property
-    def has_deadline(self) -> bool:
-        """Whether the client may limit the time that it takes."""
+    def is_queued(self) -> bool:
+        """Whether it waits its turn at a model: a client may limit the time, and say a priority."""
         return self.embeds or self.stream is not None

@@ -15,6 +15,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from gemma_server.engine.priority import PRIORITIES, Priority, is_priority
 from gemma_server.engine.request import MAX_TOP_LOGPROBS, random_seed
 from gemma_server.errors import InvalidRequest
 
@@ -140,6 +141,20 @@ def within(asked: int, limit: int | None, param: str) -> int:
     if limit is not None and asked > limit:
         raise InvalidRequest(f"{param}: this server's limit is {limit}", param=param)
     return asked
+
+
+def check_priority(word: object, param: str) -> Priority:
+    """The class that a client names outside of a body; None is the default.
+
+    Raises:
+        InvalidRequest: there is no such class.
+    """
+    if word is None:
+        return "interactive"
+    if not is_priority(word):
+        message = f"{param}: {str(word)[:40]!r} is not {' or '.join(PRIORITIES)}"
+        raise InvalidRequest(message, param=param)
+    return word
 
 
 def check_tokens(ids: Sequence[int], vocab_size: int, param: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from gemma_server.engine.device_thread import DeviceThread
+from gemma_server.engine.priority import PRIORITIES, Priority, PriorityTurns
 from gemma_server.engine.queue import LONGEST_WAIT_S
 from gemma_server.engine.request import Timestamps
 from gemma_server.engine.stats import EngineStats
@@ -58,9 +59,15 @@ class Texts:
     """The texts of one request; `wait` for their embeddings, then read `vectors`."""
 
     def __init__(
-        self, texts: Sequence[Tokens], lengths: Sequence[int], deadline: float | None, caller: str
+        self,
+        texts: Sequence[Tokens],
+        lengths: Sequence[int],
+        deadline: float | None,
+        caller: str,
+        priority: Priority,
     ) -> None:
         self.texts, self.deadline, self.caller = texts, deadline, caller
+        self.priority = priority
         self.timestamps = Timestamps(submitted=time.monotonic())
         self.vectors: list[Vector] = [array("f")] * len(texts)
         self.error: RequestError | None = None
@@ -135,8 +142,9 @@ class Texts:
 class EmbeddingEngine(DeviceThread):
     """Embeds the texts of all requests on one runner.
 
-    Any thread may submit and cancel. Callers take turns: each step begins with the shortest texts
-    of the caller whose turn was longest ago, and is filled with others' texts of that length.
+    Any thread may submit and cancel. The two classes take turns as `PriorityTurns` says, and so do
+    the callers in each: a step begins with the shortest texts of the caller whose turn was longest
+    ago, and is filled with others' texts of that length.
     """
 
     def __init__(
@@ -150,6 +158,7 @@ class EmbeddingEngine(DeviceThread):
         self._runner, self._limits = runner, limits
         self._waiting: list[Texts] = []  # what has not ended, in the order that it came
         self._turns: dict[str, int] = {}  # of callers in the list: the number of their last step
+        self._priority_turns = PriorityTurns()
         self._steps = 0
         self._token_s: deque[float] = deque(maxlen=_STEPS)  # seconds for a token, padding too
 
@@ -177,7 +186,12 @@ class EmbeddingEngine(DeviceThread):
             raise ContextLengthExceeded(tokens, self._limits.context_length)
 
     def submit(
-        self, texts: Sequence[Tokens], deadline: float | None = None, caller: str = ""
+        self,
+        texts: Sequence[Tokens],
+        deadline: float | None = None,
+        caller: str = "",
+        *,
+        priority: Priority = "interactive",
     ) -> Texts:
         """Queue a request of one text or more; `deadline` is on the monotonic clock.
 
@@ -189,12 +203,11 @@ class EmbeddingEngine(DeviceThread):
         """
         for text in texts:
             self.check_prompt(len(text))
-        request = Texts(texts, self._runner.lengths, deadline, caller)
+        request = Texts(texts, self._runner.lengths, deadline, caller, priority)
         with self._changed:
             self._require_alive()
-            before = sum(waiting.tokens for waiting in self._waiting)
-            self._refuse_when_full(before, request.tokens)
-            self._refuse_when_late(before + request.tokens, deadline)
+            self._refuse_when_full(request.tokens)
+            self._refuse_when_late(request)
             self._waiting.append(request)
             self._changed.notify()
         return request
@@ -205,9 +218,10 @@ class EmbeddingEngine(DeviceThread):
             request.cancel()
             self._waiting = [waiting for waiting in self._waiting if not waiting.is_over]
 
-    def _refuse_when_full(self, before: int, more: int) -> None:
+    def _refuse_when_full(self, more: int) -> None:
         """One request is always taken: there is none that is too large for an empty queue."""
         limits, requests = self._limits, len(self._waiting)
+        before = sum(waiting.tokens for waiting in self._waiting)
         by_places = requests > limits.max_queue
         if not requests or not (by_places or before + more > limits.max_queue_tokens):
             return
@@ -220,11 +234,14 @@ class EmbeddingEngine(DeviceThread):
             retry_after_s=max(1, math.ceil(min(wait_s, LONGEST_WAIT_S))),
         )
 
-    def _refuse_when_late(self, tokens: int, deadline: float | None) -> None:
-        if deadline is None:
+    def _refuse_when_late(self, request: Texts) -> None:
+        """Counts those of the same class: of the other, none need go first."""
+        if request.deadline is None:
             return
+        alike = (other for other in self._waiting if other.priority == request.priority)
+        tokens = sum(other.tokens for other in (*alike, request))
         soonest = tokens * min(self._token_s, default=0.0)
-        left = max(0.0, deadline - time.monotonic())
+        left = max(0.0, request.deadline - time.monotonic())
         if soonest > left:
             raise DeadlineExceeded(
                 f"the embeddings would take {soonest:.1f} s or more, and {left:.1f} s are left"
@@ -258,11 +275,15 @@ class EmbeddingEngine(DeviceThread):
     def _filled_step(self) -> tuple[int, list[tuple[Texts, int]]]:
         callers = {request.caller for request in self._waiting}
         self._turns = {caller: self._turns.get(caller, -1) for caller in callers}
-        lead = min(self._waiting, key=lambda request: self._turns[request.caller])
+        by_class = {each: [r for r in self._waiting if r.priority == each] for each in PRIORITIES}
+        waits = {each: bool(requests) for each, requests in by_class.items()}
+        first = self._priority_turns.next(**waits)
+        lead = min(by_class[first], key=lambda request: self._turns[request.caller])
         self._turns[lead.caller] = self._steps
         length = lead.shortest()
         parts: list[tuple[Texts, int]] = []
-        for request in (lead, *self._waiting):  # the lead has given all that it can by then
+        others = (request for requests in by_class.values() for request in requests)
+        for request in (lead, *others):  # the lead has given all that it can by then
             most = self._runner.rows(length) - len(parts)
             for index in request.take(length, most):
                 if request.timestamps.admitted is None:

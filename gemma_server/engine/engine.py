@@ -8,6 +8,7 @@ from collections.abc import Callable
 from gemma_server.engine.device_thread import DeviceThread
 from gemma_server.engine.draft_model import DraftModel
 from gemma_server.engine.plan import PendingStep, Plan, Runner
+from gemma_server.engine.priority import Priority
 from gemma_server.engine.request import Handle, Request
 from gemma_server.engine.scheduler import Scheduler
 from gemma_server.engine.stats import EngineStats
@@ -87,6 +88,7 @@ class Engine(DeviceThread):
         caller: str = "",
         *,
         returns: bool = True,
+        priority: Priority = "interactive",
     ) -> list[Handle]:
         """Queue the requests, all or none of them; `deadline` is on the monotonic clock. Callers
         share slots and places in the queue; one that `returns` could come back by this name.
@@ -101,7 +103,9 @@ class Engine(DeviceThread):
             raise BatchTooLarge(len(requests), limits.slots + limits.max_queue)
         with self._changed:
             self._require_alive()
-            handles = self._scheduler.submit(requests, deadline, caller, returns=returns)
+            handles = self._scheduler.submit(
+                requests, deadline, caller, returns=returns, priority=priority
+            )
             self._changed.notify()
             return handles
 

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from gemma_server.engine.priority import PRIORITIES, Priority, PriorityTurns
 from gemma_server.engine.sequence import Sequence
 
 LONGEST_WAIT_S = 120.0  # that a caller is told
@@ -19,39 +20,49 @@ def rounds_s(places: int, *, slots: int, held_s: float) -> float:
 
 
 class FairQueue:
-    """Requests without a slot. Each caller's come in their order, and callers take turns."""
+    """Requests without a slot, in two classes that take turns as `PriorityTurns` says. Within a
+    class each caller's come in their order, and callers take turns."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, deque[Sequence]] = {}  # the caller whose turn was longest ago first
+        # By caller, the one whose turn was longest ago first.
+        self._lines: dict[Priority, dict[str, deque[Sequence]]] = {p: {} for p in PRIORITIES}
+        self._turns = PriorityTurns()
         self._length = 0
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Sequence]:
-        return (sequence for line in self._lines.values() for sequence in line)
+        return (sequence for priority in PRIORITIES for sequence in self.of(priority))
+
+    def of(self, priority: Priority) -> Iterator[Sequence]:
+        """Those of one class."""
+        return (sequence for line in self._lines[priority].values() for sequence in line)
 
     def append(self, sequence: Sequence) -> None:
         """Put a request at the end of its caller's line."""
-        self._lines.setdefault(sequence.caller, deque()).append(sequence)
+        self._lines[sequence.priority].setdefault(sequence.caller, deque()).append(sequence)
         self._length += 1
 
     def remove(self, sequence: Sequence) -> None:
         """Take a request out."""
-        line = self._lines[sequence.caller]
-        line.remove(sequence)
+        lines = self._lines[sequence.priority]
+        lines[sequence.caller].remove(sequence)
         self._length -= 1
-        if not line:
-            del self._lines[sequence.caller]
+        if not lines[sequence.caller]:
+            del lines[sequence.caller]
 
     def next(self, active: Mapping[str, int]) -> Sequence:
-        """Take out the first request of the caller with the fewest slots in use; of several such
-        callers it is the turn of the one that was served longest ago."""
-        caller = min(self._lines, key=lambda caller: active.get(caller, 0))
-        sequence = self._lines[caller][0]
+        """Take out a request of the class whose turn it is: the first of the caller with the fewest
+        slots in use; of several such callers it is the turn of the one that was served longest
+        ago."""
+        waiting = {priority: bool(lines) for priority, lines in self._lines.items()}
+        lines = self._lines[self._turns.next(**waiting)]
+        caller = min(lines, key=lambda caller: active.get(caller, 0))
+        sequence = lines[caller][0]
         self.remove(sequence)
-        if caller in self._lines:  # its next turn comes after the others'
-            self._lines[caller] = self._lines.pop(caller)
+        if caller in lines:  # its next turn comes after the others'
+            lines[caller] = lines.pop(caller)
         return sequence
 
 

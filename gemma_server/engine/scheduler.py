@@ -11,6 +11,7 @@ from gemma_server.engine.draft import Chance, Foreseen, allot, worth_asking
 from gemma_server.engine.draft_model import Asked
 from gemma_server.engine.estimates import ServiceEstimates
 from gemma_server.engine.plan import Chunk, Copy, Plan, Row, StepResult
+from gemma_server.engine.priority import Priority
 from gemma_server.engine.prompt_cache import PromptCache, Text
 from gemma_server.engine.queue import LONGEST_WAIT_S, FairQueue, Promises, Room, rounds_s
 from gemma_server.engine.request import (
@@ -105,6 +106,7 @@ class Scheduler:
         caller: str = "",
         *,
         returns: bool = True,
+        priority: Priority = "interactive",
     ) -> list[Handle]:
         """Put all of the requests into the queue, or none; `deadline` is on the scheduler's clock.
         `returns`: the caller could come back by this name.
@@ -120,18 +122,22 @@ class Scheduler:
         for tokens in prompts:
             self.check_prompt(tokens)
         self._refuse_when_full(prompts, caller, returns=returns)
-        sequences = [self._sequence(request, deadline, caller) for request in requests]
-        self._refuse_when_late(sequences, deadline)
+        sequences = [self._sequence(request, deadline, caller, priority) for request in requests]
+        self._refuse_when_late(sequences, deadline, priority)
         self._promises.taken_up(caller)
         for sequence in sequences:
             self._queue.append(sequence)
         return [sequence.handle for sequence in sequences]
 
-    def _sequence(self, request: Request, deadline: float | None, caller: str) -> Sequence:
+    def _sequence(
+        self, request: Request, deadline: float | None, caller: str, priority: Priority
+    ) -> Sequence:
         handle = Handle(request, Timestamps(submitted=self._clock()))
         room = self.limits.context_length - len(request.token_ids)
         longest = min(request.max_new_tokens, room)
-        sequence = Sequence(next(self._ids), handle, longest, deadline, self._agreement, caller)
+        sequence = Sequence(
+            next(self._ids), handle, longest, deadline, self._agreement, caller, priority
+        )
         if deadline is not None and sequence.reuses:
             # As it looks now; what there is when it gets a slot decides.
             sequence.prefilled = self.prompt_cache.longest(sequence.prompt, self._running())
@@ -275,11 +281,14 @@ class Scheduler:
             retry_after_s=max(1, math.ceil(min(wait_s, LONGEST_WAIT_S))),
         )
 
-    def _refuse_when_late(self, sequences: list[Sequence], deadline: float | None) -> None:
-        """Counts prompts alone, read one after the other: the length of answers is unknown."""
+    def _refuse_when_late(
+        self, sequences: list[Sequence], deadline: float | None, priority: Priority
+    ) -> None:
+        """Counts prompts alone, read one after the other: the length of answers is unknown. Of the
+        queue those of the same class count: of the other, none need go first."""
         if deadline is None:
             return
-        ahead = (sequence for sequence in (*self._queue, *self._slots) if sequence)
+        ahead = (sequence for sequence in (*self._queue.of(priority), *self._slots) if sequence)
         unread = sum(sequence.unread for sequence in (*ahead, *sequences))
         soonest, left = self._estimates.prefill_s(unread), max(0.0, deadline - self._clock())
         if soonest > left:

@@ -7,6 +7,7 @@ from itertools import zip_longest
 from gemma_server.engine.draft import Chance, Foreseen, Lookup
 from gemma_server.engine.draft_model import Asked
 from gemma_server.engine.plan import Chunk, Row
+from gemma_server.engine.priority import Priority
 from gemma_server.engine.prompt_cache import Text, worth_waiting
 from gemma_server.engine.request import Handle, Request
 
@@ -26,6 +27,7 @@ class Sequence:
     deadline: float | None
     agreement: Chance  # of a draft model with its own, over all sequences
     caller: str = ""  # whose request it is; slots and places in the queue are shared among callers
+    priority: Priority = "interactive"
     turn: int = 0  # of reading, the last that it had
     prefilled: int = 0
     in_flight: int = 0

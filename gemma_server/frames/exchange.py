@@ -12,6 +12,7 @@ from gemma_server.api.caller import Caller, Running
 from gemma_server.api.document import write
 from gemma_server.api.errors import CLIENT_CLOSED, ErrorBody, error_body, make_error_body, status_of
 from gemma_server.api.generation import Disconnected
+from gemma_server.engine.priority import Priority
 from gemma_server.errors import NotReady, Overloaded, RequestError
 from gemma_server.frames.codec import FAILED, FINISHED, RAW, BrokenFraming, frame
 from gemma_server.frames.service import Part
@@ -49,12 +50,17 @@ class Exchange:
         if job is not None:
             job.cancel()
 
-    def run(self, answer: Callable[[Caller], Iterator[Part]], deadline: float | None) -> None:
+    def run(
+        self,
+        answer: Callable[[Caller], Iterator[Part]],
+        deadline: float | None,
+        priority: Priority,
+    ) -> None:
         """Send the answer to a request, piece by piece."""
         try:
             self._check()
             with ExitStack() as held:
-                for kind, document in answer(self._caller(held, deadline)):
+                for kind, document in answer(self._caller(held, deadline, priority)):
                     whole = json_frame(kind, self.name, document)
                     if kind == FINISHED:
                         self._check()
@@ -72,7 +78,7 @@ class Exchange:
         try:
             self._check()
             with ExitStack() as held:
-                whole = frame(RAW, answer(self._caller(held, None)))
+                whole = frame(RAW, answer(self._caller(held)))
         except Exception as error:
             self.status, whole = failure(error, None, about=RAW, request_id=self._request_id)
         self._over(self)
@@ -82,12 +88,18 @@ class Exchange:
         if self._cancelled:
             raise Disconnected
 
-    def _caller(self, held: ExitStack, deadline: float | None) -> Caller:
+    def _caller(
+        self,
+        held: ExitStack,
+        deadline: float | None = None,
+        priority: Priority = "interactive",
+    ) -> Caller:
         return Caller(
             self._request_id,
             held,
             lambda: self._cancelled,
             deadline,
+            priority,
             on_job=self._began,
             connection=self._connection,
         )

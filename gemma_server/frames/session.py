@@ -10,6 +10,7 @@ from typing import Any
 
 from gemma_server.api.caller import Caller
 from gemma_server.api.document import parse
+from gemma_server.api.schemas import check_priority
 from gemma_server.errors import InvalidRequest, Overloaded, RequestError
 from gemma_server.frames.codec import RAW, REQUEST, BrokenFraming, body_of, kind_of
 from gemma_server.frames.exchange import Exchange, Id, failure
@@ -92,13 +93,15 @@ class Session:
             known = ", ".join((*self._service.ops, "cancel"))
             raise InvalidRequest(f"op: not one of {known}", param="op", code="unknown_op")
         answer, deadline = self._service.ops[op], _deadline_of(document)
+        priority = check_priority(document.pop("priority", None), "priority")
         exchange = Exchange(self._send, partial(self._request_is_over, op), name, self._name)
         with self._lock:
             if len(self._requests) >= MAX_REQUESTS:
                 raise _overloaded(f"{MAX_REQUESTS} requests")
             self._requests[name] = exchange
+        run = partial(exchange.run, partial(answer, document), deadline, priority)
         try:
-            self._workers.start(partial(exchange.run, partial(answer, document), deadline))
+            self._workers.start(run)
         except Overloaded:
             self._forget(exchange)
             raise

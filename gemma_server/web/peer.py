@@ -1,4 +1,4 @@
-"""The client that waits for the answer: its deadline, and whether it has disconnected."""
+"""The client that waits for the answer: its deadline, its priority, whether it has disconnected."""
 
 import re
 import select
@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from flask import request
 
+from gemma_server.api.schemas import check_priority
+from gemma_server.engine.priority import Priority
 from gemma_server.errors import InvalidRequest
 
 # The peer sends no more. Only Linux reports this before something is sent.
@@ -30,6 +32,15 @@ def deadline() -> float | None:
             param="X-Request-Timeout-Ms",
         )
     return time.monotonic() + int(header) / 1000
+
+
+def priority() -> Priority:
+    """The class in which the request waits, from `X-Priority`.
+
+    Raises:
+        InvalidRequest: there is no such class.
+    """
+    return check_priority(request.headers.get("X-Priority"), "X-Priority")
 
 
 def peer_name() -> str:

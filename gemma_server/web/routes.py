@@ -14,7 +14,7 @@ from gemma_server.serving.model import LoadedModel
 from gemma_server.serving.models import Models
 from gemma_server.web.body import read_body
 from gemma_server.web.page import ROUTES
-from gemma_server.web.peer import deadline, disconnect_check, peer_name
+from gemma_server.web.peer import deadline, disconnect_check, peer_name, priority
 from gemma_server.web.streaming import stream
 
 _JSON = "application/json"
@@ -53,7 +53,8 @@ def _caller(operation: Operation[Any], held: ExitStack, in_path: dict[str, str])
         g.request_id,
         held,
         disconnect_check(),
-        deadline() if operation.has_deadline else None,
+        deadline() if operation.is_queued else None,
+        priority() if operation.is_queued else "interactive",
         g.stages,
         {**in_path, **request.args} if request.query_string else in_path,
         _note_job,

@@ -57,6 +57,17 @@ def test_a_server_that_has_measured_nothing_refuses_nobody(scheduler: Scheduler)
         submit_one(scheduler, make_request(4), deadline=100.001)
 
 
+def test_a_batch_that_waits_makes_no_interactive_request_late(
+    scheduler: Scheduler, clock: Clock
+) -> None:
+    submit_one(scheduler, make_request(4))
+    run(scheduler, clock, step_s=1.0)  # four tokens a second
+    scheduler.submit([make_request(4)] * 5, priority="batch")
+    submit_one(scheduler, make_request(4), deadline=clock.now + 1.5)
+    with pytest.raises(DeadlineExceeded):
+        scheduler.submit([make_request(4)], clock.now + 1.5, priority="batch")
+
+
 def test_who_cannot_be_read_in_time_is_refused(scheduler: Scheduler, clock: Clock) -> None:
     submit_one(scheduler, make_request(4, 1))
     run(scheduler, clock, 2.0)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from gemma_server.engine.embedding import EmbeddingEngine, EmbeddingLimits
+from gemma_server.engine.priority import BATCH_EVERY
 from gemma_server.engine.watchdog import StepTimes
 from gemma_server.errors import (
     ContextLengthExceeded,
@@ -102,6 +103,17 @@ def test_one_caller_s_many_requests_take_no_more_turns_than_another_s_one(engine
     assert one.wait(10)
     assert all(request.wait(10) for request in many)
     assert [length for length, _ in engine.runner.steps] == [8, 8, 256, 8, 8]
+
+
+def test_interactive_requests_go_first_but_no_batch_starves(engine: Engine) -> None:
+    hold(engine)
+    batch = engine.submit([LONG] * 8, caller="batch", priority="batch")
+    many = engine.submit([SHORT] * 40, caller="many")
+    engine.runner.open.set()
+    assert batch.wait(10)
+    assert many.wait(10)
+    lengths = [length for length, _ in engine.runner.steps[1:]]
+    assert lengths == [8] * (BATCH_EVERY - 1) + [256] + [8] * 3 + [256]
 
 
 def test_what_can_never_be_embedded_is_refused(engine: Engine) -> None:

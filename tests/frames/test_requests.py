@@ -237,6 +237,23 @@ def test_what_is_no_time_limit(peer: Peer, timeout: object) -> None:
     assert (error["code"], error["param"], error["id"]) == ("invalid_value", "timeout_ms", 1)
 
 
+def test_interactive_requests_overtake_a_batch(open_lane: Open) -> None:
+    lane = open_lane(slots=1)
+    lane.app.occupy(1)
+    with lane.connect() as peer:
+        peer.ask(id="b", op="generate", prompt="b", priority="batch")
+        wait_until(lambda: lane.app.engine.stats().queued == 1)
+        peer.ask(id="i", op="generate", prompt="i")
+        wait_until(lambda: lane.app.engine.stats().queued == 2)
+        lane.app.runner.open.set()
+        answers = [peer.answer(), peer.answer()]
+        assert [answer[1]["id"] for answer in answers if answer is not None] == ["i", "b"]
+        for op, field in (("generate", "prompt"), ("score", "prompt"), ("embed", "input")):
+            peer.ask(id=1, op=op, priority="urgent", **{field: "a"})
+            error = peer.error()
+            assert (error["code"], error["param"], error["id"]) == ("invalid_value", "priority", 1)
+
+
 def test_a_deadline_ends_a_request(open_lane: Open) -> None:
     with open_lane(slots=1, step_s=0.05).connect() as peer:
         peer.ask(id=1, op="generate", prompt="z" * 200, timeout_ms=200)

@@ -15,10 +15,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     submit, callers = Engine.submit, list[str]()
 
-    def noted(self: Engine, requests: Any, deadline: Any, caller: str, *, returns: bool) -> Any:
+    def noted(
+        self: Engine, requests: Any, deadline: Any, caller: str, *, returns: bool, **more: Any
+    ) -> Any:
         assert returns != caller.startswith("connection")
         callers.append(caller)
-        return submit(self, requests, deadline, caller, returns=returns)
+        return submit(self, requests, deadline, caller, returns=returns, **more)
 
     monkeypatch.setattr(Engine, "submit", noted)
     return callers

@@ -16,6 +16,7 @@ from gemma_server.api.operation import EVENTS, Document, Operation, Stream, Stre
 from gemma_server.api.prompts import encode_prompt
 from gemma_server.api.schemas import as_list
 from gemma_server.api.timing import Stages, timed
+from gemma_server.engine.priority import Priority
 from gemma_server.engine.request import FinishReason, Request
 from gemma_server.errors import InvalidRequest
 from gemma_server.serving.model import GenerativeModel
@@ -70,12 +71,16 @@ def prompt(body: PromptBody, models: Models, caller: Caller) -> PromptAnswer | S
     loaded = caller.hold(models.resolve, body.model)
     if body.stream and not isinstance(body.prompt, str):
         raise InvalidRequest("a list of prompts cannot be streamed", param="stream")
-    job = begin([body], loaded, models, caller)
+    job = begin([body], loaded, models, caller, body.priority)
     return Stream(job, PromptForm()) if body.stream else _whole(body, job)
 
 
 def begin(
-    bodies: Sequence[PromptBody], loaded: GenerativeModel, models: Models, caller: Caller
+    bodies: Sequence[PromptBody],
+    loaded: GenerativeModel,
+    models: Models,
+    caller: Caller,
+    priority: Priority | None = None,
 ) -> Job:
     """Queue what bodies of /prompt ask for, side by side.
 
@@ -87,7 +92,7 @@ def begin(
         asked = _requests(body, loaded, caller.stages)
         requests += asked
         stops += [as_list(body.stop)] * len(asked)
-    return Job(loaded, requests, stops, models.metrics, caller)
+    return Job(loaded, requests, stops, models.metrics, caller, priority=priority)
 
 
 def score(body: ScoreBody, models: Models, caller: Caller) -> Scores:

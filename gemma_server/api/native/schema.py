@@ -30,6 +30,7 @@ from gemma_server.api.schemas import (
     within,
 )
 from gemma_server.engine.constraint import Constraint
+from gemma_server.engine.priority import Priority
 from gemma_server.engine.request import Request, SamplingParams
 
 
@@ -53,6 +54,7 @@ class PromptBody(ModelBody):
     grammar: str | None = None
     cache_prompt: bool = True
     cache_salt: CacheSalt = ""
+    priority: Priority | None = None
     stream: bool = False
 
     @property

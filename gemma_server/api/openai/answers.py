@@ -8,6 +8,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from gemma_server.api.caller import Caller
 from gemma_server.api.generation import Completion, Piece
 from gemma_server.api.job import Costs, Job
 from gemma_server.api.logprobs import (
@@ -18,7 +19,7 @@ from gemma_server.api.logprobs import (
     entries,
     scored,
 )
-from gemma_server.api.openai.schema import CompletionBody, OpenAIBody
+from gemma_server.api.openai.schema import ChatCompletionBody, CompletionBody, OpenAIBody
 from gemma_server.api.operation import Document
 from gemma_server.api.tools import CallDelta, CallDocument, call_document
 from gemma_server.engine.request import FinishReason, Logprobs, Token
@@ -47,6 +48,7 @@ class Head(TypedDict):
     created: int  # seconds since 1970
     model: str
     system_fingerprint: str
+    service_tier: NotRequired[Literal["default", "flex"]]  # if the request has one
 
 
 class AssistantMessage(TypedDict):
@@ -163,10 +165,10 @@ AnyTextChunk = TextLastChunk | TextUsageChunk | TextChunk
 class ChatForm:
     """Answers to a chat."""
 
-    def __init__(self, loaded: LoadedModel, *, with_logprobs: bool) -> None:
-        self._head = _head("chatcmpl", loaded)
+    def __init__(self, loaded: LoadedModel, body: ChatCompletionBody, caller: Caller) -> None:
+        self._head = _head("chatcmpl", loaded, body, caller)
         self._tokenizer = loaded.tokenizer
-        self._with_logprobs = with_logprobs
+        self._with_logprobs = body.logprobs
         self._called: Counter[int] = Counter()  # calls so far, by choice
 
     def answer(self, job: Job, n: int) -> ChatCompletion:
@@ -259,8 +261,10 @@ def _finish_reason(completion: Completion) -> ChatFinishReason:
 class TextForm:
     """Continued texts, each after its prompt if that is echoed."""
 
-    def __init__(self, loaded: LoadedModel, prompts: list[list[int]], body: CompletionBody) -> None:
-        self._head = _head("cmpl", loaded)
+    def __init__(
+        self, loaded: LoadedModel, prompts: list[list[int]], body: CompletionBody, caller: Caller
+    ) -> None:
+        self._head = _head("cmpl", loaded, body, caller)
         self._tokenizer = loaded.tokenizer
         self._prompts = [ids for ids in prompts for _ in range(body.n)] if body.echo else None
         self._offsets: list[TextOffsets] = []
@@ -324,13 +328,17 @@ def _ended_by(completion: Completion) -> list[Scored]:
     return scored([completion.stop_token] if completion.stop_token else [])
 
 
-def _head(prefix: str, loaded: LoadedModel) -> Head:
-    return {
+def _head(prefix: str, loaded: LoadedModel, body: OpenAIBody, caller: Caller) -> Head:
+    head: Head = {
         "id": f"{prefix}-{uuid.uuid4().hex}",
         "created": int(time.time()),
         "model": loaded.name,
         "system_fingerprint": f"fp_{loaded.info.digest[:12]}",
     }
+    if body.service_tier is not None:
+        waited_in = body.priority or caller.priority
+        head["service_tier"] = "flex" if waited_in == "batch" else "default"
+    return head
 
 
 def usage(job: Job, n: int) -> OpenAIUsage:

@@ -77,8 +77,18 @@ def chat(body: ChatCompletionBody, models: Models, caller: Caller) -> ChatComple
     requests = _requests(body, [ids], steps, loaded, _form(body, wanted))
     stops = [as_list(body.stop)] * len(requests)
     reading = reading_of(loaded, wanted.tools, only_one=not body.parallel_tool_calls)
-    job = Job(loaded, requests, stops, models.metrics, caller, truncation, body.user, reading)
-    form = ChatForm(loaded, with_logprobs=body.logprobs)
+    job = Job(
+        loaded,
+        requests,
+        stops,
+        models.metrics,
+        caller,
+        truncation,
+        body.user,
+        reading,
+        body.priority,
+    )
+    form = ChatForm(loaded, body, caller)
     if body.stream:
         return Stream(job, ChunkForm(form, body))
     job.run()
@@ -93,8 +103,17 @@ def completions(body: CompletionBody, models: Models, caller: Caller) -> TextCom
     prompts = _encode(body, loaded, truncation, caller.stages)
     requests = _requests(body, prompts, steps, loaded, Form(body.asked))
     stops = [as_list(body.stop)] * len(requests)
-    job = Job(loaded, requests, stops, models.metrics, caller, truncation, body.user)
-    form = TextForm(loaded, prompts, body)
+    job = Job(
+        loaded,
+        requests,
+        stops,
+        models.metrics,
+        caller,
+        truncation,
+        body.user,
+        priority=body.priority,
+    )
+    form = TextForm(loaded, prompts, body, caller)
     if body.stream:
         return Stream(job, ChunkForm(form, body))
     job.run()

@@ -47,6 +47,7 @@ from gemma_server.api.schemas import (
     within,
 )
 from gemma_server.api.tools import NamedTool, Tools, ToolSpec
+from gemma_server.engine.priority import Priority
 from gemma_server.engine.request import MAX_BIAS, SamplingParams
 from gemma_server.errors import InvalidRequest
 from gemma_server.text.chat import Tool
@@ -54,6 +55,7 @@ from gemma_server.weights.sampling_defaults import SamplingDefaults
 
 _MAX_TOKENS = 1 << 30  # more than any context
 MAX_IDS = 1 << 17
+ServiceTier = Literal["auto", "default", "flex", "priority", "scale", "fast"]
 MaxTokens = Annotated[int, Field(ge=1, le=_MAX_TOKENS), WHOLE]
 TokenIds = Annotated[Items[int], Field(min_length=1, max_length=MAX_IDS)]
 
@@ -110,6 +112,7 @@ class OpenAIBody(ForeignBody, ModelBody):
     grammar: str | None = None
     cache_prompt: bool = True
     cache_salt: CacheSalt = ""
+    service_tier: ServiceTier | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
 
@@ -119,6 +122,13 @@ class OpenAIBody(ForeignBody, ModelBody):
             name = "stream_options"
             raise InvalidRequest(f"{name}: they go with a stream alone", param=name)
         return self
+
+    @property
+    def priority(self) -> Priority | None:
+        """The class that it waits in, by its tier; None where the tier leaves that open."""
+        if self.service_tier in (None, "auto"):
+            return None
+        return "batch" if self.service_tier == "flex" else "interactive"
 
     @property
     def asked(self) -> Asked | None:

@@ -11,6 +11,11 @@ from gemma_server.api.schemas import MAX_PROMPTS, ForeignBody, Items, PromptText
 from gemma_server.errors import InvalidRequest
 
 SIGNATURE = "serving_default"
+_OF_ALL = {  # why an instance cannot have it
+    "model": "the path names the model",
+    "stream": "nothing is streamed",
+    "priority": "the header X-Priority says it for all instances",
+}
 
 
 class Instance(BaseModel):
@@ -81,9 +86,9 @@ def _body(place: str, row: Any) -> PromptBody:
     fields = {"prompt": row} if isinstance(row, str) else row
     if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str):
         raise InvalidRequest(f"{place}: a prompt, or an object with one", param=place)
-    for name in ("model", "stream"):
+    for name, why in _OF_ALL.items():
         if name in fields:
-            message = f"{place}.{name}: the path names the model, and nothing is streamed"
+            message = f"{place}.{name}: {why}"
             raise InvalidRequest(message, param=f"{place}.{name}")
     try:
         return check(PromptBody, fields)
