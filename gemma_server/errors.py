@@ -10,6 +10,7 @@
         │   ├── EmptyPrompt
         │   ├── ChatRefused
         │   └── ContextLengthExceeded
+        ├── ExceedsRateLimit       more tokens than may ever pass in a minute    400
         ├── BatchTooLarge          more prompts at once than can ever be taken   400
         ├── GrammarRefused         answers cannot be kept to this                400
         ├── ConstraintFailed       an answer could not go on as it has to be     400
@@ -17,7 +18,8 @@
         ├── ModelStays             the model may not leave memory                400
         ├── WrongKind              the model does something else                 400
         ├── Overloaded             the queue is full, or another limit is met    429
-        │   └── QueueFull
+        │   ├── QueueFull
+        │   └── RateLimited
         ├── NotReady               the model is loading, or the server drains    503
         ├── DeadlineExceeded       the client's own time limit ran out           504
         └── GenerationFailed       the model or the device failed                500
@@ -188,6 +190,37 @@ class QueueFull(Overloaded):
         super().__init__(f"{queued} {unit} are queued of {limit}", retry_after_s=retry_after_s)
         self.unit = unit
         self.queued, self.more, self.limit = queued, more, limit
+
+
+class RateLimited(Overloaded):
+    """A `holder` has `limit` of `unit` a minute; a request wants `wanted`, and `left` are left."""
+
+    code = "rate_limited"
+
+    def __init__(
+        self,
+        holder: Literal["key", "model"],
+        unit: Literal["requests", "tokens"],
+        *,
+        wanted: int,
+        left: int,
+        limit: int,
+        retry_after_s: int,
+    ) -> None:
+        message = f"the {holder} has {limit} {unit} a minute: {left} are left, {wanted} are wanted"
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.holder, self.unit = holder, unit
+        self.wanted, self.left, self.limit = wanted, left, limit
+
+
+class ExceedsRateLimit(RequestError):
+    """A request may use so many `tokens`, and its `holder` never has more than `limit`."""
+
+    code = "exceeds_rate_limit"
+
+    def __init__(self, holder: Literal["key", "model"], *, tokens: int, limit: int) -> None:
+        super().__init__(f"the {holder} has {limit} tokens a minute: {tokens} are wanted")
+        self.holder, self.tokens, self.limit = holder, tokens, limit
 
 
 class NotReady(RequestError):

@@ -24,7 +24,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from gemma_server.errors import UsageError
 
 DEFAULT_NAME = "gemma"  # of a model, until its own is known
-OfModel = int | str | None  # a setting that a model has of its own; `check_setting` knows its type
+# A setting that a model has of its own; `check_setting` knows its type.
+OfModel = int | str | None
 
 
 def default_cache_dir() -> Path:
@@ -150,6 +151,27 @@ class Settings(BaseSettings):
         description="on a CPU, a smaller model of the same vocabulary that foresees tokens too; "
         "worth it where it is much faster and much like the model",
     )
+    key_requests_per_minute: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="most requests of one API key in a minute (docs/flow-control.md); 0: no limit",
+    )
+    key_tokens_per_minute: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="most tokens of one API key in a minute, of prompts and answers; 0: no limit",
+    )
+    requests_per_minute: int = Field(
+        0, ge=0, le=10**9, description="most requests of a model in a minute; 0: no limit"
+    )
+    tokens_per_minute: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="most tokens of a model in a minute, of prompts and answers; 0: no limit",
+    )
     drain_timeout: int = Field(
         60, ge=1, le=3600, description="seconds that running requests get after SIGTERM"
     )
@@ -218,6 +240,15 @@ class Settings(BaseSettings):
                 f"--host {self.host} can be reached from other machines: that needs "
                 "--api-key-file, a file with one key a line"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_are_told_apart(self) -> "Settings":
+        for name in ("key_requests_per_minute", "key_tokens_per_minute"):
+            if getattr(self, name) > 0 and self.api_key_file is None:
+                raise ValueError(
+                    f"{flag_name(name)} needs --api-key-file: without keys there is nobody to count"
+                )
         return self
 
     @model_validator(mode="after")

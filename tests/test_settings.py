@@ -35,6 +35,9 @@ def test_the_model_keeps_the_names_that_people_use(monkeypatch: pytest.MonkeyPat
         ({"dtype": "float16"}, ["--dtype", "bfloat16"]),
         ({"draft_checkpoint": "x", "max_draft": "0"}, ["--draft-checkpoint", "--max-draft"]),
         ({"host": "0.0.0.0"}, ["0.0.0.0", "--api-key-file"]),
+        ({"key_tokens_per_minute": "9"}, ["--key-tokens-per-minute", "--api-key-file"]),
+        ({"key_requests_per_minute": "9"}, ["--key-requests-per-minute", "--api-key-file"]),
+        ({"tokens_per_minute": "-1"}, ["--tokens-per-minute", "0"]),
     ],
     ids=str,
 )

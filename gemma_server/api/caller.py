@@ -10,6 +10,7 @@ from gemma_server.api.timing import Stages
 from gemma_server.engine.priority import Priority
 from gemma_server.serving.model import LoadedModel
 from gemma_server.serving.models import Lease, Model
+from gemma_server.serving.rate_limit import NO_LIMIT, RateLimit
 
 
 class Running(Protocol):
@@ -38,6 +39,7 @@ class Caller:
     on_job: Callable[[Running], None] = lambda job: None  # called with the job when it begins
     on_lease: Callable[[LoadedModel], None] = lambda loaded: None  # called with what answers
     api_key: str = ""  # a digest of it, where the server wants one
+    rate_limit: RateLimit = NO_LIMIT  # of that key
     connection: str = ""  # a name that no other open connection has
     affinity: str = ""  # what requests have in common that are to get the same version
 

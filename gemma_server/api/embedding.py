@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from gemma_server.api import heavy
+from gemma_server.api.admission import admitting
 from gemma_server.api.caller import Caller
 from gemma_server.api.errors import prompt_in
 from gemma_server.api.generation import Disconnected
@@ -30,8 +31,8 @@ class EmbeddingJob:
     """The texts of one request, queued together, given up together. `run`, or `cancel`.
 
     Raises:
-        InvalidRequest, PromptRefused, Overloaded, DeadlineExceeded, GenerationFailed, NotReady:
-            nothing was queued.
+        InvalidRequest, PromptRefused, Overloaded, ExceedsRateLimit, DeadlineExceeded,
+            GenerationFailed, NotReady: nothing was queued.
     """
 
     def __init__(
@@ -45,9 +46,10 @@ class EmbeddingJob:
         self._engine, self._metrics, self._caller = loaded.engine, metrics, caller
         self._compilations, self._compiled_s = loaded.compilations, loaded.compilations.seconds
         name, _ = caller.shares_as(user)
-        self._request = loaded.engine.submit(
-            list(map(tuple, texts)), caller.deadline, name, priority=caller.priority
-        )
+        with admitting(loaded, caller, metrics, sum(map(len, texts))):
+            self._request = loaded.engine.submit(
+                list(map(tuple, texts)), caller.deadline, name, priority=caller.priority
+            )
         caller.on_job(self)
 
     @property

@@ -12,6 +12,7 @@ from gemma_server.errors import (
     ConstraintFailed,
     ContextLengthExceeded,
     DeadlineExceeded,
+    ExceedsRateLimit,
     GenerationFailed,
     GrammarRefused,
     InvalidRequest,
@@ -21,15 +22,18 @@ from gemma_server.errors import (
     Overloaded,
     PromptRefused,
     QueueFull,
+    RateLimited,
     RequestError,
     WrongKind,
 )
+from gemma_server.settings import flag_name
 
 CLIENT_CLOSED = 499  # nginx's number
 _STATUS: tuple[tuple[type[RequestError], int, str], ...] = (
     (InvalidRequest, 400, "invalid_request_error"),
     (PromptRefused, 400, "invalid_request_error"),
     (BatchTooLarge, 400, "invalid_request_error"),
+    (ExceedsRateLimit, 400, "invalid_request_error"),
     (GrammarRefused, 400, "invalid_request_error"),
     (ConstraintFailed, 400, "invalid_request_error"),
     (ModelNotFound, 404, "not_found_error"),
@@ -127,6 +131,7 @@ def make_error_body(
     }
 
 
+_HOLDER = {"key": "API key", "model": "model"}
 _PARAMS: dict[type[RequestError], str] = {
     ModelNotFound: "model",
     ModelStays: "model",
@@ -162,4 +167,22 @@ def _message(error: RequestError) -> str:
                 f"the server is busy: {error.queued} prompt tokens are waiting, and {error.more} "
                 f"more would exceed --max-queue-tokens {error.limit}"
             )
+        case RateLimited():
+            return (
+                f"this {_HOLDER[error.holder]} has {error.limit} {error.unit} a minute "
+                f"({_per_minute(error.holder, error.unit)}): {error.left} are left, and this "
+                f"request takes {error.wanted}; try again in {error.retry_after_s} s"
+            )
+        case ExceedsRateLimit():
+            return (
+                f"this request may take {error.tokens} tokens, with all that it may generate, and "
+                f"this {_HOLDER[error.holder]} has {error.limit} a minute "
+                f"({_per_minute(error.holder, 'tokens')}): shorten it, or ask for fewer tokens"
+            )
     return error.message
+
+
+def _per_minute(holder: str, unit: str) -> str:
+    """The flag of a rate limit."""
+    own = "key_" if holder == "key" else ""
+    return flag_name(f"{own}{unit}_per_minute")

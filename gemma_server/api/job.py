@@ -8,15 +8,18 @@ from typing import NotRequired
 
 from typing_extensions import TypedDict
 
+from gemma_server.api.admission import admitting
 from gemma_server.api.caller import Caller
 from gemma_server.api.generation import Completion, Generation, Piece
 from gemma_server.api.timing import milliseconds
 from gemma_server.api.truncation import Truncation
+from gemma_server.engine.engine import Engine
 from gemma_server.engine.priority import Priority
-from gemma_server.engine.request import Request, Timings
+from gemma_server.engine.request import Handle, Request, Timings
 from gemma_server.errors import InvalidRequest
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import GenerativeModel
+from gemma_server.serving.rate_limit import Charge
 from gemma_server.text.stop_strings import StopStrings
 from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.text.turn_stream import Reading
@@ -48,8 +51,8 @@ class Job:
     Iterate `pieces`, or `run`; then `completions` is there. Leaving early frees all slots.
 
     Raises:
-        InvalidRequest, Overloaded, DeadlineExceeded, GenerationFailed, NotReady: nothing was
-            queued.
+        InvalidRequest, Overloaded, ExceedsRateLimit, DeadlineExceeded, GenerationFailed, NotReady:
+            nothing was queued.
     """
 
     def __init__(
@@ -70,13 +73,16 @@ class Job:
         self._compiled_s = loaded.compilations.seconds
         requests = _with_control_stops(requests, stops, loaded.tokenizer)
         name, returns = caller.shares_as(user)
-        handles = loaded.engine.submit(
-            requests,
-            caller.deadline,
-            name,
-            returns=returns,
-            priority=priority or caller.priority,
-        )
+        most = sum(_most_tokens(request, loaded) for request in requests)
+        with admitting(loaded, caller, metrics, most) as charge:
+            handles = loaded.engine.submit(
+                requests,
+                caller.deadline,
+                name,
+                returns=returns,
+                priority=priority or caller.priority,
+            )
+        caller.held.callback(_end, loaded.engine, handles, charge)
         # Not for requests that were refused: they may be many.
         strings = {each: StopStrings(each) for each in set(map(tuple, stops))}
         self._generations = [
@@ -181,6 +187,18 @@ class Job:
                         yield index, item
             finally:
                 self.cancel()
+
+
+def _most_tokens(request: Request, loaded: GenerativeModel) -> int:
+    """Of its prompt and its answer."""
+    return min(len(request.token_ids) + request.max_new_tokens, loaded.context_length)
+
+
+def _end(engine: Engine, handles: Sequence[Handle], charge: Charge) -> None:
+    """Free all slots, and pay for what was used: the answer is complete, or given up."""
+    for handle in handles:
+        engine.cancel(handle)
+    charge.settle(sum(len(each.request.token_ids) + each.sampled_tokens for each in handles))
 
 
 def _with_control_stops(

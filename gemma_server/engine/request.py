@@ -167,6 +167,7 @@ class Handle:
     cached_tokens: int = 0  # of the prompt, which did not have to be read
     draft_tokens: int = 0  # of the answer, which were foreseen
     accepted_tokens: int = 0  # and came true
+    sampled_tokens: int = 0  # of the answer, once it has ended
     _events: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
 
     def deliver(self, event: Event) -> None:

@@ -236,6 +236,8 @@ class Scheduler:
 
     def cancel(self, handle: Handle) -> None:
         """End a request early, wherever it is; a request that has ended stays as it is."""
+        if handle.timestamps.ended is not None:
+            return  # else the whole queue would be looked through
         for slot, sequence in enumerate(self._slots):
             if sequence is not None and sequence.handle is handle:
                 self._end(slot, sequence, Cancelled())
@@ -256,13 +258,11 @@ class Scheduler:
             self._terminate(sequence, Failed(error))
 
     def _refuse_when_full(self, prompts: list[int], caller: str, *, returns: bool) -> None:
-        limits = self.limits
-        free = limits.slots - self.active
-        line = list(self._queue)[free:]  # the others get slots with the next plan
+        limits, free = self.limits, self.limits.slots - self.active
         more = prompts[max(0, free - self.queued) :]
         if not more:
             return
-        taken = Room(len(line), sum(len(sequence.request.token_ids) for sequence in line))
+        taken = self._taken()
         wanted = Room(len(more), sum(more))
         then = taken + self._promises.before(caller) + wanted
         if then.fits(self._room):
@@ -280,6 +280,11 @@ class Scheduler:
             limit=limits.max_queue if by_places else limits.max_queue_tokens,
             retry_after_s=max(1, math.ceil(min(wait_s, LONGEST_WAIT_S))),
         )
+
+    def _taken(self) -> Room:
+        """What waits in the queue, but for what gets a slot with the next plan."""
+        line = list(self._queue)[self.limits.slots - self.active :]
+        return Room(len(line), sum(len(sequence.request.token_ids) for sequence in line))
 
     def _refuse_when_late(
         self, sequences: list[Sequence], deadline: float | None, priority: Priority
@@ -440,4 +445,5 @@ class Scheduler:
 
     def _terminate(self, sequence: Sequence, event: Event) -> None:
         sequence.handle.timestamps.ended = self._clock()
+        sequence.handle.sampled_tokens = sequence.confirmed
         sequence.handle.deliver(event)

@@ -21,6 +21,7 @@ from gemma_server.serving.manager import Manager
 from gemma_server.serving.model import EmbeddingModel, LoadedModel, OpenedModel
 from gemma_server.serving.model_spec import ModelsFile, ModelSpec, read_models_file
 from gemma_server.serving.models import Models
+from gemma_server.serving.rate_limit import ModelRateLimits
 from gemma_server.serving.registry import Registry
 from gemma_server.serving.room import in_mb
 from gemma_server.serving.source import ConfiguredModels, ReadModelsFile
@@ -216,6 +217,7 @@ class VersionLoader:
         self._settings, self._registry = settings, registry
         if settings.memory_limit is not None:
             registry.memory_limit = settings.memory_limit
+        self._rate_limits = ModelRateLimits()
 
     def open(self, version: ServableVersion) -> OpenedModel:
         """Open the version's checkpoint, or that of the settings if it has none.
@@ -225,16 +227,13 @@ class VersionLoader:
         """
         from gemma_server.serving.loader import open_model
 
-        settings = self._settings
         if version.path is not None:
             say(f"opening {version} at {version.path}")
-            own = {"model_checkpoint": version.path, "model_name": version.name}
-            settings = settings.model_copy(update={**version.options, **own})
         threading.Thread(
             target=report_progress, args=(version,), name="progress", daemon=True
         ).start()
         with self._in_short_turns():
-            opened = open_model(settings, version, gently=self._serves())
+            opened = open_model(self._settings_of(version), version, gently=self._serves())
         if self._settings.memory_limit is None:
             self._registry.memory_limit = opened.device_bytes
         return opened
@@ -256,11 +255,20 @@ class VersionLoader:
             except ModelLoadError:
                 loaded.worker.stop()
                 raise
-        return loaded
+        settings = self._settings_of(version)
+        most = settings.requests_per_minute, settings.tokens_per_minute
+        return replace(loaded, rate_limit=self._rate_limits.of(version.name, *most))
 
     def unloaded(self) -> None:
         """Give the memory of what was unloaded back."""
         memory.reclaim()
+
+    def _settings_of(self, version: ServableVersion) -> Settings:
+        """The server's, but for those of its model's own."""
+        if version.path is None:
+            return self._settings
+        own = {"model_checkpoint": version.path, "model_name": version.name}
+        return self._settings.model_copy(update={**version.options, **own})
 
     def _in_short_turns(self) -> AbstractContextManager[None]:
         return short_turns() if self._serves() else nullcontext()

@@ -77,6 +77,12 @@ class Metrics:
             ["op", "status"],
             registry=self._registry,
         )
+        self._rejected = Counter(
+            "gemma_rejected",
+            "Requests for a model that were refused for want of room or time",
+            ["reason"],
+            registry=self._registry,
+        )
         self._prompt_tokens = Counter(
             "gemma_prompt_tokens", "Prompt tokens of completed answers", registry=self._registry
         )
@@ -105,6 +111,10 @@ class Metrics:
     def answered_frame(self, op: str, status: int) -> None:
         """Count one answer over frames, by the status that it would have in HTTP."""
         self._frames.labels(op, str(status)).inc()
+
+    def rejected(self, reason: str) -> None:
+        """Count one request that was not taken."""
+        self._rejected.labels(reason).inc()
 
     def completed(self, prompt_tokens: int, completion_tokens: int, timings: Timings) -> None:
         """Count one finished generation."""

@@ -15,6 +15,7 @@ from gemma_server.engine.stats import EngineStats
 from gemma_server.errors import ContextLengthExceeded
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.serving.engines import OnDeath, Wrap
+from gemma_server.serving.rate_limit import NO_LIMIT, RateLimit
 from gemma_server.text.chat_template import ChatTemplate
 from gemma_server.text.constraint import Grammars
 from gemma_server.text.tokenizer import Tokenizer
@@ -119,6 +120,7 @@ class LoadedModel:
     info: ModelInfo = field(default=ModelInfo(), kw_only=True)
     ready_at: float = field(default_factory=time.time, kw_only=True)  # seconds since 1970
     version: int = field(default=1, kw_only=True)
+    rate_limit: RateLimit = field(default=NO_LIMIT, kw_only=True)
 
     @property
     def worker(self) -> Worker:

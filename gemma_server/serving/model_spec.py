@@ -76,6 +76,8 @@ class ModelSpec(BaseModel):
     max_queue_tokens: OfModel = Field(None, description="as --max-queue-tokens")
     max_steps: OfModel = Field(None, description="as --max-steps")
     max_draft: OfModel = Field(None, description="as --max-draft")
+    requests_per_minute: OfModel = Field(None, description="as --requests-per-minute")
+    tokens_per_minute: OfModel = Field(None, description="as --tokens-per-minute")
     draft_checkpoint: Path | None = Field(None, description="as --draft-checkpoint")
 
     @model_validator(mode="after")

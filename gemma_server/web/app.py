@@ -10,6 +10,7 @@ from flask import Flask, Response, g, request
 from flask.json.provider import DefaultJSONProvider
 
 from gemma_server.serving.models import Models
+from gemma_server.serving.rate_limit import RateLimit
 from gemma_server.settings import Settings, is_loopback
 from gemma_server.web import errors
 from gemma_server.web.body import discard_body
@@ -39,8 +40,9 @@ def make_app(models: Models, settings: Settings) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.json = _Json(app)
+    most = settings.key_requests_per_minute, settings.key_tokens_per_minute
     guard = Guard(
-        api_keys=settings.api_keys(),
+        api_keys={key: RateLimit("key", *most) for key in settings.api_keys()},
         local_only=settings.serves_tcp and is_loopback(settings.host),
     )
 

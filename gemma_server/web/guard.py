@@ -4,12 +4,14 @@ import hashlib
 import hmac
 import re
 import socket
+from collections.abc import Mapping
 from functools import lru_cache
 
 from flask import g, request
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import BadRequest, Forbidden, Unauthorized
 
+from gemma_server.serving.rate_limit import RateLimit
 from gemma_server.settings import is_loopback
 
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::[0-9]*)?")  # without its port
@@ -17,14 +19,14 @@ PUBLIC_PATHS = ("/healthz", "/readyz", "/health")
 
 
 class Guard:
-    """Checks every request before its route runs.
+    """Checks every request before its route runs. Of an API key it knows how much it may use.
 
     On a loopback address only loopback names are accepted as Host: a web page that rebinds its
     own name to 127.0.0.1 still sends its own name.
     """
 
-    def __init__(self, *, api_keys: tuple[str, ...], local_only: bool) -> None:
-        self._keys = tuple(key.encode() for key in api_keys)
+    def __init__(self, *, api_keys: Mapping[str, RateLimit], local_only: bool) -> None:
+        self._keys = {key.encode(): limit for key, limit in api_keys.items()}
         self._local_only = local_only
 
     def check(self) -> None:
@@ -45,10 +47,10 @@ class Guard:
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         given = key.strip().encode("latin-1", errors="replace")  # the bytes that were sent
         # All keys are compared, each in constant time: the answer's delay tells nothing.
-        known = [hmac.compare_digest(given, ours) for ours in self._keys]
-        if scheme.lower() != "bearer" or not any(known):
+        known = [key for key in self._keys if hmac.compare_digest(given, key)]
+        if scheme.lower() != "bearer" or not known:
             return False
-        g.api_key = hashlib.sha256(given).hexdigest()
+        g.api_key, g.rate_limit = hashlib.sha256(given).hexdigest(), self._keys[known[0]]
         return True
 
 

@@ -12,6 +12,7 @@ from gemma_server.api.operation import Answer, Operation, Stream
 from gemma_server.api.schemas import ModelBody
 from gemma_server.serving.model import LoadedModel
 from gemma_server.serving.models import Models
+from gemma_server.serving.rate_limit import NO_LIMIT
 from gemma_server.web.body import read_body
 from gemma_server.web.page import ROUTES
 from gemma_server.web.peer import deadline, disconnect_check, peer_name, priority
@@ -60,6 +61,7 @@ def _caller(operation: Operation[Any], held: ExitStack, in_path: dict[str, str])
         _note_job,
         _note_lease,
         g.get("api_key", ""),
+        g.get("rate_limit", NO_LIMIT),
         peer_name(),
         request.headers.get("X-Affinity", ""),
     )

@@ -43,8 +43,7 @@ def stream(answer: Stream, operation: Operation[Any], held: ExitStack) -> Respon
         mimetype=content_type,
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
     )
-    response.call_on_close(held.pop_all().close)
-    response.call_on_close(job.cancel)  # also when no part was ever asked for
+    response.call_on_close(held.pop_all().close)  # also when no part was ever asked for
     return response
 
 

@@ -237,6 +237,22 @@ def test_what_is_no_time_limit(peer: Peer, timeout: object) -> None:
     assert (error["code"], error["param"], error["id"]) == ("invalid_value", "timeout_ms", 1)
 
 
+def test_a_model_s_rate_limit_holds_over_frames_too(open_lane: Open) -> None:
+    with open_lane(requests_per_minute=3).connect() as peer:
+        peer.ask(id=1, op="generate", prompt="a", stream=True)
+        peer.whole(1)
+        peer.ask(id=2, op="score", prompt="a")
+        peer.whole(2)
+        peer.send(packed(RAW, b"a"))
+        assert peer.answer() == (RAW, b"a")
+        peer.ask(id=3, op="generate", prompt="a")
+        answer = peer.answer()
+        assert answer is not None
+        assert (answer[0], answer[1]["status"], answer[1]["retry_after_s"]) == (FAILED, 429, 20)
+        error = answer[1]["error"]
+        assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limited")
+
+
 def test_interactive_requests_overtake_a_batch(open_lane: Open) -> None:
     lane = open_lane(slots=1)
     lane.app.occupy(1)
@@ -246,8 +262,9 @@ def test_interactive_requests_overtake_a_batch(open_lane: Open) -> None:
         peer.ask(id="i", op="generate", prompt="i")
         wait_until(lambda: lane.app.engine.stats().queued == 2)
         lane.app.runner.open.set()
-        answers = [peer.answer(), peer.answer()]
-        assert [answer[1]["id"] for answer in answers if answer is not None] == ["i", "b"]
+        assert {answer[0] for answer in (peer.answer(), peer.answer()) if answer} == {FINISHED}
+        runner = lane.app.runner
+        assert [prompt[-1] - runner.first_byte for prompt in runner.prompts[-2:]] == [*b"ib"]
         for op, field in (("generate", "prompt"), ("score", "prompt"), ("embed", "input")):
             peer.ask(id=1, op=op, priority="urgent", **{field: "a"})
             error = peer.error()

@@ -14,10 +14,12 @@ from gemma_server.engine.engine import Engine
 from gemma_server.engine.fake import FakeStep, fake_tokenizer
 from gemma_server.engine.plan import Plan
 from gemma_server.engine.request import Request, SamplingParams
-from gemma_server.engine.scheduler import Limits, Scheduler
+from gemma_server.engine.scheduler import Scheduler
 from gemma_server.executor.compile_counter import CompileCounter
+from gemma_server.serving.engines import limits_of
 from gemma_server.serving.model import GenerativeModel
 from gemma_server.serving.models import Models
+from gemma_server.serving.rate_limit import RateLimit
 from gemma_server.serving.version import ServableVersion
 from gemma_server.settings import Settings, variable_name
 from gemma_server.text.chat_template import ChatTemplate, GemmaTemplate
@@ -106,11 +108,19 @@ def serve() -> Iterator[Serve]:
         **settings: Any,
     ) -> App:
         runner = WatchedRunner(slots, step_s=step_s, fail_at=fail_at)
-        limits = Limits(slots, context_length, (chunk,), max_queue, max_queue_tokens=10_000)
+        own = Settings(
+            **settings,
+            slots=slots,
+            context_length=context_length,
+            max_queue=max_queue,
+            max_queue_tokens=10_000,
+            max_draft=0,
+            fake=True,
+        )
+        limits = limits_of(own, context_length, (chunk,))
         deaths: list[BaseException] = []
         engine = Engine(runner, Scheduler(limits), deaths.append)
         engine.start()
-        own = Settings(context_length=context_length, fake=True, **settings)
         models = Models("fake")
         if loading:
             models.registry.add(ServableVersion("fake"))
@@ -120,10 +130,17 @@ def serve() -> Iterator[Serve]:
             if gemma4:
                 tokenizer = gemma4_tokenizer()
                 chat = Gemma4Template(tokenizer, opens_thought=False)
+            most = own.requests_per_minute, own.tokens_per_minute
+            rate_limit = RateLimit("model", *most, clock=lambda: 0.0)  # it does not refill
             fixed = ("fake", tokenizer, "none", 0.0, CompileCounter())
             models.registry.adopt(
                 GenerativeModel(
-                    *fixed, with_tools(chat), engine, sampling=sampling, max_steps=limit
+                    *fixed,
+                    with_tools(chat),
+                    engine,
+                    sampling=sampling,
+                    max_steps=limit,
+                    rate_limit=rate_limit,
                 )
             )
         client = make_app(models, own).test_client()

@@ -7,6 +7,7 @@ import struct
 import threading
 from array import array
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import hypothesis
@@ -21,6 +22,7 @@ from gemma_server.api.ollama.embeddings import EmbedBody
 from gemma_server.api.openai.embeddings import EmbeddingsBody
 from gemma_server.engine.embedding import EmbeddingLimits
 from gemma_server.serving.models import Models
+from gemma_server.serving.rate_limit import RateLimit
 from gemma_server.settings import Settings, load_settings
 from gemma_server.web.app import make_app
 from testing.answers import assert_error, assert_error_form, parse_json, parse_metrics
@@ -49,10 +51,14 @@ def vector_of(text: str) -> list[float]:
 class Embedding:
     """An app whose model embeds texts."""
 
-    def __init__(self, limits: EmbeddingLimits, settings: Settings) -> None:
+    def __init__(
+        self, limits: EmbeddingLimits, settings: Settings, tokens_per_minute: int = 0
+    ) -> None:
         self.runner = FakeEmbeddingRunner()
         self.deaths: list[BaseException] = []
-        self.loaded = fake_embedding_model(self.runner, self.deaths.append, limits)
+        loaded = fake_embedding_model(self.runner, self.deaths.append, limits)
+        limit = RateLimit("model", 0, tokens_per_minute, clock=lambda: 0.0)  # it does not refill
+        self.loaded = replace(loaded, rate_limit=limit)
         self.models = Models("fake")
         self.models.registry.adopt(self.loaded)
         self.client: FlaskClient = make_app(self.models, settings).test_client()
@@ -86,9 +92,11 @@ Make = Callable[..., Embedding]
 def make() -> Iterator[Make]:
     made: list[Embedding] = []
 
-    def make(*, max_queue: int = 4, max_queue_tokens: int = 1000) -> Embedding:
+    def make(
+        *, max_queue: int = 4, max_queue_tokens: int = 1000, tokens_per_minute: int = 0
+    ) -> Embedding:
         limits = EmbeddingLimits(256, max_queue, max_queue_tokens)
-        made.append(Embedding(limits, load_settings(fake=True)))
+        made.append(Embedding(limits, load_settings(fake=True), tokens_per_minute))
         return made[-1]
 
     yield make
