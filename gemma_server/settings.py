@@ -25,7 +25,7 @@ from gemma_server.errors import UsageError
 
 DEFAULT_NAME = "gemma"  # of a model, until its own is known
 # A setting that a model has of its own; `check_setting` knows its type.
-OfModel = int | str | None
+OfModel = int | float | str | None
 
 
 def default_cache_dir() -> Path:
@@ -138,6 +138,16 @@ class Settings(BaseSettings):
     )
     max_steps: int | None = Field(
         None, ge=1, description="most sampling_steps in a request; by default the context length"
+    )
+    degrade_at: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="from this share of the queue on, such as 0.5, answers get --degrade-to tokens "
+        "at most (docs/flow-control.md)",
+    )
+    degrade_to: int = Field(
+        64, ge=1, description="most tokens of an answer while --degrade-at holds"
     )
     max_draft: int = Field(
         7,

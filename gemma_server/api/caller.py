@@ -38,6 +38,7 @@ class Caller:
     params: Mapping[str, str] = field(default_factory=dict)  # of a path and its query
     on_job: Callable[[Running], None] = lambda job: None  # called with the job when it begins
     on_lease: Callable[[LoadedModel], None] = lambda loaded: None  # called with what answers
+    on_degraded: Callable[[int], None] = lambda steps: None  # called with what answers are cut to
     api_key: str = ""  # a digest of it, where the server wants one
     rate_limit: RateLimit = NO_LIMIT  # of that key
     connection: str = ""  # a name that no other open connection has

@@ -83,6 +83,11 @@ class Job:
                 priority=priority or caller.priority,
             )
         caller.held.callback(_end, loaded.engine, handles, charge)
+        cut = {each.degraded_to for each in handles if each.degraded_to is not None}
+        self.degraded_to = min(cut, default=None)  # tokens; None: no answer is cut short
+        if self.degraded_to is not None:
+            metrics.degraded()
+            caller.on_degraded(self.degraded_to)
         # Not for requests that were refused: they may be many.
         strings = {each: StopStrings(each) for each in set(map(tuple, stops))}
         self._generations = [

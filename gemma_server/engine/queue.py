@@ -76,6 +76,11 @@ class Room:
     def __add__(self, other: "Room") -> "Room":
         return Room(self.places + other.places, self.tokens + other.tokens)
 
+    def share_of(self, limit: "Room") -> float:
+        """How much of `limit` it is, by places or by tokens, whichever is more."""
+        pairs = ((self.places, limit.places), (self.tokens, limit.tokens))
+        return max(part / whole if whole else 0.0 for part, whole in pairs)
+
     def fits(self, limit: "Room") -> bool:
         """Whether there is so much in `limit`."""
         return self.places <= limit.places and self.tokens <= limit.tokens

@@ -168,6 +168,7 @@ class Handle:
     draft_tokens: int = 0  # of the answer, which were foreseen
     accepted_tokens: int = 0  # and came true
     sampled_tokens: int = 0  # of the answer, once it has ended
+    degraded_to: int | None = None  # tokens of the answer, fewer than wanted: the queue was filling
     _events: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
 
     def deliver(self, event: Event) -> None:

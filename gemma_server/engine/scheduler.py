@@ -55,6 +55,8 @@ class Limits:
     kept: int = 0  # further slots of the cache, for texts that have ended
     rows: tuple[int, ...] = ()  # how many there are programs for, if rows may be drafts
     max_draft: int = 0  # tokens of one answer that are foreseen at a time
+    degrade_at: float | None = None  # share of the queue from which answers are cut; None: never
+    degrade_to: int = 64  # tokens of such an answer
     gap_s: float | None = None  # wanted between two tokens while a prompt is read; None: whatever
 
     @property
@@ -123,6 +125,8 @@ class Scheduler:
             self.check_prompt(tokens)
         self._refuse_when_full(prompts, caller, returns=returns)
         sequences = [self._sequence(request, deadline, caller, priority) for request in requests]
+        if self._is_crowded():
+            self._degrade(sequences)
         self._refuse_when_late(sequences, deadline, priority)
         self._promises.taken_up(caller)
         for sequence in sequences:
@@ -142,6 +146,18 @@ class Scheduler:
             # As it looks now; what there is when it gets a slot decides.
             sequence.prefilled = self.prompt_cache.longest(sequence.prompt, self._running())
         return sequence
+
+    def _is_crowded(self) -> bool:
+        """Whether new answers are to be cut short."""
+        share = self.limits.degrade_at
+        return share is not None and self._taken().share_of(self._room) >= share
+
+    def _degrade(self, sequences: list[Sequence]) -> None:
+        """Cut answers that could get long, before they have begun."""
+        most = self.limits.degrade_to
+        for sequence in sequences:
+            if sequence.longest > most:
+                sequence.longest = sequence.handle.degraded_to = most
 
     def check_prompt(self, tokens: int) -> None:
         """Raise `PromptRefused` when a prompt of so many tokens can never be accepted."""

@@ -34,6 +34,8 @@ def limits_of(
         kept=kept,
         rows=rows,
         max_draft=settings.max_draft,
+        degrade_at=settings.degrade_at,
+        degrade_to=settings.degrade_to,
         gap_s=gap_s,
     )
 

@@ -83,6 +83,11 @@ class Metrics:
             ["reason"],
             registry=self._registry,
         )
+        self._degraded = Counter(
+            "gemma_degraded",
+            "Requests whose answers were cut short because the queue was filling",
+            registry=self._registry,
+        )
         self._prompt_tokens = Counter(
             "gemma_prompt_tokens", "Prompt tokens of completed answers", registry=self._registry
         )
@@ -115,6 +120,10 @@ class Metrics:
     def rejected(self, reason: str) -> None:
         """Count one request that was not taken."""
         self._rejected.labels(reason).inc()
+
+    def degraded(self) -> None:
+        """Count one request whose answers are cut short."""
+        self._degraded.inc()
 
     def completed(self, prompt_tokens: int, completion_tokens: int, timings: Timings) -> None:
         """Count one finished generation."""

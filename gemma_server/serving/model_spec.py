@@ -78,6 +78,8 @@ class ModelSpec(BaseModel):
     max_draft: OfModel = Field(None, description="as --max-draft")
     requests_per_minute: OfModel = Field(None, description="as --requests-per-minute")
     tokens_per_minute: OfModel = Field(None, description="as --tokens-per-minute")
+    degrade_at: OfModel = Field(None, description="as --degrade-at")
+    degrade_to: OfModel = Field(None, description="as --degrade-to")
     draft_checkpoint: Path | None = Field(None, description="as --draft-checkpoint")
 
     @model_validator(mode="after")

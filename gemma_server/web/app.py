@@ -65,6 +65,8 @@ def make_app(models: Models, settings: Settings) -> Flask:
         response.headers["Server-Timing"] = server_timing()
         if (version := g.get("model_version")) is not None:
             response.headers["X-Model-Version"] = str(version)
+        if (steps := g.get("degraded_to")) is not None:
+            response.headers["X-Degraded"] = f"sampling_steps={steps}"
         origins.tell(response)
         if not g.get("body_read"):
             discard_body()

@@ -10,7 +10,7 @@ from werkzeug.exceptions import Forbidden
 
 _SAFE = ("GET", "HEAD")  # they cost nothing, and without CORS headers no page reads the answer
 _OWN = ("none", "same-origin")  # typed by the user, or sent by a page of this server
-_TOLD = "X-Request-Id, X-Model-Version, Server-Timing, Retry-After, X-Should-Retry"
+_TOLD = "X-Request-Id, X-Model-Version, X-Degraded, Server-Timing, Retry-After, X-Should-Retry"
 _REMEMBERED_S = 600
 
 

@@ -60,6 +60,7 @@ def _caller(operation: Operation[Any], held: ExitStack, in_path: dict[str, str])
         {**in_path, **request.args} if request.query_string else in_path,
         _note_job,
         _note_lease,
+        _note_degraded,
         g.get("api_key", ""),
         g.get("rate_limit", NO_LIMIT),
         peer_name(),
@@ -73,6 +74,10 @@ def _note_job(job: Running) -> None:
 
 def _note_lease(loaded: LoadedModel) -> None:
     g.model_version = loaded.version  # goes into the answer's headers, too
+
+
+def _note_degraded(steps: int) -> None:
+    g.degraded_to = steps  # and this
 
 
 def _respond(answer: Answer) -> Response:

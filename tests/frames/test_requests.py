@@ -253,6 +253,18 @@ def test_a_model_s_rate_limit_holds_over_frames_too(open_lane: Open) -> None:
         assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limited")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_was_cut_short_says_so(open_lane: Open, stream: bool) -> None:
+    lane = open_lane(slots=1, max_queue=4, degrade_at=0.25, degrade_to=2)
+    lane.app.occupy(2)
+    with lane.connect() as peer:
+        peer.ask(id=1, op="generate", prompt="hello", stream=stream)
+        wait_until(lambda: lane.app.engine.stats().queued == 2)
+        lane.app.runner.open.set()
+        _, last = peer.whole(1)
+        assert (last["finish_reason"], last["degraded"]) == ("length", {"sampling_steps": 2})
+
+
 def test_interactive_requests_overtake_a_batch(open_lane: Open) -> None:
     lane = open_lane(slots=1)
     lane.app.occupy(1)

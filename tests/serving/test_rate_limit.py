@@ -148,7 +148,7 @@ def test_versions_are_loaded_with_the_limit_of_their_model_and_warm_up_for_nothi
     tmp_path: Path,
 ) -> None:
     settings = load_settings(fake=True, requests_per_minute=5)
-    loader = VersionLoader(settings, Models("chat"))
+    loader = VersionLoader(settings, Models("chat").registry)
     own = {"requests_per_minute": 0, "tokens_per_minute": 7}
     versions = [
         ServableVersion("chat", 1, tmp_path),

@@ -26,7 +26,7 @@ def post(app: App, path: str, key: str | None = None, **fields: Any) -> TestResp
 
 def used(app: App) -> tuple[int, int]:
     """How many requests and tokens are gone from the buckets of the model."""
-    loaded = app.models.first()
+    loaded = app.models.registry.first()
     assert loaded is not None
     requests, tokens = (bucket.per_minute - bucket.level() for bucket in loaded.rate_limit.buckets)
     return round(requests), round(tokens)

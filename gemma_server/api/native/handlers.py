@@ -1,7 +1,7 @@
 """The server's own operations: /prompt generates, /echo measures the hop, a frame scores."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -31,6 +31,12 @@ class EchoAnswer(TypedDict):
     echo_prompt: Any
 
 
+class Degraded(TypedDict):
+    """What the answer got less of, because the queue was filling."""
+
+    sampling_steps: int  # that it had at most
+
+
 class PromptAnswer(TypedDict):
     """POST /prompt: a string answers a string, lists answer a list."""
 
@@ -39,6 +45,7 @@ class PromptAnswer(TypedDict):
     usage: Usage
     timings: dict[str, float]  # milliseconds of each stage
     model_version: str  # a whole number
+    degraded: NotRequired[Degraded]
 
 
 class PromptPart(TypedDict):
@@ -126,14 +133,7 @@ class PromptForm:
     def end(self, job: Job) -> Iterator[Document]:
         """How it ended, and what it took."""
         [completion] = job.completions
-        last: PromptAnswer = {
-            "response": "",
-            "finish_reason": completion.finish_reason,
-            "usage": job.usage(),
-            "timings": job.timings(),
-            "model_version": str(job.loaded.version),
-        }
-        yield last
+        yield _answer(job, "", completion.finish_reason)
 
 
 def _whole(body: PromptBody, job: Job) -> PromptAnswer:
@@ -141,14 +141,24 @@ def _whole(body: PromptBody, job: Job) -> PromptAnswer:
     completions = job.run()
     texts = [completion.text for completion in completions]
     reasons = [completion.finish_reason for completion in completions]
-    single = isinstance(body.prompt, str)
-    return {
-        "response": texts[0] if single else texts,
-        "finish_reason": reasons[0] if single else reasons,
+    if isinstance(body.prompt, str):
+        return _answer(job, texts[0], reasons[0])
+    return _answer(job, texts, reasons)
+
+
+def _answer(
+    job: Job, text: str | list[str], reason: FinishReason | list[FinishReason]
+) -> PromptAnswer:
+    answer: PromptAnswer = {
+        "response": text,
+        "finish_reason": reason,
         "usage": job.usage(),
         "timings": job.timings(),
         "model_version": str(job.loaded.version),
     }
+    if job.degraded_to is not None:
+        answer["degraded"] = {"sampling_steps": job.degraded_to}
+    return answer
 
 
 def _requests(body: PromptBody, loaded: GenerativeModel, stages: Stages) -> list[Request]:
