@@ -44,6 +44,14 @@ class Caller:
     connection: str = ""  # a name that no other open connection has
     affinity: str = ""  # what requests have in common that are to get the same version
 
+    @property
+    def asked(self) -> str:
+        """The model that the path names, with its version or label."""
+        name = self.params["name"]
+        if "version" in self.params:
+            return f"{name}@{self.params['version']}"
+        return f"{name}:{self.params['label']}" if "label" in self.params else name
+
     def shares_as(self, user: str | None) -> tuple[str, bool]:
         """Who shares slots and the queue with others: the holder of an API key, else the request's
         user, else the connection; and whether it could come back by this name. The next request

@@ -1,6 +1,6 @@
 """The server's own operations: /prompt generates, /echo measures the hop, a frame scores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
@@ -11,7 +11,7 @@ from gemma_server.api.errors import prompt_in
 from gemma_server.api.generation import Piece
 from gemma_server.api.job import Job, Usage
 from gemma_server.api.logprobs import TextLogprobs, TextOffsets
-from gemma_server.api.native.schema import EchoBody, PromptBody, ScoreBody
+from gemma_server.api.native.schema import EchoBody, PromptBody, PromptOptions, ScoreBody
 from gemma_server.api.operation import EVENTS, Document, Operation, Stream, StreamType
 from gemma_server.api.prompts import encode_prompt
 from gemma_server.api.schemas import as_list
@@ -78,27 +78,27 @@ def prompt(body: PromptBody, models: Models, caller: Caller) -> PromptAnswer | S
     loaded = caller.hold(models.resolve, body.model)
     if body.stream and not isinstance(body.prompt, str):
         raise InvalidRequest("a list of prompts cannot be streamed", param="stream")
-    job = begin([body], loaded, models, caller, body.priority)
+    job = begin([(body.texts, body)], loaded, models, caller, body.priority)
     return Stream(job, PromptForm()) if body.stream else _whole(body, job)
 
 
 def begin(
-    bodies: Sequence[PromptBody],
+    asked: Sequence[tuple[Mapping[str, str], PromptOptions]],
     loaded: GenerativeModel,
     models: Models,
     caller: Caller,
     priority: Priority | None = None,
 ) -> Job:
-    """Queue what bodies of /prompt ask for, side by side.
+    """Queue texts, each under the name of its field, to be continued side by side as they are to
+    be.
 
     Raises:
         RequestError: nothing was queued.
     """
     requests, stops = list[Request](), list[list[str]]()
-    for body in bodies:
-        asked = _requests(body, loaded, caller.stages)
-        requests += asked
-        stops += [as_list(body.stop)] * len(asked)
+    for texts, options in asked:
+        requests += _requests(texts, options, loaded, caller.stages)
+        stops += [as_list(options.stop)] * len(texts)
     return Job(loaded, requests, stops, models.metrics, caller, priority=priority)
 
 
@@ -161,17 +161,18 @@ def _answer(
     return answer
 
 
-def _requests(body: PromptBody, loaded: GenerativeModel, stages: Stages) -> list[Request]:
-    """Encode all prompts; an error names the prompt at fault."""
+def _requests(
+    texts: Mapping[str, str], options: PromptOptions, loaded: GenerativeModel, stages: Stages
+) -> list[Request]:
+    """Encode all texts; an error names the field at fault."""
     context_length = loaded.engine.context_length
-    steps = body.steps(limit=min(loaded.max_steps or context_length, context_length))
-    requests, form = [], Form(body.asked)
-    for index, text in enumerate(body.prompts):
-        param = "prompt" if isinstance(body.prompt, str) else f"prompt[{index}]"
+    steps = options.steps(limit=min(loaded.max_steps or context_length, context_length))
+    requests, form = [], Form(options.asked)
+    for param, text in texts.items():
         with timed(stages, "tokenize"), prompt_in(param):
             ids = encode_prompt(loaded, text)
         [constraint] = form.start(loaded, ids, 1)
-        requests.append(body.request(ids, steps, loaded.tokenizer.stop_ids, constraint))
+        requests.append(options.request(ids, steps, loaded.tokenizer.stop_ids, constraint))
     return requests
 
 

@@ -34,12 +34,11 @@ from gemma_server.engine.priority import Priority
 from gemma_server.engine.request import Request, SamplingParams
 
 
-class PromptBody(ModelBody):
-    """POST /prompt. Unknown fields are refused by name."""
+class PromptOptions(BaseModel):
+    """How a text is to be continued. Unknown fields are refused by name."""
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: PromptText | Annotated[Items[PromptText], Field(min_length=1, max_length=MAX_PROMPTS)]
     sampling_steps: Annotated[int, Field(ge=1), WHOLE] = 128
     temperature: Temperature = 0.0
     top_k: TopK = 0
@@ -54,13 +53,6 @@ class PromptBody(ModelBody):
     grammar: str | None = None
     cache_prompt: bool = True
     cache_salt: CacheSalt = ""
-    priority: Priority | None = None
-    stream: bool = False
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompts, one or several."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
     @property
     def asked(self) -> Asked | None:
@@ -116,6 +108,21 @@ class PromptBody(ModelBody):
             cache_prompt=self.cache_prompt,
             cache_salt=self.cache_salt,
         )
+
+
+class PromptBody(PromptOptions, ModelBody):
+    """POST /prompt."""
+
+    prompt: PromptText | Annotated[Items[PromptText], Field(min_length=1, max_length=MAX_PROMPTS)]
+    priority: Priority | None = None
+    stream: bool = False
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The prompts, one or several, each under the name of its field."""
+        if isinstance(self.prompt, str):
+            return {"prompt": self.prompt}
+        return {f"prompt[{index}]": text for index, text in enumerate(self.prompt)}
 
 
 class EchoBody(BaseModel):

@@ -68,8 +68,9 @@ class Predictions(TypedDict):
 
 def predict(body: PredictBody, models: Models, caller: Caller) -> Predictions:
     """Continue all texts, side by side."""
-    loaded = caller.hold(models.resolve, _asked(caller))
-    job = begin(body.bodies(), loaded, models, caller)
+    loaded = caller.hold(models.resolve, caller.asked)
+    asked = [(each.texts, each) for each in body.bodies()]
+    job = begin(asked, loaded, models, caller)
     answers = list(map(_prediction, job.run()))
     if not body.in_columns:
         return {"predictions": answers}
@@ -90,13 +91,13 @@ def status(body: None, models: Models, caller: Caller) -> ModelStatus:
         number = str(models.labelled(caller.params["name"], label).number)
     found = [each for each in versions if str(each.number) == number]
     if not found:
-        raise ModelNotFound(_asked(caller))
+        raise ModelNotFound(caller.asked)
     return {"model_version_status": statuses(found)}
 
 
 def metadata(body: None, models: Models, caller: Caller) -> Metadata:
     """The version that answers, and the inputs and outputs of `:predict`."""
-    loaded = caller.hold(models.resolve, _asked(caller))
+    loaded = caller.hold(models.resolve, caller.asked)
     text = {"dtype": "DT_STRING", "tensor_shape": {"dim": [{"size": "-1", "name": ""}]}}
     signature = {
         "inputs": {"prompt": {**text, "name": "prompt"}},
@@ -114,14 +115,6 @@ def metadata(body: None, models: Models, caller: Caller) -> Metadata:
         },
         "metadata": {"signature_def": {"signature_def": {SIGNATURE: signature}}},
     }
-
-
-def _asked(caller: Caller) -> str:
-    """The name that the path says, with its version."""
-    params = caller.params
-    if "version" in params:
-        return f"{params['name']}@{params['version']}"
-    return f"{params['name']}:{params['label']}" if "label" in params else params["name"]
 
 
 def _prediction(completion: Completion) -> Prediction:
