@@ -52,7 +52,7 @@ def _is_long(value: Any) -> bool:
     )
 
 
-def parse(body: bytes) -> dict[str, Any]:
+def parse(body: bytes, what: str = "the body") -> dict[str, Any]:
     """Parse a body as a JSON object.
 
     Raises:
@@ -61,18 +61,18 @@ def parse(body: bytes) -> dict[str, Any]:
     try:
         document = _DECODER.decode(body.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise _invalid_json(f"byte {error.start} is not UTF-8") from None
+        raise _invalid_json(what, f"byte {error.start} is not UTF-8") from None
     except RecursionError:
-        raise _invalid_json("it is nested too deeply") from None
+        raise _invalid_json(what, "it is nested too deeply") from None
     except ValueError as error:
-        raise _invalid_json(str(error)) from None
+        raise _invalid_json(what, str(error)) from None
     if not isinstance(document, dict):
-        raise _invalid_json("it must be an object")
+        raise _invalid_json(what, "it must be an object")
     return document
 
 
-def check(schema: type[Schema], document: dict[str, Any]) -> Schema:
-    """The document as `schema`.
+def check(schema: type[Schema], document: dict[str, Any], *, strict: bool = True) -> Schema:
+    """The document as `schema`; numbers may be strings of digits if it is not `strict`.
 
     Raises:
         InvalidRequest: a field is unknown (`unknown_field`), or a value is not valid
@@ -82,7 +82,7 @@ def check(schema: type[Schema], document: dict[str, Any]) -> Schema:
         unknown = next(name for name in document if name not in schema.model_fields)
         raise _unknown(unknown[:100])  # pydantic would collect all of them first
     try:
-        return schema.model_validate(document, strict=True)
+        return schema.model_validate(document, strict=strict)
     except ValidationError as error:
         raise _explain(error) from None
 
@@ -101,8 +101,8 @@ def _finite(digits: str) -> float:
 _DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 
-def _invalid_json(why: str) -> InvalidRequest:
-    return InvalidRequest(f"the body is not valid JSON: {why}", code="invalid_json")
+def _invalid_json(what: str, why: str) -> InvalidRequest:
+    return InvalidRequest(f"{what} is not valid JSON: {why}", code="invalid_json")
 
 
 def _explain(error: ValidationError) -> InvalidRequest:

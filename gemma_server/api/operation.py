@@ -22,7 +22,7 @@ LINES: Literal["application/x-ndjson"] = "application/x-ndjson"
 class Answer:
     """A whole answer that is not just a document: text, or a status other than 200."""
 
-    content: Document | str | bytes
+    content: Document | list[Document] | str | bytes
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str | None = None  # of text
@@ -58,6 +58,7 @@ class StreamType:
 
     content_type: Literal["text/event-stream", "application/x-ndjson"]
     part: Any  # the type of each part's JSON
+    says_done: bool = True  # events end with one that is no JSON: [DONE], as at OpenAI
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Operation(Generic[Body]):
     path: str | None = None  # with {parameters}; None: HTTP has no such route
     frame: str | None = None  # the operation's name over frames; None: frames do not have it
     body: type[Body] | None = None
+    needs_body: bool = True  # else an empty one is an object without fields
     answer: Any = None  # the type of the JSON; None: text
     stream: StreamType | None = None
     error_form: ErrorForm = STANDARD

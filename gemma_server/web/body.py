@@ -19,27 +19,35 @@ from gemma_server.api.timing import timed
 
 _UNSAID = ("", "application/x-www-form-urlencoded")
 _PLAIN = "identity"
+# Where the JSON ends in front of the tensors, by Triton's binary tensor data extension.
+_TENSORS = "Inference-Header-Content-Length"
 _DISCARD_S = 0.2
 
 
-def read_body(schema: type[Schema]) -> Schema:
-    """The request's JSON body as `schema`.
+def read_body(schema: type[Schema], *, needed: bool = True) -> Schema:
+    """The request's JSON body as `schema`; where none is needed, nothing is an empty object.
 
     Raises:
         Disconnected: the connection broke.
         InvalidRequest: not a JSON object (`invalid_json`), an unknown field (`unknown_field`), or
             a value that is not valid (`invalid_value`).
         Overloaded: too many large bodies wait to be parsed.
-        HTTPException: a content type other than application/json, a compressed body, or one that
-            is too large or cannot be read.
+        HTTPException: a content type other than application/json, a compressed body, one with
+            binary tensors, or one that is too large or cannot be read.
     """
+    if _TENSORS in request.headers:
+        raise UnsupportedMediaType(
+            f"binary tensors ({_TENSORS}) are not supported: send their data as JSON, which "
+            "tritonclient does with binary_data=False"
+        )
     if not _is_json():
         raise UnsupportedMediaType("send the body as Content-Type: application/json")
     encoding = request.headers.get("Content-Encoding", _PLAIN)
     if encoding.strip().lower() != _PLAIN:
         raise UnsupportedMediaType(f"send the body without Content-Encoding: {encoding[:40]}")
     with timed(g.stages, "parse"):
-        return read(schema, _read_bytes())
+        body = _read_bytes()
+        return read(schema, body if body or needed else b"{}")
 
 
 def discard_body() -> None:

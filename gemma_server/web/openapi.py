@@ -67,7 +67,8 @@ def _describe(operation: Operation[Any], schemas: dict[str, Any]) -> dict[str, A
         responses["503"] = _json("not yet, or no more", schemas["unready"])
     described: dict[str, Any] = {"summary": operation.summary, "responses": responses}
     if operation.body is not None:
-        described["requestBody"] = {"required": True, **_json("what is asked", schemas["body"])}
+        asked = _json("what is asked", schemas["body"])
+        described["requestBody"] = {"required": operation.needs_body, **asked}
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"{(\w+)}", str(operation.path))

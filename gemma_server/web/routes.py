@@ -46,7 +46,7 @@ def _read(operation: Operation[Any], models: Models) -> Any:
         return None
     if issubclass(operation.body, ModelBody):
         models.require_ready()
-    return read_body(operation.body)
+    return read_body(operation.body, needed=operation.needs_body)
 
 
 def _caller(operation: Operation[Any], held: ExitStack, in_path: dict[str, str]) -> Caller:

@@ -67,7 +67,7 @@ def _body(
         yield write(operation.error_form.write(error_body(error, g.request_id)))
         raise BrokenBody from error
     end = b"".join(map(write, answer.form.end(answer.job)))
-    yield end + _DONE if write is _event else end
+    yield end + _DONE if write is _event and operation.stream.says_done else end
 
 
 def _event(document: Document) -> bytes:
