@@ -15,6 +15,7 @@
         ├── GrammarRefused         answers cannot be kept to this                400
         ├── ConstraintFailed       an answer could not go on as it has to be     400
         ├── ModelNotFound          another model was asked for                   404
+        ├── OperatorOnly           anybody asks for what an operator may          403
         ├── ModelStays             the model may not leave memory                400
         ├── WrongKind              the model does something else                 400
         ├── Overloaded             the queue is full, or another limit is met    429
@@ -145,6 +146,15 @@ class ModelNotFound(RequestError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"model {name[:100]!r} not found")
+
+
+class OperatorOnly(RequestError):
+    """Anybody could ask for this, and only an operator may."""
+
+    code = "operator_only"
+
+    def __init__(self) -> None:
+        super().__init__("this needs an API key (--api-key-file), or the Unix socket of --uds")
 
 
 class ModelStays(RequestError):

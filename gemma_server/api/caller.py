@@ -8,6 +8,7 @@ from typing import Protocol
 
 from gemma_server.api.timing import Stages
 from gemma_server.engine.priority import Priority
+from gemma_server.errors import OperatorOnly
 from gemma_server.serving.model import LoadedModel
 from gemma_server.serving.models import Lease, Model
 from gemma_server.serving.rate_limit import NO_LIMIT, RateLimit
@@ -43,6 +44,7 @@ class Caller:
     rate_limit: RateLimit = NO_LIMIT  # of that key
     connection: str = ""  # a name that no other open connection has
     affinity: str = ""  # what requests have in common that are to get the same version
+    is_operator: bool = False  # it has an API key, or came by a Unix socket
 
     @property
     def asked(self) -> str:
@@ -62,11 +64,24 @@ class Caller:
             return f"connection {self.connection}", False
         return f"user {hashlib.sha256(user.encode(errors='replace')).hexdigest()}", True
 
+    def require_operator(self) -> None:
+        """Refuse what is for those alone who look after the server.
+
+        Raises:
+            OperatorOnly: it is not known to be one of them.
+        """
+        if not self.is_operator:
+            raise OperatorOnly
+
     def hold(
-        self, resolve: Callable[[str | None, "Caller"], Lease[Model]], name: str | None
+        self,
+        resolve: Callable[[str | None, "Caller | None"], Lease[Model]],
+        name: str | None,
+        *,
+        waits: bool = True,
     ) -> Model:
-        """The model of this name, which stays loaded until the answer is complete; `resolve` is
-        that of `Models`."""
-        loaded = self.held.enter_context(resolve(name, self))
+        """The model of this name, which stays loaded until the answer is complete. `resolve` is
+        that of `Models`. A model that is loaded when it is asked for is so, if the caller waits."""
+        loaded = self.held.enter_context(resolve(name, self if waits else None))
         self.on_lease(loaded)
         return loaded

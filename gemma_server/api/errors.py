@@ -19,6 +19,7 @@ from gemma_server.errors import (
     ModelNotFound,
     ModelStays,
     NotReady,
+    OperatorOnly,
     Overloaded,
     PromptRefused,
     QueueFull,
@@ -37,6 +38,7 @@ _STATUS: tuple[tuple[type[RequestError], int, str], ...] = (
     (GrammarRefused, 400, "invalid_request_error"),
     (ConstraintFailed, 400, "invalid_request_error"),
     (ModelNotFound, 404, "not_found_error"),
+    (OperatorOnly, 403, "permission_error"),
     (ModelStays, 400, "invalid_request_error"),
     (WrongKind, 400, "invalid_request_error"),
     (Overloaded, 429, "rate_limit_error"),
@@ -65,7 +67,7 @@ class ErrorAnswer(TypedDict):
 
 
 class MessageAlone(TypedDict):
-    """Every error on the routes of Ollama and TensorFlow Serving."""
+    """Every error on the routes of Ollama, TensorFlow Serving and the Open Inference Protocol."""
 
     error: str
 

@@ -4,6 +4,7 @@ are made from this list."""
 from typing import Any
 
 from gemma_server.api import status
+from gemma_server.api.inference_protocol import generate, infer, repository, server
 from gemma_server.api.native import handlers as native
 from gemma_server.api.native import models as native_models
 from gemma_server.api.ollama import embeddings as ollama_embeddings
@@ -23,5 +24,9 @@ OPERATIONS: tuple[Operation[Any], ...] = (
     *ollama.OPERATIONS,
     *ollama_embeddings.OPERATIONS,
     *tensorflow.OPERATIONS,
+    *server.OPERATIONS,
+    *infer.OPERATIONS,
+    *generate.OPERATIONS,
+    *repository.OPERATIONS,
     *status.OPERATIONS,
 )

@@ -12,9 +12,9 @@ from gemma_server.api.caller import Caller, Running
 from gemma_server.api.document import write
 from gemma_server.api.errors import CLIENT_CLOSED, ErrorBody, error_body, make_error_body, status_of
 from gemma_server.api.generation import Disconnected
-from gemma_server.engine.priority import Priority
 from gemma_server.errors import NotReady, Overloaded, RequestError
 from gemma_server.frames.codec import FAILED, FINISHED, RAW, BrokenFraming, frame
+from gemma_server.frames.envelope import Envelope
 from gemma_server.frames.service import Part
 
 logger = logging.getLogger(__name__)
@@ -50,17 +50,12 @@ class Exchange:
         if job is not None:
             job.cancel()
 
-    def run(
-        self,
-        answer: Callable[[Caller], Iterator[Part]],
-        deadline: float | None,
-        priority: Priority,
-    ) -> None:
+    def run(self, answer: Callable[[Caller], Iterator[Part]], envelope: Envelope) -> None:
         """Send the answer to a request, piece by piece."""
         try:
             self._check()
             with ExitStack() as held:
-                for kind, document in answer(self._caller(held, deadline, priority)):
+                for kind, document in answer(self._caller(held, envelope)):
                     whole = json_frame(kind, self.name, document)
                     if kind == FINISHED:
                         self._check()
@@ -78,7 +73,7 @@ class Exchange:
         try:
             self._check()
             with ExitStack() as held:
-                whole = frame(RAW, answer(self._caller(held)))
+                whole = frame(RAW, answer(self._caller(held, Envelope())))
         except Exception as error:
             self.status, whole = failure(error, None, about=RAW, request_id=self._request_id)
         self._over(self)
@@ -88,20 +83,17 @@ class Exchange:
         if self._cancelled:
             raise Disconnected
 
-    def _caller(
-        self,
-        held: ExitStack,
-        deadline: float | None = None,
-        priority: Priority = "interactive",
-    ) -> Caller:
+    def _caller(self, held: ExitStack, envelope: Envelope) -> Caller:
         return Caller(
             self._request_id,
             held,
             lambda: self._cancelled,
-            deadline,
-            priority,
+            envelope.deadline,
+            envelope.priority,
             on_job=self._began,
             connection=self._connection,
+            affinity=envelope.affinity,
+            is_operator=True,  # no web page and no other machine can use a Unix socket
         )
 
     def _began(self, job: Running) -> None:

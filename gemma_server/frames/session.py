@@ -2,7 +2,6 @@
 
 import re
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -10,9 +9,9 @@ from typing import Any
 
 from gemma_server.api.caller import Caller
 from gemma_server.api.document import parse
-from gemma_server.api.schemas import check_priority
 from gemma_server.errors import InvalidRequest, Overloaded, RequestError
 from gemma_server.frames.codec import RAW, REQUEST, BrokenFraming, body_of, kind_of
+from gemma_server.frames.envelope import open_envelope
 from gemma_server.frames.exchange import Exchange, Id, failure
 from gemma_server.frames.service import Service
 from gemma_server.frames.worker_pool import WorkerPool
@@ -23,7 +22,6 @@ MAX_REFUSED = 1000  # raw frames whose refusals wait for their turn
 _UNKNOWN = "unknown"  # no operation has this name
 _MAX_ID = 2**53 - 1  # the largest integer that every JSON reader keeps exact
 _MAX_ID_LENGTH = 128
-_MAX_TIMEOUT_MS = 10**9
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold a lone surrogate; UTF-8 cannot
 
 
@@ -92,14 +90,13 @@ class Session:
         if op == _UNKNOWN:
             known = ", ".join((*self._service.ops, "cancel"))
             raise InvalidRequest(f"op: not one of {known}", param="op", code="unknown_op")
-        answer, deadline = self._service.ops[op], _deadline_of(document)
-        priority = check_priority(document.pop("priority", None), "priority")
+        answer, envelope = self._service.ops[op], open_envelope(document)
         exchange = Exchange(self._send, partial(self._request_is_over, op), name, self._name)
         with self._lock:
             if len(self._requests) >= MAX_REQUESTS:
                 raise _overloaded(f"{MAX_REQUESTS} requests")
             self._requests[name] = exchange
-        run = partial(exchange.run, partial(answer, document), deadline, priority)
+        run = partial(exchange.run, partial(answer, document), envelope)
         try:
             self._workers.start(run)
         except Overloaded:
@@ -178,19 +175,4 @@ def _name_of(document: dict[str, Any]) -> Id:
         f"from 0 to {_MAX_ID}",
         param="id",
         code="invalid_id",
-    )
-
-
-def _deadline_of(document: dict[str, Any]) -> float | None:
-    """The deadline on the monotonic clock."""
-    match document.pop("timeout_ms", None):
-        case None:
-            return None
-        case bool():
-            pass
-        case int() as given if 1 <= given <= _MAX_TIMEOUT_MS:
-            return time.monotonic() + given / 1000
-    raise InvalidRequest(
-        f"timeout_ms must be a whole number of milliseconds from 1 to {_MAX_TIMEOUT_MS}",
-        param="timeout_ms",
     )

@@ -352,6 +352,9 @@ class Models:
             age_s = version.loaded.worker.step_age_s()
             message = f"the device has not answered for {age_s:.0f} s"
             return NotReady("stuck", message, retry_after_s=10)
+        if model is not None and model.can_come():
+            message = f"{model.public_name} is not in memory: a request for an answer loads it"
+            return NotReady("unavailable", message, retry_after_s=2)
         if model is not None:
             version = model.newest if number is None else model.versions.get(number)
         if version is not None and version.state in (State.UNLOADING, State.END):

@@ -1,4 +1,4 @@
-"""Errors on the wire: one JSON form for every cause, and Ollama's on Ollama's routes."""
+"""Errors on the wire: one JSON form for every cause, and a dialect's own on its routes."""
 
 import logging
 import re
@@ -21,9 +21,9 @@ from gemma_server.errors import DeadlineExceeded, NotReady, Overloaded, RequestE
 
 logger = logging.getLogger(__name__)
 
-# The routes of Ollama and TensorFlow Serving.
+# The routes of Ollama, TensorFlow Serving and the Open Inference Protocol.
 _MESSAGE_ALONE = re.compile(
-    r"/api/.*|/v1/models/(.*:predict|(.*/)?metadata|(.*/)?(versions|labels)(/.*)?)",
+    r"/api/.*|/v2(/.*)?|/v1/models/(.*:predict|(.*/)?metadata|(.*/)?(versions|labels)(/.*)?)",
     re.DOTALL,  # a path can have a line break in it
 )
 _TYPE_OF_STATUS = {

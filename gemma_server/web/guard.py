@@ -15,7 +15,7 @@ from gemma_server.serving.rate_limit import RateLimit
 from gemma_server.settings import is_loopback
 
 _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::[0-9]*)?")  # without its port
-PUBLIC_PATHS = ("/healthz", "/readyz", "/health")
+PUBLIC_PATHS = ("/healthz", "/readyz", "/health", "/v2/health/live", "/v2/health/ready")
 
 
 class Guard:
@@ -32,7 +32,7 @@ class Guard:
     def check(self) -> None:
         """Raise `BadRequest`, `Forbidden` or `Unauthorized` for a request that may not pass."""
         host = _named_host()
-        if self._local_only and not _is_this_machine(host) and not _came_by_unix_socket():
+        if self._local_only and not _is_this_machine(host) and not came_by_unix_socket():
             raise Forbidden(
                 f"Host {host[:100]!r} is not this machine; "
                 "use localhost or 127.0.0.1, or serve on another --host"
@@ -66,7 +66,7 @@ def _named_host() -> str:
     return environ.get("HTTP_HOST") or request.host
 
 
-def _came_by_unix_socket() -> bool:
+def came_by_unix_socket() -> bool:
     """No web page can use a Unix socket; under a test client there is no socket at all."""
     connection: socket.socket | None = request.environ.get("gunicorn.socket")
     return connection is not None and connection.family == socket.AF_UNIX

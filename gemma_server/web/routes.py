@@ -14,6 +14,7 @@ from gemma_server.serving.model import LoadedModel
 from gemma_server.serving.models import Models
 from gemma_server.serving.rate_limit import NO_LIMIT
 from gemma_server.web.body import read_body
+from gemma_server.web.guard import came_by_unix_socket
 from gemma_server.web.page import ROUTES
 from gemma_server.web.peer import deadline, disconnect_check, peer_name, priority
 from gemma_server.web.streaming import stream
@@ -50,21 +51,23 @@ def _read(operation: Operation[Any], models: Models) -> Any:
 
 
 def _caller(operation: Operation[Any], held: ExitStack, in_path: dict[str, str]) -> Caller:
+    queued = operation.is_queued
     return Caller(
         g.request_id,
         held,
         disconnect_check(),
-        deadline() if operation.is_queued else None,
-        priority() if operation.is_queued else "interactive",
-        g.stages,
-        {**in_path, **request.args} if request.query_string else in_path,
-        _note_job,
-        _note_lease,
-        _note_degraded,
-        g.get("api_key", ""),
-        g.get("rate_limit", NO_LIMIT),
-        peer_name(),
-        request.headers.get("X-Affinity", ""),
+        deadline=deadline() if queued else None,
+        priority=priority() if queued else "interactive",
+        stages=g.stages,
+        params={**in_path, **request.args} if request.query_string else in_path,
+        on_job=_note_job,
+        on_lease=_note_lease,
+        on_degraded=_note_degraded,
+        api_key=g.get("api_key", ""),
+        rate_limit=g.get("rate_limit", NO_LIMIT),
+        connection=peer_name(),
+        affinity=request.headers.get("X-Affinity", ""),
+        is_operator="api_key" in g or came_by_unix_socket(),
     )
 
 

@@ -75,7 +75,7 @@ def test_an_example_runs_and_its_answer_has_that_form(
 def documents(answer: str) -> list[Any]:
     """The JSON documents of an answer, be they lines, events, or the one that it is; `...` is a
     key in an object that has more, and an item in such a list. None of plain text."""
-    if not answer.startswith(("{", "data: ")):
+    if not answer.startswith(("{", "[{", "data: ")):
         return []
     text = re.sub("^data: ", "", answer, flags=re.M).replace("[DONE]", '"[DONE]"')
     text = text.replace(", ...]", ', "..."]').replace("...}", '"...": 0}').strip()

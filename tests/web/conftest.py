@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -17,7 +17,8 @@ from gemma_server.engine.request import Request, SamplingParams
 from gemma_server.engine.scheduler import Scheduler
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.serving.engines import limits_of
-from gemma_server.serving.model import GenerativeModel
+from gemma_server.serving.loader import load_model
+from gemma_server.serving.model import GenerativeModel, LoadedModel
 from gemma_server.serving.models import Models
 from gemma_server.serving.rate_limit import RateLimit
 from gemma_server.serving.version import ServableVersion
@@ -160,3 +161,32 @@ def serve() -> Iterator[Serve]:
 def app(serve: Serve) -> App:
     """The app for tests that leave nothing behind."""
     return serve()
+
+
+class Served:
+    """Version 1 and 3 of model m; 2 has failed."""
+
+    def __init__(self) -> None:
+        self.settings = Settings(fake=True, slots=4, model_name="m")
+        self.models = Models("m")
+        self.loaded = [self._add(1), self._add(3)]
+        failed = ServableVersion("m", 2)
+        self.models.registry.add(failed)
+        self.models.registry.to_end(failed, "it is broken")
+        self.models.registry.set_labels("m", {"stable": 1, "canary": 3, "broken": 2})
+        self.client: FlaskClient = make_app(self.models, self.settings).test_client()
+
+    def _add(self, number: int) -> LoadedModel:
+        version = ServableVersion("m", number)
+        loaded = replace(load_model(self.settings, version, lambda error: None), version=number)
+        self.models.registry.add(version)
+        self.models.registry.to_available(version, loaded)
+        return loaded
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    made = Served()
+    yield made
+    for loaded in made.loaded:
+        loaded.worker.stop()

@@ -93,8 +93,8 @@ def test_one_of_the_keys_is_needed(
 
 def test_health_is_public_and_metrics_and_unknown_paths_are_not(serve: Serve, keys: Path) -> None:
     client = serve(api_key_file=keys).client
-    assert client.get("/healthz").status_code == 200
-    assert client.get("/readyz").status_code == 200
-    assert client.get("/health").status_code == 200
+    for path in ("/healthz", "/readyz", "/health", "/v2/health/live", "/v2/health/ready"):
+        assert client.get(path).status_code == 200
+    assert client.get("/v2").status_code == client.get("/v2/models").status_code == 401
     for path in ("/metrics", "/nothing", "/healthz/more", "/prompt"):
         assert_error(client.get(path), 401, "unauthorized")

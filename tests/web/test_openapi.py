@@ -28,20 +28,28 @@ BEYOND_A_SCHEMA = re.compile(
     r"|more than the context|cannot be streamed|either prompt or messages|the last message is not"
     r"|false goes with continue_final_message|a raw prompt is all|model .* not found"
     r"|they go with a stream alone|tokens are generated|the last message goes on"
-    r"|it makes no embeddings|invalid_grammar|\"error\":\"format: |no JSON|is missing"
+    r"|it makes no embeddings|invalid_grammar|no JSON|is missing"
     r"|has one form|does not go with|no such tool|answers the call|nobody else|nested too deeply"
     r"|must be a JSON object|must be an object|thinking is not|calls tools in JSON too"
     r"|: says nothing"
-    r"|instances or inputs|signature_name: |columns of one length|(instances|inputs)\[\d+\]"
+    r"|instances or inputs|signature_name: |columns of one length|(instances|inputs|outputs)\[\d+\]"
+    r"|inputs: text_input is missing|ask generate_stream|is beside parameters, too"
+    r"|\"error\":\"(format|grammar|regex|response_schema|choice)(:|\[|\.)"
+    r"|false cannot be streamed|max_tokens: it does not go with sampling_steps"
 )
 SERVED = {"name": "fake", "version": "1", "label": "stable"}  # parts of a path that are found
-PREDICT = [each.path for each in ROUTES if each.path and each.path.endswith(":predict")]
+# The routes whose body is for the model that their path names.
+OF_A_MODEL = [each.path for each in ROUTES if each.body and each.path and "{name}" in each.path]
+PREDICT = [path for path in OF_A_MODEL if path.endswith(":predict")]
+TEXT_INPUT = {"name": "text_input", "shape": [1], "datatype": "BYTES", "data": ["x"]}
 LEAST: dict[str, dict[str, Any]] = {
     **GENERATING,
     "/echo": {"prompt": 1},
     "/tokenize": {"prompt": "x"},
     "/detokenize": {"tokens": [7]},
     "/api/show": {"model": "fake"},
+    **{path: {"text_input": "x"} for path in OF_A_MODEL if "/generate" in path},
+    **{path: {"inputs": [TEXT_INPUT]} for path in OF_A_MODEL if path.endswith("/infer")},
     **{path: {"instances": ["x"]} for path in PREDICT},
 }
 _REF = "#/components/schemas/"
@@ -97,7 +105,7 @@ def test_no_request_that_fits_the_schemas_or_almost_does_breaks_the_server_or_it
         if isinstance(model, str) and model:
             case.body["model"] = "fake"  # else next to all of them would be 404
         fits = case.meta is None or case.meta.generation.mode == GenerationMode.POSITIVE
-        if fits and case.path in PREDICT:
+        if fits and case.path in OF_A_MODEL:
             case.path_parameters = {name: SERVED[name] for name in _names_in(case.path)}
         response = case.call()
         answers[case.path, response.status_code == 200] += 1
@@ -142,7 +150,7 @@ def test_no_request_that_fits_the_schemas_or_almost_does_breaks_the_server_or_it
     # None of them is only refused, or never streams though it can.
     unanswered = {path for path in closed["paths"] if not answers[path, True]}
     of_other_models = {"/v1/embeddings", "/api/embed", "/api/embeddings"}
-    of_others = {path for path in closed["paths"] if _names_in(path)} - set(PREDICT)
+    of_others = {path for path in closed["paths"] if _names_in(path)} - set(OF_A_MODEL)
     assert unanswered == {"/openapi.json", *of_other_models, *of_others}  # asked once
     assert set(streamed) == streaming
 

@@ -1,50 +1,14 @@
 """Versions of a model by every name, and TensorFlow Serving's routes, on two fakes side by side."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from flask.testing import FlaskClient
 
 from gemma_server.errors import ModelNotFound
-from gemma_server.serving.loader import load_model
-from gemma_server.serving.model import LoadedModel
 from gemma_server.serving.models import Models
 from gemma_server.serving.version import ServableVersion
-from gemma_server.settings import Settings
-from gemma_server.web.app import make_app
 from testing.answers import assert_error, parse_json
-
-SETTINGS = Settings(fake=True, slots=4, model_name="m")
-
-
-class Served:
-    """Version 1 and 3 of model m; 2 has failed."""
-
-    def __init__(self) -> None:
-        self.models = Models("m")
-        self.loaded = [self._add(1), self._add(3)]
-        failed = ServableVersion("m", 2)
-        self.models.registry.add(failed)
-        self.models.registry.to_end(failed, "it is broken")
-        self.models.registry.set_labels("m", {"stable": 1, "canary": 3, "broken": 2})
-        self.client: FlaskClient = make_app(self.models, SETTINGS).test_client()
-
-    def _add(self, number: int) -> LoadedModel:
-        version = ServableVersion("m", number)
-        loaded = replace(load_model(SETTINGS, version, lambda error: None), version=number)
-        self.models.registry.add(version)
-        self.models.registry.to_available(version, loaded)
-        return loaded
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    made = Served()
-    yield made
-    for loaded in made.loaded:
-        loaded.worker.stop()
+from tests.web.conftest import Served
 
 
 def ask(served: Served, path: str, **fields: Any) -> Any:

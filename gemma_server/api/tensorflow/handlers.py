@@ -97,7 +97,7 @@ def status(body: None, models: Models, caller: Caller) -> ModelStatus:
 
 def metadata(body: None, models: Models, caller: Caller) -> Metadata:
     """The version that answers, and the inputs and outputs of `:predict`."""
-    loaded = caller.hold(models.resolve, caller.asked)
+    loaded = caller.hold(models.resolve, caller.asked, waits=False)
     text = {"dtype": "DT_STRING", "tensor_shape": {"dim": [{"size": "-1", "name": ""}]}}
     signature = {
         "inputs": {"prompt": {**text, "name": "prompt"}},
