@@ -183,10 +183,12 @@ class Models:
         the moment. Nothing is loaded for it.
 
         Raises:
-            NotReady: no model is known yet.
+            NotReady: no model is known yet, or the server drains.
             ModelNotFound: there is no such model, or no such version of it.
         """
         with self.registry.changed:
+            if self._draining:
+                raise self._not_ready(None)
             model, number = self._meant(name)
             if number is not None and number not in model.versions:
                 raise ModelNotFound(name)

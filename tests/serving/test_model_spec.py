@@ -102,7 +102,10 @@ def test_how_a_model_is_kept(tmp_path: Path) -> None:
 
 def test_the_schema_takes_what_the_server_takes_and_no_more() -> None:
     schema = json.loads((ROOT / "docs" / "models.schema.json").read_text())
-    assert schema == ModelsFile.model_json_schema()
+    assert schema == ModelsFile.model_json_schema(), (
+        "write it anew: python -c 'import json, gemma_server.serving.model_spec as m; "
+        "print(json.dumps(m.ModelsFile.model_json_schema(), indent=2))' >docs/models.schema.json"
+    )
     checks = jsonschema_rs.validator_for(schema)
     pages = (ROOT / "docs" / "lifecycle.md").read_text()
     [example] = re.findall("```toml\n(.*?)```", pages, re.DOTALL)

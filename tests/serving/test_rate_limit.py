@@ -155,6 +155,8 @@ def test_versions_are_loaded_with_the_limit_of_their_model_and_warm_up_for_nothi
         ServableVersion("chat", 2, tmp_path),
         ServableVersion("other", 1, tmp_path, own),
     ]
+    for version in versions:
+        version.opened = loader.open(version)
     loaded = [loader.load(version, lambda error: None) for version in versions]
     for each in loaded:
         each.worker.stop()

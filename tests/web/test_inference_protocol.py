@@ -80,7 +80,7 @@ def test_what_the_server_and_its_models_are(served: Served, embedding: FlaskClie
     assert client.get("/v2").json == {
         "name": "gemma-server",
         "version": __version__,
-        "extensions": ["generate"],
+        "extensions": ["generate", "model_repository"],
     }
     assert client.get("/v2/models").json == {"models": ["m"]}
     whole = client.get("/v2/models/m").json
