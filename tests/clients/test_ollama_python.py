@@ -124,7 +124,7 @@ def test_what_is_there(client: ollama.Client) -> None:
         (400, "options.temperature: ", {"options": {"temperature": -1}}),
         (400, "options.num_ctx: ", {"options": {"num_ctx": 1 << 20}}),
         (400, "the prompt of 5001 tokens", {"prompt": "x" * 5000}),
-        (400, "stays in memory", {"prompt": "", "keep_alive": 0}),
+        (400, "model 'fake' stays in memory", {"prompt": "", "keep_alive": 0}),
     ],
     ids=lambda value: str(value)[:60],
 )
