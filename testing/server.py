@@ -147,7 +147,8 @@ class Stream:
         self._response = connection.getresponse()
         assert self._response.status == 200
         assert self._response.headers.get_content_type() == "text/event-stream"
-        self.request_id = self._response.headers["X-Request-Id"]
+        self.headers = self._response.headers
+        self.request_id = self.headers["X-Request-Id"]
 
     def events(self) -> Iterator[str]:
         """The data of each event; the body's end ends it, a broken body raises."""

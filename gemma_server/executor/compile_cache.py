@@ -20,7 +20,7 @@ from jax.experimental.serialize_executable import deserialize_and_load, serializ
 from jaxlib.version import __version__ as jaxlib_version
 
 import gemma_server
-from gemma_server.private_directory import PrivateDirectory
+from gemma_server.private_directory import DamagedError, PrivateDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,18 @@ class CompileCache:
         if program is None:
             program = _in_use[path] = self._read(path.name, compile_it)
         return program
+
+    def note(self, name: str, number: int) -> None:
+        """Keep a number that is known once the programs are."""
+        if self.noted(name) != number:
+            self._keep(f"{name}-{self._key}", str(number).encode())
+
+    def noted(self, name: str) -> int | None:
+        """The number that was kept under this name, by this process or an earlier one."""
+        try:
+            return int(self._directory.read(f"{name}-{self._key}"))
+        except (OSError, DamagedError, ValueError):
+            return None
 
     def _read(self, file: str, compile_it: Callable[[], Any]) -> Any:
         try:

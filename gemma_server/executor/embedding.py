@@ -13,7 +13,7 @@ from gemma_server.engine.embedding import Tokens, Vector
 from gemma_server.executor.compile_cache import CompileCache
 from gemma_server.executor.compile_counter import CompileCounter
 from gemma_server.executor.dispatch_policy import ON_CPU, DispatchPolicy
-from gemma_server.executor.programs import BLOCK, bytes_of, scratch_bytes
+from gemma_server.executor.programs import BLOCK, SCRATCH, bytes_of, scratch_bytes
 from gemma_server.model.config import GemmaConfig
 from gemma_server.model.numerics import Numerics
 from gemma_server.model.transformer import Params, Transformer, abstract_params
@@ -82,6 +82,7 @@ class EmbeddingPrograms:
             name = f"embed_{size.rows}_{size.length}"
             self._compiled[size] = cache.get(name, partial(self._compile, weights, size))
             progress((done + 1) / len(self.sizes))
+        cache.note(SCRATCH, self.scratch_bytes)
 
     @property
     def memory_bytes(self) -> int:

@@ -30,6 +30,8 @@ from gemma_server.model.transformer import Params, Transformer, abstract_params
 
 BLOCK = 256  # cached positions that attention reads at a time
 
+SCRATCH = "scratch_bytes"  # the name under which these are noted
+
 Name = tuple[str | int, ...]  # what a program does, and all that its shapes depend on
 
 
@@ -80,6 +82,7 @@ class Programs:
             name = "_".join(map(str, job.name))
             self._compiled[job.name] = cache.get(name, partial(self._compile, job))
             progress((done + 1) / len(jobs))
+        cache.note(SCRATCH, self.scratch_bytes)
 
     @property
     def configuration(self) -> str:

@@ -34,6 +34,7 @@ from gemma_server.weights.demo import demo_checkpoint
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
+    from gemma_server.executor.compile_cache import CompileCache
     from gemma_server.executor.dispatch_policy import DispatchPolicy
     from gemma_server.executor.embedding import EmbeddingPrograms, JaxEmbeddingRunner
     from gemma_server.executor.programs import Programs
@@ -65,14 +66,23 @@ class OpenedGemma:
 
     @property
     def needs_bytes(self) -> int:
-        """What weights, cache and, where it is the same memory, the tokenizer take. Tables that
-        stay in their files take none."""
-        needs = _programs(self).memory_bytes
+        """What weights, cache and, where it is the same memory, the tokenizer take, and what the
+        programs do, if they were compiled before. Tables that stay in their files take none."""
+        from gemma_server.executor.programs import SCRATCH
+
+        programs = _programs(self)
+        scratch = _compile_cache(self, programs).noted(SCRATCH) or 0
+        return self.kept_bytes + scratch + (0 if self.draft is None else self.draft.needs_bytes)
+
+    @property
+    def kept_bytes(self) -> int:
+        """The same without the programs, and without the draft model."""
+        kept = _programs(self).memory_bytes
         if self.device.platform == "cpu":
-            needs += self.checkpoint.tokenizer.vocab_size * _PIECE_BYTES
+            kept += self.checkpoint.tokenizer.vocab_size * _PIECE_BYTES
             table = self.checkpoint.weights.own_table
-            needs -= table.layout.nbytes if table is not None and table.is_mapped else 0
-        return needs if self.draft is None else needs + self.draft.needs_bytes
+            kept -= table.layout.nbytes if table is not None and table.is_mapped else 0
+        return kept
 
     @property
     def device_bytes(self) -> float:
@@ -181,7 +191,7 @@ def _load_generative(opened: OpenedGemma, on_death: OnDeath, wrap: Wrap) -> Gene
         max_steps=settings.max_steps,
         sampling=opened.checkpoint.sampling,
         weight_bytes=runner.weight_bytes + draft_bytes,
-        memory_bytes=opened.needs_bytes + programs.scratch_bytes,
+        memory_bytes=opened.needs_bytes,
         **opened.common(),
     )
 
@@ -302,7 +312,7 @@ def _load_embedding(opened: OpenedGemma, on_death: OnDeath) -> EmbeddingModel:
         engine=engine,
         width=config.embedding_width,
         weight_bytes=runner.weight_bytes,
-        memory_bytes=opened.needs_bytes + programs.scratch_bytes,
+        memory_bytes=opened.needs_bytes,
         **opened.common(),
     )
 
@@ -317,10 +327,7 @@ def _warmed_up(opened: OpenedGemma, runner: "JaxRunner | JaxEmbeddingRunner") ->
 
 def _compile_and_read(opened: OpenedGemma, programs: "Programs | EmbeddingPrograms") -> "Params":
     """Compile while the weights are read: compiling needs their shapes alone."""
-    from gemma_server.executor.compile_cache import CompileCache
-
-    directory = PrivateDirectory(opened.settings.cache_dir / "programs")
-    cache = CompileCache(directory, programs.configuration)
+    cache = _compile_cache(opened, programs)
     progress = _Progress(opened.stages)
 
     def compile_all() -> None:
@@ -338,6 +345,13 @@ def _compile_and_read(opened: OpenedGemma, programs: "Programs | EmbeddingProgra
         progress.stop()  # bad weights are reported at once, not after compiling
         pool.shutdown(wait=False)
     return params
+
+
+def _compile_cache(opened: OpenedGemma, programs: "Programs | EmbeddingPrograms") -> "CompileCache":
+    from gemma_server.executor.compile_cache import CompileCache
+
+    directory = PrivateDirectory(opened.settings.cache_dir / "programs")
+    return CompileCache(directory, programs.configuration)
 
 
 def _info(checkpoint: Checkpoint) -> ModelInfo:

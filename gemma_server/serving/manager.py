@@ -292,7 +292,7 @@ class Manager:
         if version.state is not State.LOADING:  # it died already
             loaded.worker.stop()
             return
-        version.failures, version.bytes = 0, max(version.bytes, loaded.memory_bytes)
+        version.failures, version.bytes = 0, loaded.memory_bytes
         self._registry.to_available(version, loaded, self._clock() - began)
         say(f"{version} takes requests")
 

@@ -169,3 +169,15 @@ def test_a_start_with_another_number_of_devices_has_programs_of_its_own(tmp_path
         for devices in ("1", "2", "1", "2")
     ]
     assert said == ["1 8.0", "1 8.0", "0 8.0", "0 8.0"]
+
+
+def test_numbers_are_kept_for_a_configuration(tmp_path: Path) -> None:
+    cache, other = (CompileCache(PrivateDirectory(tmp_path), each) for each in ("one", "other"))
+    assert cache.noted("bytes") is None
+    cache.note("bytes", 7)
+    cache.note("bytes", 8)
+    assert CompileCache(PrivateDirectory(tmp_path), "one").noted("bytes") == 8
+    assert other.noted("bytes") is None
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"damaged")
+    assert cache.noted("bytes") is None

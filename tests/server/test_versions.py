@@ -63,6 +63,27 @@ def test_requests_finish_on_the_version_that_they_began_on(start: Start, base: P
     wait_until(lambda: version_states(server, "versions").get("1") == "END", 20)
 
 
+def test_swaps_leave_no_threads_and_no_descriptors(start: Start, base: Path) -> None:
+    fake_versions(base, 1)
+    server = start(*SERVE, "--model-base-path", str(base), "--model-poll-seconds", "0.05")
+    process = Path(f"/proc/{server.worker}")
+
+    def held() -> tuple[int, int]:
+        return len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
+
+    def swap(number: int) -> None:
+        fake_versions(base, number)
+        gone = {str(number): "AVAILABLE", str(number - 1): "END"}
+        wait_until(lambda: gone.items() <= version_states(server, "versions").items(), 20)
+
+    swap(2)
+    before, swaps = held(), 10
+    for number in range(3, 3 + swaps):
+        swap(number)
+    # A few more, where requests overlapped; not some for each swap.
+    assert all(now < then + swaps // 2 for now, then in zip(held(), before, strict=True))
+
+
 def test_a_file_of_models(start: Start, base: Path) -> None:
     fake_versions(base / "a", 1, 2)
     fake_versions(base / "b", 5)
