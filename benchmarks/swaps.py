@@ -8,7 +8,8 @@ write, one after the other, while each next version is published:
 - swap: seconds from publishing until the new version takes requests, and until the old one is freed
 - gap: milliseconds between two pieces of a stream's text, the median, the 99th percentile and the
   longest: in quiet times, while a version loads, and while the old one ends what it has begun
-- memory: the worker's resident MB, threads and open files after the first swap and after the last
+- memory: the worker's resident MB, the MB that are booked for its versions, threads, open files and
+  programs compiled, after the first swap and after the last
 
 The last line of standard output is the result as one JSON document.
 """
@@ -45,8 +46,10 @@ class Held(NamedTuple):
     """What the worker holds."""
 
     resident_mb: float
+    booked_mb: float
     threads: int
     files: int
+    compilations: float
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def swap(server: Server, base: Path, number: int, checkpoint: Path) -> Swap:
     available = when(server, number, "AVAILABLE")
     freed = when(server, number - 1, "END")
     time.sleep(LOOK_S)
-    held = held_by(worker_of(server.pid))
+    held = held_by(server)
     say(f"version {number}: {available - published:.1f} s, {held.resident_mb:.0f} MB")
     return Swap(published, available, freed, held)
 
@@ -142,12 +145,24 @@ def streaming(side: Side, server: Server, clients: int) -> Iterator[list[list[fl
         each.result()
 
 
-def held_by(pid: int) -> Held:
-    """What a process holds now."""
+def held_by(server: Server) -> Held:
+    """What the worker holds now."""
+    pid = worker_of(server.pid)
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     told = dict(line.split(":", 1) for line in lines)
     resident_kb, threads = told["VmRSS"].split()[0], told["Threads"]
-    return Held(int(resident_kb) / 1000, int(threads), len(os.listdir(f"/proc/{pid}/fd")))
+    booked, compilations = (
+        sum_of(server, name) for name in ("gemma_model_memory_bytes", "gemma_compilations_total")
+    )
+    files = len(os.listdir(f"/proc/{pid}/fd"))
+    return Held(int(resident_kb) / 1000, booked / 1e6, int(threads), files, compilations)
+
+
+def sum_of(server: Server, metric: str) -> float:
+    """A metric, over all versions."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as response:
+        lines = response.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{metric}{{"))
 
 
 def report(swaps: list[Swap], streams: list[list[float]]) -> None:
