@@ -111,7 +111,8 @@ class Manager:
         self._stopping.set()
 
     def poll_soon(self) -> None:
-        """Ask the source, whatever the time; a signal handler may call this."""
+        """Ask the source, whatever the time, and try again what has failed; a signal handler may
+        call this."""
         self._told_to_poll.set()
 
     def step(self) -> None:
@@ -119,6 +120,7 @@ class Manager:
         if self._told_to_poll.is_set():
             self._told_to_poll.clear()
             self._poll_at, self._quick_polls = self._clock(), 2
+            self._forgive()
         if self._clock() >= self._poll_at:
             self._poll()
         self._retry()
@@ -143,6 +145,12 @@ class Manager:
         self._poll_errors = errors
         for name, model in self._wanted.items():
             self._registry.govern(name, model.residency, model.weights)
+
+    def _forgive(self) -> None:
+        """Try again what has failed: what it needs may be there now."""
+        for version in self._registry.versions():
+            if version.error:
+                version.failures, version.retry_at = 0, self._clock()
 
     def _want_all(self) -> None:
         for name, model in self._wanted.items():

@@ -63,11 +63,12 @@ class Registry:
 
     def set_labels(self, name: str, labels: Mapping[str, int]) -> None:
         """Give a model these labels, and no others. One that points to a version that does not take
-        requests stays where it was until that does."""
+        requests stays where it was until that does, unless no version does."""
         with self.changed:
             model = self._model(name)
+            serves = model.serving() is not None
             wanted = {
-                label: number if model.serving(number) else model.labels.get(label)
+                label: number if model.serving(number) or not serves else model.labels.get(label)
                 for label, number in labels.items()
             }
             model.labels = {label: number for label, number in wanted.items() if number is not None}

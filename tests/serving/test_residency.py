@@ -2,6 +2,7 @@
 
 import math
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -38,6 +39,17 @@ def test_a_model_is_loaded_when_it_is_asked_for() -> None:
     assert life.in_memory == {"a", "b"}
     with pytest.raises(ModelNotFound):
         life.use("c")
+
+
+def test_a_label_is_known_before_its_model_is_loaded_and_after_it_has_left() -> None:
+    life = life_of(a=4)
+    life.wanted["a"] = replace(life.wanted["a"], labels={"stable": 1})
+    life.settle()
+    for _ in range(2):
+        assert life.use("a:stable") == 1
+        life.models.release("a")
+        life.settle()
+        assert life.in_memory == set()
 
 
 def test_who_does_not_wait_loads_nothing() -> None:
@@ -107,6 +119,19 @@ def test_a_model_that_is_larger_than_the_limit_is_refused_with_both_figures() ->
     with pytest.raises(NotReady, match=r"a version 1 has ended: it needs .* see --memory-limit"):
         life.use("a")
     assert life.use("b") == 1
+
+
+def test_what_was_refused_is_tried_again_when_the_server_is_told_to_look() -> None:
+    life = life_of(a=11)
+    with pytest.raises(NotReady):
+        life.use("a")
+    life.models.registry.memory_limit = 12
+    life.settle()
+    with pytest.raises(NotReady):
+        life.use("a")
+    life.manager.poll_soon()
+    life.settle()
+    assert life.use("a") == 1
 
 
 def test_a_start_loads_what_there_is_room_for() -> None:

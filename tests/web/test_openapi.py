@@ -36,6 +36,7 @@ BEYOND_A_SCHEMA = re.compile(
     r"|inputs: text_input is missing|ask generate_stream|is beside parameters, too"
     r"|\"error\":\"(format|grammar|regex|response_schema|choice)(:|\[|\.)"
     r"|false cannot be streamed|max_tokens: it does not go with sampling_steps"
+    r"|this needs an API key"
 )
 SERVED = {"name": "fake", "version": "1", "label": "stable"}  # parts of a path that are found
 # The routes whose body is for the model that their path names.
