@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from weakref import WeakValueDictionary
 
 import flax
 import jax
+import jax.monitoring
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 from jaxlib.version import __version__ as jaxlib_version
 
@@ -77,8 +79,12 @@ class CompileCache:
         except Exception as error:  # another library's file can raise anything; it is replaced
             path = self._directory.path / file
             logger.warning("%s cannot be used, compiling anew: %s", path, error)
+        hits = _jax_cache_hits()
         program = compile_it()
-        self._keep(file, pickle.dumps(serialize(program)))
+        # On a CPU a program that jax has read in its own cache lacks its functions when it is
+        # serialized again; but it is kept there.
+        if _jax_cache_hits() == hits:
+            self._keep(file, pickle.dumps(serialize(program)))
         return program
 
     def _keep(self, file: str, data: bytes) -> None:
@@ -112,6 +118,22 @@ def sources() -> list[Path]:
         if path.suffix in (".py", ".cc", ".h")
     ]
     return sorted([*found, _PACKAGE / "errors.py", _PACKAGE / "private_directory.py"])
+
+
+_hits = threading.local()
+
+
+def _jax_cache_hits() -> int:
+    """Programs that jax has read in its own cache for this thread."""
+    return getattr(_hits, "count", 0)
+
+
+def _on_event(event: str, **_: Any) -> None:
+    if event == "/jax/compilation_cache/cache_hits":
+        _hits.count = _jax_cache_hits() + 1
+
+
+jax.monitoring.register_event_listener(_on_event)
 
 
 def _device() -> jax.Device:

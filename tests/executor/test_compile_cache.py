@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,21 @@ class Compiler:
 
 
 ONES = np.ones(4, np.float32)
+
+
+def use_jax_s_own_cache(wanted: bool) -> None:
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    jax.config.update("jax_enable_compilation_cache", wanted)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True)
+def _without_jax_s_own_cache() -> Iterator[None]:
+    use_jax_s_own_cache(False)
+    yield
+    use_jax_s_own_cache(True)
 
 
 def test_a_program_is_compiled_once_and_read_after(tmp_path: Path) -> None:
@@ -141,34 +157,52 @@ def test_the_key_covers_every_file_that_a_program_is_made_of() -> None:
     assert {path.name for path in covered} >= {"product.cc", "attention.cc", "norm.cc"}
 
 
+_STARTS = """
+import sys, numpy as np, jax
+from pathlib import Path
+from gemma_server.executor.compile_cache import CompileCache
+from gemma_server.private_directory import PrivateDirectory
+
+shape = jax.ShapeDtypeStruct((4, 4), np.float32)
+compiled = []
+
+def compile_it():
+    compiled.append(1)
+    return jax.jit(lambda x: jax.numpy.sort(x * 2) @ x).lower(shape).compile()
+
+program = CompileCache(PrivateDirectory(Path(sys.argv[1])), "").get("double", compile_it)
+print(len(compiled), program(np.ones((4, 4), np.float32)).sum())
+"""
+
+
+def starts(directory: Path, **variables: str) -> str:
+    """What a new process says of the program: whether it has compiled it, and a result."""
+    kept = ("JAX_COMPILATION_CACHE_", "JAX_PERSISTENT_CACHE_")
+    own = {name: value for name, value in os.environ.items() if not name.startswith(kept)}
+    return subprocess.run(
+        [sys.executable, "-c", _STARTS, str(directory)],
+        env=own | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout.strip()
+
+
 def test_a_start_with_another_number_of_devices_has_programs_of_its_own(tmp_path: Path) -> None:
     """Two devices, as `JAX_NUM_CPU_DEVICES` makes them: written by each, read by each."""
-    code = (
-        "import sys, numpy as np, jax\n"
-        "from pathlib import Path\n"
-        "from gemma_server.executor.compile_cache import CompileCache\n"
-        "from gemma_server.private_directory import PrivateDirectory\n"
-        "shape = jax.ShapeDtypeStruct((4,), np.float32)\n"
-        "compiled = []\n"
-        "def compile_it():\n"
-        "    compiled.append(1)\n"
-        "    return jax.jit(lambda x: x * 2).lower(shape).compile()\n"
-        "directory = PrivateDirectory(Path(sys.argv[1]))\n"
-        "program = CompileCache(directory, '').get('double', compile_it)\n"
-        "print(len(compiled), program(np.ones(4, np.float32)).sum())\n"
-    )
-    said = [
-        subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)],
-            env={**os.environ, "JAX_NUM_CPU_DEVICES": devices},
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        ).stdout.strip()
-        for devices in ("1", "2", "1", "2")
-    ]
-    assert said == ["1 8.0", "1 8.0", "0 8.0", "0 8.0"]
+    said = [starts(tmp_path, JAX_NUM_CPU_DEVICES=devices) for devices in ("1", "2", "1", "2")]
+    assert said == ["1 128.0", "1 128.0", "0 128.0", "0 128.0"]
+
+
+def test_what_jax_has_in_its_own_cache_is_left_to_it(tmp_path: Path) -> None:
+    """Serialized again, such a program could be read but not run."""
+    variables = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    said = [starts(tmp_path / which, **variables) for which in ("one", "two", "one", "two")]
+    assert said == ["1 128.0", "1 128.0", "0 128.0", "1 128.0"]
 
 
 def test_numbers_are_kept_for_a_configuration(tmp_path: Path) -> None:
