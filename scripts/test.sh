@@ -61,7 +61,7 @@ python_tests "servers, which wait more than they compute" \
 begin copy python_tests "a fresh copy of the repository" -m fresh_copy "$@"
 python_tests "models that are compiled, and real weights" \
     -m "(slow or real_model) and not server and not fresh_copy" \
-    -n 2 --dist loadfile "$@" || failed="$failed models"
+    -n 2 --dist loadfile --no-loadscope-reorder "$@" || failed="$failed models"
 finish
 
 if [ -n "$failed" ]; then

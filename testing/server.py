@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from testing import kept_programs
 from testing.answers import error_inside, parse_json, parse_metrics
 from testing.waiting import wait_until
 
@@ -85,8 +86,9 @@ def serve_when(gate: Path, port: int) -> tuple[str, ...]:
 
 
 def clean_environment(home: Path, extra: dict[str, str] | None = None) -> dict[str, str]:
-    """An environment with none of our variables in it."""
-    return {"PATH": os.environ["PATH"], "HOME": str(home), **(extra or {})}
+    """An environment with none of our variables in it, but where tests keep programs."""
+    kept = kept_programs.variables()
+    return {"PATH": os.environ["PATH"], "HOME": str(home), **kept, **(extra or {})}
 
 
 def run(
@@ -263,7 +265,7 @@ class Server:
         assert self.worker
         return self
 
-    def connect(self, timeout_s: float = 20.0) -> http.client.HTTPConnection:
+    def connect(self, timeout_s: float = 60.0) -> http.client.HTTPConnection:
         """A connection that is kept alive."""
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
 
