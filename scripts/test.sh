@@ -53,7 +53,7 @@ finish() {
 }
 
 [ -z "$whole" ] || begin go go_tests
-python_tests "the fast ones" "$@" || failed="$failed fast"
+python_tests "the fast ones" -n 2 --dist worksteal "$@" || failed="$failed fast"
 python_tests "servers, which wait more than they compute" \
     -m server -n 4 --dist worksteal "$@" || failed="$failed servers"
 [ -z "$whole" ] || finish

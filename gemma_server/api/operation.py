@@ -79,9 +79,9 @@ class Operation(Generic[Body]):
     text: tuple[str, ...] = ()  # content types
     query: tuple[tuple[str, tuple[str, ...]], ...] = ()  # parameters, each with its values
     unready: Any = None  # the type of the answer while the model loads, if that is no error
-    embeds: bool = False  # it waits for the model, though it streams nothing
+    waits: bool = False  # for its turn at a model, though it streams nothing
 
     @property
     def is_queued(self) -> bool:
         """Whether it waits its turn at a model: a client may limit the time, and say a priority."""
-        return self.embeds or self.stream is not None
+        return self.waits or self.stream is not None

@@ -135,7 +135,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
             path=f"{path}/generate",
             body=GenerateTextBody,
             answer=Generated,
-            embeds=True,
+            waits=True,
             error_form=MESSAGE_ALONE,
         )
     ),

@@ -203,7 +203,7 @@ OPERATIONS: tuple[Operation[Any], ...] = tuple(
             path=f"{path}/infer",
             body=InferBody,
             answer=Inferred,
-            embeds=True,
+            waits=True,
             error_form=MESSAGE_ALONE,
         )
     )

@@ -147,7 +147,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
         path="/api/embed",
         body=EmbedBody,
         answer=Embedded,
-        embeds=True,
+        waits=True,
         error_form=MESSAGE_ALONE,
     ),
     Operation(
@@ -157,7 +157,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
         path="/api/embeddings",
         body=PromptEmbeddingBody,
         answer=PromptEmbedding,
-        embeds=True,
+        waits=True,
         error_form=MESSAGE_ALONE,
     ),
 )

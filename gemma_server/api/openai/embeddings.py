@@ -145,6 +145,6 @@ OPERATIONS: tuple[Operation[Any], ...] = (
         frame="embed",
         body=EmbeddingsBody,
         answer=Embeddings,
-        embeds=True,
+        waits=True,
     ),
 )

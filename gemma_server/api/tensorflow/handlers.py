@@ -153,7 +153,7 @@ OPERATIONS: tuple[Operation[Any], ...] = (
             path=f"/v1/models/{{name}}{path}:predict",
             body=PredictBody,
             answer=Predictions,
-            embeds=True,
+            waits=True,
             error_form=MESSAGE_ALONE,
         )
         for suffix, path in _VERSIONS.items()
