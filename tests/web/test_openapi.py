@@ -20,7 +20,7 @@ from tests.web.conftest import App
 from tests.web.dialects import ROUTES as GENERATING
 
 DESCRIBED = openapi.document(ROUTES)
-CASES = cases(25, 125)  # for each way in which an operation is asked
+CASES = cases(15, 125)  # for each way in which an operation is asked
 # Why a body may be refused that its schema allows: what depends on the model, on the settings, on
 # another field, or is not served yet.
 BEYOND_A_SCHEMA = re.compile(
