@@ -44,6 +44,10 @@ class ModelLoadError(GemmaServerError):
     """The model's files are missing, damaged, of another kind, or do not fit together."""
 
 
+class Disconnected(GemmaServerError):
+    """The client has closed the connection or given up: there is nobody to answer."""
+
+
 class RequestError(GemmaServerError):
     """One request cannot be answered. `code` is the stable, machine-readable reason."""
 

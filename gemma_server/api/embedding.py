@@ -14,11 +14,10 @@ from gemma_server.api import heavy
 from gemma_server.api.admission import admitting
 from gemma_server.api.caller import Caller
 from gemma_server.api.errors import prompt_in
-from gemma_server.api.generation import Disconnected
 from gemma_server.api.schemas import WHOLE
 from gemma_server.api.timing import milliseconds, timed
 from gemma_server.engine.embedding import Vector
-from gemma_server.errors import DeadlineExceeded, InvalidRequest
+from gemma_server.errors import DeadlineExceeded, Disconnected, InvalidRequest
 from gemma_server.serving.metrics import Metrics
 from gemma_server.serving.model import EmbeddingModel
 

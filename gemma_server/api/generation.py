@@ -18,7 +18,7 @@ from gemma_server.engine.request import (
     Timings,
     Token,
 )
-from gemma_server.errors import DeadlineExceeded
+from gemma_server.errors import DeadlineExceeded, Disconnected
 from gemma_server.text.chat import ToolCall
 from gemma_server.text.detokenizer import TextStream
 from gemma_server.text.prompted_tools import PromptedStream
@@ -27,10 +27,6 @@ from gemma_server.text.tokenizer import Tokenizer
 from gemma_server.text.turn_stream import Reading, Said, TurnStream
 
 _LOOK_UP_S = 0.2  # how often a waiting handler checks whether its client has disconnected
-
-
-class Disconnected(Exception):
-    """The client has closed the connection or given up: there is nobody to answer."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from gemma_server.api.caller import Caller, Running
 from gemma_server.api.document import write
 from gemma_server.api.errors import CLIENT_CLOSED, ErrorBody, error_body, make_error_body, status_of
-from gemma_server.api.generation import Disconnected
-from gemma_server.errors import NotReady, Overloaded, RequestError
+from gemma_server.errors import Disconnected, NotReady, Overloaded, RequestError
 from gemma_server.frames.codec import FAILED, FINISHED, RAW, BrokenFraming, frame
 from gemma_server.frames.envelope import Envelope
 from gemma_server.frames.service import Part

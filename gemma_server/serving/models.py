@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from gemma_server.errors import (
     DeadlineExceeded,
+    Disconnected,
     ModelNotFound,
     ModelStays,
     NotReady,
@@ -84,7 +85,7 @@ class Models:
         """The model of this name, which writes text.
 
         Raises:
-            NotReady, ModelNotFound, Overloaded, DeadlineExceeded: as `resolve_any`.
+            NotReady, ModelNotFound, Overloaded, DeadlineExceeded, Disconnected: as `resolve_any`.
             WrongKind: it makes embeddings.
         """
         return self._lease(name, client, GenerativeModel)
@@ -95,7 +96,7 @@ class Models:
         """The model of this name, which makes embeddings.
 
         Raises:
-            NotReady, ModelNotFound, Overloaded, DeadlineExceeded: as `resolve_any`.
+            NotReady, ModelNotFound, Overloaded, DeadlineExceeded, Disconnected: as `resolve_any`.
             WrongKind: it writes text.
         """
         return self._lease(name, client, EmbeddingModel)
@@ -110,6 +111,7 @@ class Models:
             ModelNotFound: there is no such model, or no such version of it.
             Overloaded: too many wait for it already.
             DeadlineExceeded: it has not loaded within the client's time.
+            Disconnected: the client has gone meanwhile.
         """
         return self._lease(name, client, LoadedModel)
 
@@ -285,7 +287,7 @@ class Models:
         """Have it loaded, and wait for a while.
 
         Raises:
-            Overloaded, DeadlineExceeded, NotReady: it is not worth it any longer.
+            Overloaded, DeadlineExceeded, Disconnected, NotReady: it is not worth it any longer.
         """
         most = model.residency.max_waiting if model.residency is not None else 0
         if model.waiting >= most:
@@ -299,7 +301,9 @@ class Models:
         try:
             if client.deadline is not None and time.monotonic() >= client.deadline:
                 raise DeadlineExceeded(f"{model.public_name} has not loaded within your time")
-            if client.disconnected() or self.registry.clock() - began >= LONGEST_WAIT_S:
+            if client.disconnected():
+                raise Disconnected(f"while {model.public_name} was loading")
+            if self.registry.clock() - began >= LONGEST_WAIT_S:
                 raise self._not_ready(model)
         except BaseException:
             model.forsake()

@@ -14,8 +14,8 @@ from werkzeug.exceptions import (
 )
 
 from gemma_server.api.document import MAX_BODY_BYTES, Schema, read
-from gemma_server.api.generation import Disconnected
 from gemma_server.api.timing import timed
+from gemma_server.errors import Disconnected
 
 _UNSAID = ("", "application/x-www-form-urlencoded")
 _PLAIN = "identity"

@@ -16,8 +16,7 @@ from gemma_server.api.errors import (
     make_error_body,
     status_of,
 )
-from gemma_server.api.generation import Disconnected
-from gemma_server.errors import DeadlineExceeded, NotReady, Overloaded, RequestError
+from gemma_server.errors import DeadlineExceeded, Disconnected, NotReady, Overloaded, RequestError
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,9 @@ from typing import Any
 from flask import Response, g, json, stream_with_context
 
 from gemma_server.api.errors import error_body
-from gemma_server.api.generation import Disconnected
 from gemma_server.api.job import Arrival
 from gemma_server.api.operation import EVENTS, Document, Operation, Stream
-from gemma_server.errors import RequestError
+from gemma_server.errors import Disconnected, RequestError
 
 _DONE = b"data: [DONE]\n\n"
 _PING = b": ping\n\n"  # a comment: no client takes it for text

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemma_server.errors import ModelNotFound, ModelStays, NotReady, Overloaded
+from gemma_server.errors import Disconnected, ModelNotFound, ModelStays, NotReady, Overloaded
 from gemma_server.serving.manager import RETRY_S
 from gemma_server.serving.room import TURN_S
 from gemma_server.serving.version import State
@@ -77,7 +77,7 @@ def test_a_model_in_use_or_pinned_never_makes_room() -> None:
     life.host("a", size=4, pinned=True)
     life.settle()
     with life.held("b") as held:
-        with pytest.raises(NotReady), life.held("c", patience=10):
+        with pytest.raises(Disconnected), life.held("c", patience=10):
             pass
         assert life.in_memory == {"a", "b"}
         assert not held.worker.stopped
@@ -98,7 +98,7 @@ def test_what_is_always_in_use_has_to_let_others_in_after_a_while() -> None:
     with ExitStack() as first, ExitStack() as second:
         first.enter_context(life.held("a"))
         life.now += TURN_S
-        with pytest.raises(NotReady), life.held("b", patience=3):
+        with pytest.raises(Disconnected), life.held("b", patience=3):
             pass
         waiting = life.models.registry.model("b")
         assert waiting is not None
@@ -246,7 +246,7 @@ def test_so_many_wait_for_a_model_and_no_more() -> None:
 
 def test_a_load_that_has_not_begun_ends_with_its_last_waiter() -> None:
     life = life_of(a=7, b=7)
-    with life.held("a"), pytest.raises(NotReady), life.held("b", patience=3):
+    with life.held("a"), pytest.raises(Disconnected), life.held("b", patience=3):
         pass
     life.settle()
     assert life.in_memory == {"a"}
@@ -325,7 +325,7 @@ def test_whatever_happens_memory_is_enough_and_no_request_is_cut(
             stack = ExitStack()
             try:
                 held.append((stack.enter_context(life.held(name, patience=3)), stack))
-            except (NotReady, ModelNotFound):
+            except (Disconnected, NotReady, ModelNotFound):
                 pass
             else:
                 if act == "use":
