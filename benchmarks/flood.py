@@ -74,7 +74,7 @@ def flooded(port: int, kind: str, seconds: float, alone_s: float) -> dict[str, A
         sender.start()
     health = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     prompts = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    until, checks, answers = time.monotonic() + seconds - 0.5, list[float](), list[float]()
+    until, checks, answers = time.monotonic() + seconds, list[float](), list[float]()
     time.sleep(0.5)
     while time.monotonic() < until:
         checks.append(timed(health, "GET", "/healthz"))
