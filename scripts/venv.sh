@@ -49,9 +49,8 @@ echo "$root" >"$venv/.root"
 echo "gemma-server: installing [$missing] into .venv, once: some 500 MB to download (more with" \
     "CUDA), 1.1 GB on disk; this takes a minute or more" >&2
 quiet=$([ -t 2 ] || echo --quiet)
-# Half of the time would go into modules' byte code, of which few are ever imported.
 # shellcheck disable=SC2086  # $quiet is one word or none
-"$venv/bin/python" -m pip install $quiet --disable-pip-version-check --no-compile \
+"$venv/bin/python" -m pip install $quiet --disable-pip-version-check \
     --constraint "$root/constraints.txt" --editable "$root[$missing]" >&2 ||
     fail "the installation failed (see above); run the same command again to go on with it"
 # Needs a C++ compiler and nothing else; without one the server works, several times more slowly.
