@@ -22,6 +22,7 @@ from jax.experimental.serialize_executable import deserialize_and_load, serializ
 from jaxlib.version import __version__ as jaxlib_version
 
 import gemma_server
+from gemma_server.executor import cpu
 from gemma_server.private_directory import DamagedError, PrivateDirectory
 
 logger = logging.getLogger(__name__)
@@ -142,13 +143,8 @@ def _device() -> jax.Device:
 
 
 def _machine() -> list[str]:
-    """What compilation depends on: libraries, flags, devices, the CPU and its threads."""
+    """What compilation depends on: libraries, flags, devices and CPUs."""
     device = _device()
-    try:
-        cpuinfo = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        cpuinfo = ""
-    features = sorted({line for line in cpuinfo.splitlines() if line.startswith(("flags", "Feat"))})
     return [
         jax.__version__,
         jaxlib_version,
@@ -157,13 +153,5 @@ def _machine() -> list[str]:
         device.platform,
         device.device_kind,
         str(jax.device_count()),
-        _cpus(),
-        *features,
+        *cpu.description(),
     ]
-
-
-def _cpus() -> str:
-    """The CPUs that this process may use, where the system tells: XLA splits work among them."""
-    if hasattr(os, "sched_getaffinity"):
-        return str(len(os.sched_getaffinity(0)))
-    return str(os.cpu_count())

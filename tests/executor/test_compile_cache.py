@@ -15,6 +15,7 @@ import pytest
 from gemma_server.executor import compile_cache
 from gemma_server.executor.compile_cache import CompileCache, sources
 from gemma_server.private_directory import PrivateDirectory
+from testing import kept_programs
 from testing.counts import cases
 from tests.test_imports import MODULES, ours
 
@@ -177,8 +178,8 @@ print(len(compiled), program(np.ones((4, 4), np.float32)).sum())
 
 def starts(directory: Path, **variables: str) -> str:
     """What a new process says of the program: whether it has compiled it, and a result."""
-    kept = ("JAX_COMPILATION_CACHE_", "JAX_PERSISTENT_CACHE_")
-    own = {name: value for name, value in os.environ.items() if not name.startswith(kept)}
+    kept = kept_programs.variables()
+    own = {name: value for name, value in os.environ.items() if name not in kept}
     return subprocess.run(
         [sys.executable, "-c", _STARTS, str(directory)],
         env=own | variables,
