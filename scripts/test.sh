@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sets itself up, then runs every test, Python and Go; two cores take some ten minutes:
+# Sets itself up, then runs every test, Python and Go; two cores take 15 to 25 minutes:
 #     scripts/test.sh
 #     scripts/test.sh --long               draws many more cases, and sets a copy of the repository
 #                                          up without what pip and Go have in their caches
