@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from testing.server import SERVE, Server, ask, raw_answer, serve_with_runner
+from testing.http_client import ask, raw_answer
+from testing.server import SERVE, Server, serve_with_runner
 from testing.waiting import wait_until
 from tests.server.conftest import Start
 

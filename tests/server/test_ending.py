@@ -11,16 +11,14 @@ import pytest
 
 from gemma_server.engine.fake import fake_tokenizer
 from testing.answers import error_inside
+from testing.http_client import ask, read_answer, send
 from testing.server import (
     LONG,
     START_S,
     Server,
-    ask,
     free_port,
     is_our_server,
     listens,
-    read_answer,
-    send,
     serve_slowly,
     serve_with_runner,
 )

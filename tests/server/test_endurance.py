@@ -17,7 +17,8 @@ import pytest
 from benchmarks.flood import KINDS, REST_S, resident_mb
 from benchmarks.flood import send as flood
 from testing.counts import cases, is_long
-from testing.server import SERVE, Server, ask, send, serve_slowly
+from testing.http_client import ask, send
+from testing.server import SERVE, Server, serve_slowly
 from testing.tiny import tiny_weights, write_gguf
 from testing.waiting import wait_until
 from tests.frames.peer import PIECE, Peer

@@ -10,17 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from testing.server import (
-    LONG,
-    POST_ECHO,
-    SERVE,
-    Answer,
-    Server,
-    ask,
-    raw_answer,
-    send,
-    serve_with_runner,
-)
+from testing.http_client import Answer, ask, raw_answer, send
+from testing.server import LONG, POST_ECHO, SERVE, Server, serve_with_runner
 from testing.waiting import wait_until
 from tests.server.conftest import Start
 

@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gemma_server.cli.main import main
-from testing.server import SERVE, Answer, Server, serve_with_runner, version_states
+from testing.http_client import Answer
+from testing.server import SERVE, Server, serve_with_runner, version_states
 from testing.waiting import wait_until
 from tests.server.conftest import Start
 from tests.server.test_versions import fake_versions

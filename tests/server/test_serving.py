@@ -16,19 +16,8 @@ import pytest
 from gemma_server.server.ready_line import address_of, announce
 from gemma_server.settings import Settings
 from testing.answers import error_inside
-from testing.server import (
-    POST_ECHO,
-    READY,
-    SERVE,
-    START_S,
-    Server,
-    Stream,
-    ask,
-    raw_answer,
-    read_answer,
-    send,
-    serve_slowly,
-)
+from testing.http_client import Stream, ask, raw_answer, read_answer, send
+from testing.server import POST_ECHO, READY, SERVE, START_S, Server, serve_slowly
 from testing.waiting import wait_until
 from tests.server.conftest import Start
 

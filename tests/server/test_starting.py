@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from testing.http_client import Answer, UnixConnection, ask
 from testing.server import (
     BY_HAND,
     READY,
     SERVE,
     START_S,
-    Answer,
     Server,
-    UnixConnection,
-    ask,
     assert_refused,
     free_port,
     listens,
